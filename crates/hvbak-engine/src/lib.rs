@@ -1,0 +1,1 @@
+//! Client of the oVirt engine's REST API v4

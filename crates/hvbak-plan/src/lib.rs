@@ -1,0 +1,1 @@
+//! Inventory, catalogue and policy to a plan; pure

@@ -1,0 +1,1 @@
+//! The repository: layout, locks, points, verification, export

@@ -1,0 +1,1 @@
+//! Jobs: backup, restore, enrolment and cleanup as journaled steps

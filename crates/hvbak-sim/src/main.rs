@@ -1,0 +1,2 @@
+//! `hvbak-lab`.
+fn main() {}

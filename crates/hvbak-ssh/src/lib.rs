@@ -1,0 +1,1 @@
+//! SSH sessions to hypervisors: pinned host keys, exec, streams, enrolment

@@ -1,0 +1,1 @@
+//! Where vdsm keeps volumes and what its metadata says; text only

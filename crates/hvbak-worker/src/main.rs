@@ -1,0 +1,2 @@
+//! The program that reads and writes volumes on a hypervisor
+fn main() {}

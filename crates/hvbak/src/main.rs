@@ -1,0 +1,2 @@
+//! `hvbak`.
+fn main() {}
