@@ -1,1 +1,23 @@
-//! Inventory, catalogue and policy to a plan; pure
+//! From what exists and what is wanted to what will be done: plans as values.
+//!
+//! This room is pure: no IO, no clock (time is a parameter), no logging. A plan is
+//! printed by `--dry-run` and executed unchanged by `hvbak-run`.
+//! Invariant: whatever is left out of a plan is in it by name, with its reason.
+
+mod backup;
+mod explain;
+mod host;
+mod restore;
+mod select;
+
+pub use backup::{
+    BackupInput, BackupPlan, DiskAction, DiskPlan, DiskSkip, Level, Quiesce, VmAction, VmFacts,
+    VmPlan, VmSkip, plan_backup,
+};
+pub use explain::{explain_backup, explain_restore};
+pub use host::{HostChoice, choose_host};
+pub use restore::{
+    MacRule, NicFacts, NicTarget, PointDisk, PointFacts, RestoreDisk, RestoreError, RestoreFormat,
+    RestoreOptions, RestorePlan, plan_restore,
+};
+pub use select::{SelectError, Selection, select_vms};

@@ -1,0 +1,360 @@
+//! The plan of a backup: per VM and disk what is read, through which host, and why not.
+
+use hvbak_types::{
+    Attachment, ContentType, DiskId, DiskStatus, DomainId, DomainKind, DomainStatus, Inventory,
+    Snapshot, SnapshotKind, SnapshotStatus, StorageDomain, Vm, VmId, VmStatus,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::host::{HostChoice, choose_host};
+
+/// How much of a disk is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Full,
+}
+
+/// Whether the guest's file systems are frozen around the snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quiesce {
+    /// Freeze when the guest shows signs of an agent; go on when it fails.
+    Auto,
+    /// Fail when freezing fails.
+    Require,
+    /// Never freeze.
+    Never,
+}
+
+/// Why a VM is left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+pub enum VmSkip {
+    #[error("it runs the engine itself; use `hvbak manager-backup`")]
+    HostedEngine,
+    #[error("it is stateless: the engine makes no snapshots of it")]
+    Stateless,
+    #[error("it belongs to a VM pool: the engine makes no snapshots of it")]
+    Pool,
+    #[error("it is suspended: the engine makes no live snapshot of it; resume or shut it down")]
+    Suspended,
+    #[error("it previews a snapshot; commit or undo the preview")]
+    Preview,
+    #[error("it is {status}: no snapshot can be made now")]
+    State { status: String },
+    #[error("snapshot `{description}` is locked: another operation is at work or has failed")]
+    SnapshotLocked { description: String },
+    #[error("disk `{alias}` is {status}; an administrator must repair it first")]
+    DiskState { alias: String, status: String },
+    #[error("its cluster is in no data center")]
+    NoDataCenter,
+    #[error("{why}")]
+    NoHost { why: String },
+    #[error(
+        "storage domain `{name}` has {available_gib} GiB left and the engine refuses snapshots below {critical_gib} GiB"
+    )]
+    DomainFull { name: String, available_gib: u64, critical_gib: u64 },
+    #[error("storage domain `{name}` is {status}")]
+    DomainState { name: String, status: String },
+}
+
+/// Why a disk is left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+pub enum DiskSkip {
+    #[error("direct LUN: the engine makes no snapshots of it")]
+    DirectLun,
+    #[error("shareable: the engine makes no snapshots of it")]
+    Shareable,
+    #[error("managed block storage: its volumes are neither files nor LVs")]
+    ManagedBlock,
+    #[error("{kind} is not VM data")]
+    NotData { kind: String },
+    #[error("excluded by the user")]
+    Excluded,
+    #[error("storage domain `{name}` is {kind}: block domains are not supported by this version")]
+    BlockDomain { name: String, kind: String },
+    #[error("its storage domain is unknown")]
+    NoDomain,
+}
+
+/// What is done with a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "action", rename_all = "lowercase")]
+pub enum VmAction {
+    Backup,
+    Skip { skip: VmSkip },
+}
+
+/// What is done with a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "action", rename_all = "lowercase")]
+pub enum DiskAction {
+    /// Read at this level, and why at this one.
+    Backup {
+        level: Level,
+        reason: String,
+    },
+    Skip {
+        skip: DiskSkip,
+    },
+}
+
+/// A disk of a planned VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskPlan {
+    pub id: DiskId,
+    pub alias: String,
+    #[serde(flatten)]
+    pub action: DiskAction,
+    pub domain: Option<DomainId>,
+    pub domain_name: Option<String>,
+    /// Bytes the guest sees.
+    pub virtual_size: u64,
+    /// Bytes that its volumes hold: what is read at the most.
+    pub expected_bytes: u64,
+}
+
+/// A VM of the plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VmPlan {
+    pub id: VmId,
+    pub name: String,
+    #[serde(flatten)]
+    pub action: VmAction,
+    pub host: Option<HostChoice>,
+    pub data_center: Option<hvbak_types::DataCenterId>,
+    pub freeze: bool,
+    pub freeze_required: bool,
+    pub disks: Vec<DiskPlan>,
+    pub expected_bytes: u64,
+    pub warnings: Vec<String>,
+}
+
+impl VmPlan {
+    /// The disks that are read.
+    pub fn chosen_disks(&self) -> impl Iterator<Item = &DiskPlan> {
+        self.disks.iter().filter(|d| matches!(d.action, DiskAction::Backup { .. }))
+    }
+}
+
+/// The whole plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BackupPlan {
+    pub vms: Vec<VmPlan>,
+    /// Sum over the VMs that are backed up.
+    pub expected_bytes: u64,
+}
+
+/// What the engine says of one VM beyond the inventory.
+#[derive(Debug, Clone)]
+pub struct VmFacts {
+    pub vm: Vm,
+    pub attachments: Vec<Attachment>,
+    pub snapshots: Vec<Snapshot>,
+}
+
+/// What [`plan_backup`] looks at.
+#[derive(Debug, Clone)]
+pub struct BackupInput<'a> {
+    pub inventory: &'a Inventory,
+    pub vms: &'a [VmFacts],
+    pub quiesce: Quiesce,
+    /// Disks to leave out: ids or aliases.
+    pub exclude_disks: &'a [String],
+    /// A host that the user insists on.
+    pub host: Option<&'a str>,
+}
+
+/// Plans a full backup of the given VMs.
+pub fn plan_backup(input: &BackupInput<'_>) -> BackupPlan {
+    let vms: Vec<_> = input.vms.iter().map(|facts| plan_vm(input, facts)).collect();
+    let expected_bytes =
+        vms.iter().filter(|v| v.action == VmAction::Backup).map(|v| v.expected_bytes).sum();
+    BackupPlan { vms, expected_bytes }
+}
+
+fn plan_vm(input: &BackupInput<'_>, facts: &VmFacts) -> VmPlan {
+    let vm = &facts.vm;
+    let disks: Vec<_> = facts.attachments.iter().map(|a| plan_disk(input, a)).collect();
+    let data_center = vm
+        .cluster
+        .and_then(|id| input.inventory.clusters.iter().find(|c| c.id == id))
+        .and_then(|c| c.data_center);
+    let mut plan = VmPlan {
+        id: vm.id,
+        name: vm.name.clone(),
+        action: VmAction::Backup,
+        host: None,
+        data_center,
+        freeze: vm.status == VmStatus::Up
+            && match input.quiesce {
+                Quiesce::Auto => vm.agent_hint,
+                Quiesce::Require => true,
+                Quiesce::Never => false,
+            },
+        freeze_required: input.quiesce == Quiesce::Require,
+        expected_bytes: 0,
+        warnings: Vec::new(),
+        disks,
+    };
+    plan.expected_bytes = plan.chosen_disks().map(|d| d.expected_bytes).sum();
+    for disk in &plan.disks {
+        if let DiskAction::Skip { skip } = &disk.action
+            && *skip != DiskSkip::Excluded
+        {
+            plan.warnings.push(format!("disk `{}` is left out: {skip}", disk.alias));
+        }
+    }
+    if plan.chosen_disks().next().is_none() {
+        plan.warnings.push("no disk is backed up: only the configuration is stored".into());
+    }
+    match check_vm(input, facts, &plan) {
+        Ok(host) => plan.host = host,
+        Err(skip) => plan.action = VmAction::Skip { skip },
+    }
+    plan
+}
+
+/// States in which the engine accepts a snapshot (engine-api §8.2).
+fn check_vm(
+    input: &BackupInput<'_>,
+    facts: &VmFacts,
+    plan: &VmPlan,
+) -> Result<Option<HostChoice>, VmSkip> {
+    let vm = &facts.vm;
+    if vm.is_hosted_engine() {
+        return Err(VmSkip::HostedEngine);
+    }
+    if vm.stateless == Some(true) {
+        return Err(VmSkip::Stateless);
+    }
+    if vm.pool {
+        return Err(VmSkip::Pool);
+    }
+    match &vm.status {
+        VmStatus::Up | VmStatus::Down | VmStatus::Paused | VmStatus::PoweringUp => {}
+        VmStatus::Suspended => return Err(VmSkip::Suspended),
+        other => return Err(VmSkip::State { status: other.to_string() }),
+    }
+    for snapshot in &facts.snapshots {
+        if snapshot.kind == SnapshotKind::Preview
+            || snapshot.status == Some(SnapshotStatus::InPreview)
+        {
+            return Err(VmSkip::Preview);
+        }
+        if snapshot.kind == SnapshotKind::Stateless {
+            return Err(VmSkip::Stateless);
+        }
+        if snapshot.status == Some(SnapshotStatus::Locked) {
+            return Err(VmSkip::SnapshotLocked { description: snapshot.description.clone() });
+        }
+    }
+    for attachment in &facts.attachments {
+        let Some(disk) = &attachment.disk else { continue };
+        let is_image = disk.storage_type.as_deref().unwrap_or("image") == "image";
+        if is_image && disk.status.as_ref().is_some_and(|s| *s != DiskStatus::Ok) {
+            let status = disk.status.as_ref().map_or_else(String::new, ToString::to_string);
+            return Err(VmSkip::DiskState { alias: disk.alias.clone(), status });
+        }
+    }
+    for disk in plan.chosen_disks() {
+        let domain = find_domain(input.inventory, disk.domain);
+        if let Some(domain) = domain {
+            check_domain(domain)?;
+        }
+    }
+    if plan.chosen_disks().next().is_none() {
+        return Ok(None);
+    }
+    let center = plan.data_center.ok_or(VmSkip::NoDataCenter)?;
+    choose_host(input.inventory, center, input.host).map(Some).map_err(|why| VmSkip::NoHost { why })
+}
+
+fn check_domain(domain: &StorageDomain) -> Result<(), VmSkip> {
+    if let Some(status) = &domain.status
+        && *status != DomainStatus::Active
+    {
+        return Err(VmSkip::DomainState { name: domain.name.clone(), status: status.to_string() });
+    }
+    if let (Some(available), Some(critical)) = (domain.available, domain.critical_space_gib)
+        && available >> 30 < critical
+    {
+        return Err(VmSkip::DomainFull {
+            name: domain.name.clone(),
+            available_gib: available >> 30,
+            critical_gib: critical,
+        });
+    }
+    Ok(())
+}
+
+fn find_domain(inventory: &Inventory, id: Option<DomainId>) -> Option<&StorageDomain> {
+    let id = id?;
+    inventory.storage_domains.iter().find(|d| d.id == id)
+}
+
+fn plan_disk(input: &BackupInput<'_>, attachment: &Attachment) -> DiskPlan {
+    let disk = attachment
+        .disk
+        .as_ref()
+        .or_else(|| input.inventory.disks.iter().find(|d| d.id == attachment.disk_id));
+    let Some(disk) = disk else {
+        return DiskPlan {
+            id: attachment.disk_id,
+            alias: attachment.disk_id.to_string(),
+            action: DiskAction::Skip { skip: DiskSkip::NoDomain },
+            domain: None,
+            domain_name: None,
+            virtual_size: 0,
+            expected_bytes: 0,
+        };
+    };
+    let domain_id = disk.storage_domains.first().copied();
+    let domain = find_domain(input.inventory, domain_id);
+    let content = disk.content_type.as_ref().unwrap_or(&ContentType::Data);
+    let excluded =
+        input.exclude_disks.iter().any(|x| *x == disk.alias || *x == disk.id.to_string());
+    let skip = if excluded {
+        Some(DiskSkip::Excluded)
+    } else {
+        match disk.storage_type.as_deref().unwrap_or("image") {
+            "lun" => Some(DiskSkip::DirectLun),
+            "managed_block_storage" | "cinder" => Some(DiskSkip::ManagedBlock),
+            _ if domain.is_some_and(|d| d.kind == DomainKind::ManagedBlockStorage) => {
+                Some(DiskSkip::ManagedBlock)
+            }
+            _ if disk.shareable == Some(true) => Some(DiskSkip::Shareable),
+            _ if *content != ContentType::Data => {
+                Some(DiskSkip::NotData { kind: content.to_string() })
+            }
+            _ => match domain {
+                None => Some(DiskSkip::NoDomain),
+                Some(d) if d.storage.is_block() => Some(DiskSkip::BlockDomain {
+                    name: d.name.clone(),
+                    kind: d.storage.to_string(),
+                }),
+                Some(_) => None,
+            },
+        }
+    };
+    let virtual_size = disk.provisioned_size.unwrap_or(0);
+    let allocated = disk.total_size.filter(|t| *t > 0).or(disk.actual_size).unwrap_or(virtual_size);
+    DiskPlan {
+        id: disk.id,
+        alias: disk.alias.clone(),
+        action: match skip {
+            Some(skip) => DiskAction::Skip { skip },
+            None => DiskAction::Backup { level: Level::Full, reason: "asked for".into() },
+        },
+        domain: domain_id,
+        domain_name: domain.map(|d| d.name.clone()),
+        virtual_size,
+        expected_bytes: allocated.min(virtual_size),
+    }
+}
+
+#[cfg(test)]
+#[path = "backup_tests.rs"]
+pub(crate) mod tests;

@@ -1,0 +1,233 @@
+//! Tables for the backup plan; the builders serve the other rooms' tests too.
+
+use hvbak_types::*;
+
+use super::*;
+
+pub(crate) fn inventory() -> Inventory {
+    let center = DataCenter {
+        id: "00000001-0001-0001-0001-000000000311".parse().unwrap(),
+        name: "Default".into(),
+        description: None,
+        status: None,
+        local: None,
+        storage_format: None,
+        quota_mode: None,
+        version: None,
+    };
+    let cluster = Cluster {
+        id: "00000002-0002-0002-0002-000000000311".parse().unwrap(),
+        name: "Default".into(),
+        description: None,
+        data_center: Some(center.id),
+        version: None,
+        cpu_architecture: None,
+        cpu_type: None,
+    };
+    let domain = StorageDomain {
+        id: "00000003-0000-4000-8000-000000000001".parse().unwrap(),
+        name: "data1".into(),
+        description: None,
+        kind: DomainKind::Data,
+        storage: StorageKind::Nfs,
+        data_centers: vec![center.id],
+        status: Some(DomainStatus::Active),
+        master: None,
+        format: None,
+        address: None,
+        path: None,
+        vfs_type: None,
+        nfs_version: None,
+        mount_options: None,
+        volume_group: None,
+        luns: vec![],
+        available: Some(100 << 30),
+        used: None,
+        committed: None,
+        block_size: None,
+        critical_space_gib: Some(5),
+    };
+    let host = |name: &str, spm| Host {
+        id: HostId::random(),
+        name: name.into(),
+        address: name.into(),
+        status: HostStatus::Up,
+        cluster: Some(cluster.id),
+        ssh: HostSsh::default(),
+        spm,
+        host_type: None,
+        os: None,
+        vdsm_version: None,
+        hardware_uuid: None,
+        active_vms: None,
+    };
+    Inventory {
+        hosts: vec![host("hv1", true), host("hv2", false)],
+        data_centers: vec![center],
+        clusters: vec![cluster],
+        storage_domains: vec![domain],
+        ..Inventory::default()
+    }
+}
+
+pub(crate) fn vm(name: &str) -> Vm {
+    Vm {
+        id: VmId::random(),
+        name: name.into(),
+        description: None,
+        comment: None,
+        status: VmStatus::Up,
+        host: None,
+        cluster: Some("00000002-0002-0002-0002-000000000311".parse().unwrap()),
+        template: None,
+        original_template: None,
+        memory: None,
+        cpu_sockets: None,
+        cpu_cores: None,
+        cpu_threads: None,
+        os_type: None,
+        bios_type: None,
+        vm_type: None,
+        origin: None,
+        stateless: None,
+        pool: false,
+        delete_protected: None,
+        high_availability: None,
+        fqdn: None,
+        agent_hint: true,
+        creation_time: None,
+        tags: vec![],
+    }
+}
+
+fn disk() -> Disk {
+    Disk {
+        id: DiskId::random(),
+        alias: "web1_Disk1".into(),
+        description: None,
+        status: Some(DiskStatus::Ok),
+        storage_type: Some("image".into()),
+        content_type: Some(ContentType::Data),
+        format: Some(DiskFormat::Raw),
+        sparse: Some(true),
+        shareable: Some(false),
+        provisioned_size: Some(10 << 30),
+        actual_size: Some(1 << 30),
+        total_size: Some(3 << 30),
+        initial_size: None,
+        image_id: None,
+        storage_domains: vec!["00000003-0000-4000-8000-000000000001".parse().unwrap()],
+        wipe_after_delete: None,
+        propagate_errors: None,
+        qcow_version: None,
+        backup: None,
+        disk_profile: None,
+        quota: None,
+        luns: vec![],
+    }
+}
+
+fn plan_of(change: impl FnOnce(&mut Inventory, &mut VmFacts)) -> VmPlan {
+    let mut inv = inventory();
+    let d = disk();
+    let attachment = Attachment {
+        disk_id: d.id,
+        disk: Some(d),
+        active: Some(true),
+        bootable: Some(true),
+        interface: None,
+        read_only: None,
+        pass_discard: None,
+        uses_scsi_reservation: None,
+        logical_name: None,
+    };
+    let mut facts = VmFacts { vm: vm("web1"), attachments: vec![attachment], snapshots: vec![] };
+    change(&mut inv, &mut facts);
+    let vms = [facts];
+    let input = BackupInput {
+        inventory: &inv,
+        vms: &vms,
+        quiesce: Quiesce::Auto,
+        exclude_disks: &["excluded".to_owned()],
+        host: None,
+    };
+    plan_backup(&input).vms.remove(0)
+}
+
+#[test]
+fn a_plain_vm_is_read_through_a_host_that_is_not_the_spm() {
+    let plan = plan_of(|_, _| {});
+    assert_eq!(plan.action, VmAction::Backup);
+    assert_eq!(plan.host.unwrap().name, "hv2");
+    assert!(plan.freeze);
+    assert_eq!(plan.expected_bytes, 3 << 30);
+    assert!(plan.warnings.is_empty());
+}
+
+#[test]
+fn every_vm_that_cannot_be_snapshotted_is_left_out_by_name() {
+    fn check(change: impl FnOnce(&mut Inventory, &mut VmFacts), expected: &str) {
+        let plan = plan_of(change);
+        let VmAction::Skip { skip } = plan.action else { panic!("not skipped: {expected}") };
+        assert!(skip.to_string().contains(expected), "{skip} / {expected}");
+    }
+    fn snap(kind: SnapshotKind, status: SnapshotStatus) -> Snapshot {
+        Snapshot {
+            id: SnapshotId::random(),
+            description: "s".into(),
+            kind,
+            status: Some(status),
+            date: None,
+            memory: None,
+        }
+    }
+    check(|_, f| f.vm.origin = Some("managed_hosted_engine".into()), "manager-backup");
+    check(|_, f| f.vm.stateless = Some(true), "stateless");
+    check(|_, f| f.vm.pool = true, "pool");
+    check(|_, f| f.vm.status = VmStatus::Suspended, "suspended");
+    check(|_, f| f.vm.status = VmStatus::Migrating, "migrating");
+    check(|_, f| f.vm.status = VmStatus::ImageLocked, "image_locked");
+    check(
+        |_, f| f.snapshots = vec![snap(SnapshotKind::Regular, SnapshotStatus::InPreview)],
+        "preview",
+    );
+    check(|_, f| f.snapshots = vec![snap(SnapshotKind::Preview, SnapshotStatus::Ok)], "preview");
+    check(|_, f| f.snapshots = vec![snap(SnapshotKind::Regular, SnapshotStatus::Locked)], "locked");
+    check(
+        |_, f| f.attachments[0].disk.as_mut().unwrap().status = Some(DiskStatus::Illegal),
+        "illegal",
+    );
+    check(|i, _| i.storage_domains[0].status = Some(DomainStatus::Maintenance), "maintenance");
+    check(|i, _| i.storage_domains[0].available = Some(4 << 30), "4 GiB left");
+    check(
+        |i, _| i.hosts.iter_mut().for_each(|h| h.status = HostStatus::NonResponsive),
+        "hv1 is non_responsive",
+    );
+    check(|i, _| i.hosts.clear(), "no host");
+    check(|i, _| i.clusters[0].data_center = None, "data center");
+}
+
+#[test]
+fn every_disk_that_cannot_be_read_is_left_out_by_name() {
+    fn check(change: impl FnOnce(&mut Inventory, &mut Disk), expected: &DiskSkip) {
+        let plan = plan_of(|i, f| change(i, f.attachments[0].disk.as_mut().unwrap()));
+        let DiskAction::Skip { skip } = &plan.disks[0].action else { panic!("{expected:?}") };
+        assert_eq!(skip, expected);
+        assert_eq!(plan.expected_bytes, 0);
+        assert_eq!(plan.action, VmAction::Backup, "the configuration is still stored");
+        assert!(plan.warnings.iter().any(|w| w.contains("only the configuration")));
+    }
+    check(|_, d| d.storage_type = Some("lun".into()), &DiskSkip::DirectLun);
+    check(|_, d| d.storage_type = Some("cinder".into()), &DiskSkip::ManagedBlock);
+    check(|_, d| d.shareable = Some(true), &DiskSkip::Shareable);
+    check(|_, d| d.alias = "excluded".into(), &DiskSkip::Excluded);
+    check(|_, d| d.storage_domains.clear(), &DiskSkip::NoDomain);
+    check(
+        |_, d| d.content_type = Some(ContentType::OvfStore),
+        &DiskSkip::NotData { kind: "ovf_store".into() },
+    );
+    check(
+        |i, _| i.storage_domains[0].storage = StorageKind::Iscsi,
+        &DiskSkip::BlockDomain { name: "data1".into(), kind: "iscsi".into() },
+    );
+}

@@ -1,0 +1,103 @@
+//! Plans as text for people; the same values that are executed.
+
+use std::fmt::Write as _;
+
+use crate::{BackupPlan, DiskAction, RestorePlan, VmAction};
+
+/// Bytes for people, in binary units.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// A backup plan, a few lines per VM.
+pub fn explain_backup(plan: &BackupPlan) -> String {
+    let mut out = String::new();
+    for vm in &plan.vms {
+        match &vm.action {
+            VmAction::Skip { skip } => {
+                let _ = writeln!(out, "{}: left out: {skip}", vm.name);
+                continue;
+            }
+            VmAction::Backup => {
+                let host = vm.host.as_ref().map_or_else(
+                    || "no host needed".to_owned(),
+                    |h| format!("through {} ({})", h.name, h.why),
+                );
+                let freeze = if vm.freeze { ", guest frozen for the snapshot" } else { "" };
+                let _ = writeln!(
+                    out,
+                    "{}: at most {} {host}{freeze}",
+                    vm.name,
+                    size(vm.expected_bytes)
+                );
+            }
+        }
+        for disk in &vm.disks {
+            let what = match &disk.action {
+                DiskAction::Backup { level, reason } => {
+                    format!("{level:?} ({reason})").to_lowercase()
+                }
+                DiskAction::Skip { skip } => format!("left out: {skip}"),
+            };
+            let domain = disk.domain_name.as_deref().unwrap_or("?");
+            let _ = writeln!(
+                out,
+                "  {} [{}] on {domain}: {what}, at most {}",
+                disk.alias,
+                size(disk.virtual_size),
+                size(disk.expected_bytes)
+            );
+        }
+    }
+    let _ = writeln!(out, "in all at most {} to read", size(plan.expected_bytes));
+    out
+}
+
+/// A restore plan.
+pub fn explain_restore(plan: &RestorePlan) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "VM `{}` in cluster {} from point {}{}",
+        plan.name,
+        plan.cluster_name,
+        plan.point,
+        if plan.power_on { ", started afterwards" } else { "" }
+    );
+    if let Some(host) = &plan.host {
+        let _ = writeln!(out, "  written through {} ({})", host.name, host.why);
+    }
+    for disk in &plan.disks {
+        let _ = writeln!(
+            out,
+            "  disk {} [{}] on {} as {:?}, {}{}",
+            disk.alias,
+            size(disk.virtual_size),
+            disk.domain_name,
+            disk.format,
+            disk.interface,
+            if disk.bootable { ", bootable" } else { "" }
+        );
+    }
+    for nic in &plan.nics {
+        let _ = writeln!(
+            out,
+            "  NIC {} on {}, MAC {}{}",
+            nic.name,
+            nic.profile_name.as_deref().unwrap_or("no network"),
+            nic.mac.as_deref().unwrap_or("new"),
+            if nic.linked { "" } else { ", disconnected" }
+        );
+    }
+    for warning in &plan.warnings {
+        let _ = writeln!(out, "  warning: {warning}");
+    }
+    out
+}
