@@ -1,1 +1,35 @@
-//! Frames and messages between coordinator and worker
+//! Frames and messages between the coordinator and the worker (see `PROTOCOL.md`).
+//!
+//! Pure: bytes in, values out; no sockets, no runtime, no files. Every size that the
+//! peer sends is compared with a cap before memory is taken for it, on the encoding
+//! side too, so that neither side can make the other one fail later.
+//!
+//! Invariant: a stream of clusters is complete only with its `End` answer whose totals
+//! and digest equal the receiver's own [`Tally`]; end of file alone proves nothing.
+
+mod clusters;
+mod codec;
+mod error;
+mod frame;
+mod message;
+mod tally;
+mod version;
+
+pub use clusters::{
+    Body, CLUSTER_BYTES, Cluster, Clusters, ClustersBuilder, MAX_CLUSTERS, MAX_COMPRESSED,
+};
+pub use codec::{Decoder, Encoder, Event, read_frame, read_magic, write_frame, write_magic};
+pub use error::WireError;
+pub use frame::{Frame, Kind, MAX_BULK, MAX_FRAME, MAX_HEADER, OVERHEAD, Sealed};
+pub use message::{
+    Answer, ChainIs, Choice, Code, End, Failed, FileIdentity, Format, FsKind, Guards, Hello, Layer,
+    LayerAddress, Located, MapIs, MountKind, Op, Opened, Place, ReadOptions, Reply, Request, Slice,
+    Stats, TargetReady, Totals, Tune, VolumeAddress, Written, Zeros,
+};
+pub use tally::Tally;
+pub use version::{
+    FEATURES, MAGIC, PROTOCOLS, WorkerVersion, build_id, choose, parse_version_line, version_line,
+};
+
+#[cfg(test)]
+mod tests;
