@@ -1,0 +1,422 @@
+//! A command on a host as a byte stream: standard input, standard output, a tail of
+//! standard error, and how it ended.
+//!
+//! Three proven traps shape this file. A write to a command that has ended waits for ever
+//! inside the SSH library: every write races the end. A channel nobody reads freezes its
+//! connection: a task of its own always reads, keeps a bounded queue for the consumer and
+//! throws output away once the consumer has dropped it. Dropping a session does not end
+//! the remote process: dropping standard input sends end-of-file, and dropping all three
+//! parts closes the channel, upon which sshd hangs up on the command.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig, client::Msg};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    connect::Inner,
+    error::{Error, Result},
+    output::{ExitStatus, Output, Tail, neutralise, one_line},
+    transport::{BoxFuture, Outlet},
+};
+
+/// Messages (each up to 32 KiB) between the reading task and the consumer.
+const QUEUE: usize = 32;
+
+/// After the exit status, how long to wait for the channel's end: a process left in the
+/// background may hold the output open for ever.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// How far a command is.
+#[derive(Debug, Clone)]
+enum Stage {
+    Running,
+    /// The status is known, output may still come.
+    Exited(ExitStatus),
+    /// The channel is closed.
+    Closed(Option<ExitStatus>),
+    /// The connection broke.
+    Lost(String),
+}
+
+struct Shared {
+    host: String,
+    stderr: Mutex<Tail>,
+}
+
+impl Shared {
+    fn stderr(&self) -> String {
+        self.stderr.lock().unwrap_or_else(PoisonError::into_inner).text()
+    }
+}
+
+/// Dropped with the last part of a process, which tells the tasks that nobody is left.
+struct Alive(#[allow(dead_code, reason = "its drop is the message")] oneshot::Sender<()>);
+
+/// A running command. Use it whole, or [`Process::split`] it for two tasks.
+///
+/// Read standard output (or drop it): while it is not read the command is held back, and
+/// with it everything else on this connection.
+pub struct Process {
+    /// Where to write.
+    pub stdin: ProcessStdin,
+    /// Where to read.
+    pub stdout: ProcessStdout,
+    /// How it ends.
+    pub exit: ProcessExit,
+}
+
+/// Standard input of a command. Dropping it sends end-of-file.
+pub struct ProcessStdin {
+    outlet: Box<dyn Outlet>,
+    stage: watch::Receiver<Stage>,
+    shared: Arc<Shared>,
+    /// Sent when finished by hand, dropped otherwise.
+    finished: Option<oneshot::Sender<()>>,
+    _alive: Arc<Alive>,
+}
+
+/// Standard output of a command.
+pub struct ProcessStdout {
+    queue: mpsc::Receiver<Bytes>,
+    stage: watch::Receiver<Stage>,
+    shared: Arc<Shared>,
+    _alive: Arc<Alive>,
+}
+
+/// The end of a command.
+pub struct ProcessExit {
+    stage: watch::Receiver<Stage>,
+    shared: Arc<Shared>,
+    _alive: Arc<Alive>,
+}
+
+impl Process {
+    /// The three parts, each for a task of its own.
+    pub fn split(self) -> (ProcessStdin, ProcessStdout, ProcessExit) {
+        (self.stdin, self.stdout, self.exit)
+    }
+
+    /// Sends end-of-file, throws remaining output away and waits for the end.
+    ///
+    /// # Errors
+    /// [`Error::ConnectionLost`].
+    pub async fn wait(self) -> Result<ExitStatus> {
+        let (stdin, stdout, exit) = self.split();
+        drop((stdin, stdout));
+        exit.wait().await
+    }
+}
+
+impl ProcessStdin {
+    /// Sends all of `data`, which is not copied; waits while the command does not read.
+    /// Never waits for a command that has ended. Not cancel-safe: a cancelled write
+    /// leaves an unknown part sent.
+    ///
+    /// # Errors
+    /// [`Error::CommandGone`] with the status and stderr, [`Error::ConnectionLost`].
+    pub async fn write_all(&mut self, data: impl Into<Bytes>) -> Result<()> {
+        tokio::select! {
+            biased;
+            () = ended(&mut self.stage) => {}
+            sent = self.outlet.send(data.into()) => {
+                if sent.is_ok() {
+                    return Ok(());
+                }
+            }
+        }
+        Err(self.gone().await)
+    }
+
+    /// Sends end-of-file. A command that has ended already is no error.
+    ///
+    /// # Errors
+    /// [`Error::ConnectionLost`].
+    pub async fn finish(mut self) -> Result<()> {
+        if let Some(finished) = self.finished.take() {
+            let _ = finished.send(());
+        }
+        tokio::select! {
+            biased;
+            () = ended(&mut self.stage) => {}
+            sent = self.outlet.eof() => {
+                if sent.is_ok() {
+                    return Ok(());
+                }
+            }
+        }
+        match self.gone().await {
+            Error::CommandGone { .. } => Ok(()),
+            lost => Err(lost),
+        }
+    }
+
+    async fn gone(&mut self) -> Error {
+        let stage = end_of(&mut self.stage).await;
+        let host = self.shared.host.clone();
+        let status = match stage {
+            Stage::Lost(cause) => return Error::ConnectionLost { host, cause },
+            Stage::Exited(status) => Some(status),
+            Stage::Closed(status) => status,
+            Stage::Running => None,
+        };
+        Error::CommandGone { host, status, stderr: one_line(&self.shared.stderr()) }
+    }
+}
+
+impl ProcessStdout {
+    /// The next piece (up to 32 KiB), or `None` at end-of-file. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::ConnectionLost`] when the connection broke before end-of-file: a cut
+    /// stream is never mistaken for a finished one.
+    pub async fn recv(&mut self) -> Result<Option<Bytes>> {
+        if let Some(data) = self.queue.recv().await {
+            return Ok(Some(data));
+        }
+        match &*self.stage.borrow() {
+            Stage::Lost(cause) => {
+                Err(Error::ConnectionLost { host: self.shared.host.clone(), cause: cause.clone() })
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+impl ProcessExit {
+    /// Waits until the command has ended. Standard output must be read or dropped
+    /// meanwhile. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::ConnectionLost`], also when the channel closed without a status.
+    pub async fn wait(mut self) -> Result<ExitStatus> {
+        let host = self.shared.host.clone();
+        match end_of(&mut self.stage).await {
+            Stage::Exited(status) | Stage::Closed(Some(status)) => Ok(status),
+            Stage::Closed(None) | Stage::Running => {
+                Err(Error::ConnectionLost { host, cause: "channel closed without a status".into() })
+            }
+            Stage::Lost(cause) => Err(Error::ConnectionLost { host, cause }),
+        }
+    }
+
+    /// The last 16 KiB of standard error so far, neutralised.
+    pub fn stderr_tail(&self) -> String {
+        self.shared.stderr()
+    }
+}
+
+/// Resolves as soon as the command is known to read nothing any more.
+async fn ended(stage: &mut watch::Receiver<Stage>) {
+    // An error means the reading task is gone, which is an end too.
+    let _ = stage.wait_for(|s| !matches!(s, Stage::Running)).await;
+}
+
+/// The final stage; after an exit status the close is awaited for [`LINGER`].
+async fn end_of(stage: &mut watch::Receiver<Stage>) -> Stage {
+    ended(stage).await;
+    let last = |s: &Stage| matches!(s, Stage::Closed(_) | Stage::Lost(_));
+    let _ = tokio::time::timeout(LINGER, stage.wait_for(last)).await;
+    stage.borrow().clone()
+}
+
+/// The writing end in russh.
+struct RusshOutlet(Arc<ChannelWriteHalf<Msg>>);
+
+impl Outlet for RusshOutlet {
+    fn send(&mut self, data: Bytes) -> BoxFuture<'_, Result<(), ()>> {
+        Box::pin(async { self.0.data_bytes(data).await.map_err(drop) })
+    }
+
+    fn eof(&mut self) -> BoxFuture<'_, Result<(), ()>> {
+        Box::pin(async { self.0.eof().await.map_err(drop) })
+    }
+}
+
+/// Opens a channel, starts `command` and the tasks that serve it.
+pub(crate) async fn start(inner: &Arc<Inner>, command: &str, stream: bool) -> Result<Process> {
+    let limit = inner.options.connect_timeout;
+    let opening = async {
+        let channel = inner.open_channel().await?;
+        let (mut read, write) = channel.split();
+        write.exec(true, command).await.map_err(|_| inner.lost())?;
+        loop {
+            match read.wait().await {
+                Some(ChannelMsg::Success) => return Ok((read, write)),
+                Some(ChannelMsg::WindowAdjusted { .. }) => {}
+                None => return Err(inner.lost()),
+                _ => return Err(Error::ExecRefused { host: inner.host.clone() }),
+            }
+        }
+    };
+    let (read, write) = match tokio::time::timeout(limit, opening).await {
+        Ok(opened) => opened?,
+        Err(_) => {
+            return Err(Error::ConnectTimeout {
+                host: inner.host.clone(),
+                phase: "starting a command",
+                seconds: limit.as_secs(),
+            });
+        }
+    };
+    let write = Arc::new(write);
+    let shared = Arc::new(Shared { host: inner.host.clone(), stderr: Mutex::default() });
+    let (stage_tx, stage) = watch::channel(Stage::Running);
+    let (queue_tx, queue) = mpsc::channel(QUEUE);
+    let (alive_tx, orphaned) = oneshot::channel();
+    let (finished_tx, finished) = oneshot::channel();
+    let alive = Arc::new(Alive(alive_tx));
+
+    tokio::spawn(end_input(write.clone(), finished, stage.clone()));
+    tokio::spawn(hang_up(write.clone(), orphaned, stage.clone()));
+    tokio::spawn(read_all(inner.clone(), read, shared.clone(), stage_tx, queue_tx, stream));
+
+    Ok(Process {
+        stdin: ProcessStdin {
+            outlet: Box::new(RusshOutlet(write)),
+            stage: stage.clone(),
+            shared: shared.clone(),
+            finished: Some(finished_tx),
+            _alive: alive.clone(),
+        },
+        stdout: ProcessStdout {
+            queue,
+            stage: stage.clone(),
+            shared: shared.clone(),
+            _alive: alive.clone(),
+        },
+        exit: ProcessExit { stage, shared, _alive: alive },
+    })
+}
+
+/// Sends end-of-file when standard input was dropped without `finish`.
+async fn end_input(
+    write: Arc<ChannelWriteHalf<Msg>>,
+    finished: oneshot::Receiver<()>,
+    mut stage: watch::Receiver<Stage>,
+) {
+    tokio::select! {
+        by_hand = finished => {
+            if by_hand.is_err() {
+                tokio::select! {
+                    () = ended(&mut stage) => {}
+                    _ = write.eof() => {}
+                }
+            }
+        }
+        () = ended(&mut stage) => {}
+    }
+}
+
+/// Closes the channel when nobody holds any part of the process.
+async fn hang_up(
+    write: Arc<ChannelWriteHalf<Msg>>,
+    orphaned: oneshot::Receiver<()>,
+    mut stage: watch::Receiver<Stage>,
+) {
+    let closed = async {
+        let last = |s: &Stage| matches!(s, Stage::Closed(_) | Stage::Lost(_));
+        let _ = stage.wait_for(last).await;
+    };
+    let abandoned = tokio::select! {
+        _ = orphaned => true,
+        () = closed => false,
+    };
+    if abandoned {
+        let _ = write.close().await;
+    }
+}
+
+/// Reads the channel until it closes; owns the connection meanwhile.
+async fn read_all(
+    inner: Arc<Inner>,
+    mut read: ChannelReadHalf,
+    shared: Arc<Shared>,
+    stage: watch::Sender<Stage>,
+    queue: mpsc::Sender<Bytes>,
+    stream: bool,
+) {
+    let mut queue = Some(queue);
+    let mut status = None;
+    let last = loop {
+        match read.wait().await {
+            Some(ChannelMsg::Data { data }) => {
+                if let Some(consumer) = &queue
+                    && consumer.send(data).await.is_err()
+                {
+                    queue = None;
+                }
+            }
+            Some(ChannelMsg::ExtendedData { data, ext: 1 }) => {
+                tracing::trace!(host = %shared.host, text = %neutralise(&data), "stderr");
+                shared.stderr.lock().unwrap_or_else(PoisonError::into_inner).push(&data);
+            }
+            Some(ChannelMsg::ExitStatus { exit_status }) => {
+                let code = ExitStatus::Code(exit_status);
+                status = Some(code.clone());
+                stage.send_replace(Stage::Exited(code));
+            }
+            Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
+                let signal = ExitStatus::Signal(signal_text(&signal_name));
+                status = Some(signal.clone());
+                stage.send_replace(Stage::Exited(signal));
+            }
+            // The consumer sees the end now; the status may come later.
+            Some(ChannelMsg::Eof) => queue = None,
+            Some(ChannelMsg::Close) => break Stage::Closed(status),
+            Some(_) => {}
+            // The status is all that mattered when the connection ends right after it.
+            None => match status {
+                Some(status) if queue.is_none() => break Stage::Closed(Some(status)),
+                _ => break Stage::Lost(inner.notes.cause()),
+            },
+        }
+    };
+    if stream {
+        inner.streaming.store(false, Ordering::Release);
+    }
+    // The stage first: a consumer that sees the queue end must find out why.
+    stage.send_replace(last);
+    drop(queue);
+}
+
+fn signal_text(signal: &Sig) -> String {
+    let text = match signal {
+        Sig::Custom(name) => neutralise(name.as_bytes()),
+        known => format!("{known:?}"),
+    };
+    text.chars().take(16).collect()
+}
+
+/// Runs a command to its end with capped output.
+pub(crate) async fn run(inner: &Arc<Inner>, command: &str, input: Bytes) -> Result<Output> {
+    let (mut stdin, mut stdout, exit) = start(inner, command, false).await?.split();
+    let feed = async {
+        let sent = if input.is_empty() { Ok(()) } else { stdin.write_all(input).await };
+        // A command may end without reading everything: its status tells.
+        match sent {
+            Err(Error::CommandGone { .. }) => Ok(()),
+            Err(lost) => Err(lost),
+            Ok(()) => stdin.finish().await,
+        }
+    };
+    let cap = inner.options.max_output;
+    let drain = async {
+        let mut kept = Vec::new();
+        let mut truncated = false;
+        while let Some(data) = stdout.recv().await? {
+            let room = cap - kept.len();
+            truncated |= data.len() > room;
+            kept.extend_from_slice(&data[..data.len().min(room)]);
+        }
+        Ok::<_, Error>((kept, truncated))
+    };
+    let ((), (stdout, truncated)) = tokio::try_join!(feed, drain)?;
+    let shared = exit.shared.clone();
+    let status = exit.wait().await?;
+    Ok(Output { host: inner.host.clone(), status, stdout, truncated, stderr: shared.stderr() })
+}
