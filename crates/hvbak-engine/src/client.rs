@@ -1,0 +1,585 @@
+//! One request to the engine: headers, session, repetition, and what the answer means.
+//!
+//! Rules that a reader would break: a POST that may have been executed is never repeated
+//! here (`OutcomeUnknown` goes up, the operation looks first); a 409 was not executed and
+//! may be repeated whatever the method; a 401 gets one new login and one repetition.
+//! Every attempt has a correlation id of its own, because a failed job of an earlier
+//! attempt would be found again under the same id.
+
+use std::{
+    fmt::Write as _,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use hvbak_types::EngineVersion;
+use reqwest::{Method, Url, header};
+
+use crate::{
+    auth::Session,
+    config::{EngineConfig, Timeouts},
+    error::EngineError,
+    fault::{self, ConflictKind, Context},
+    tls,
+    xml::Element,
+};
+
+/// A logged-in client of one engine. Clones share the connection pool and the session.
+#[derive(Clone)]
+pub struct Engine(pub(crate) Arc<Inner>);
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("url", &self.0.api.as_str()).finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct Inner {
+    pub config: EngineConfig,
+    pub http: reqwest::Client,
+    /// `https://host/ovirt-engine/api`, no slash at the end.
+    pub api: Url,
+    /// `https://host/ovirt-engine`.
+    pub root: Url,
+    /// `https://host:port`, for messages.
+    pub origin: String,
+    pub session: tokio::sync::Mutex<Session>,
+    pub version: OnceLock<EngineVersion>,
+}
+
+/// What a request is for.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    pub method: Method,
+    /// Below the API root, with a leading slash, or empty.
+    pub path: String,
+    pub query: Vec<(&'static str, String)>,
+    pub body: Option<String>,
+    /// For messages: "creating a snapshot of VM …".
+    pub what: String,
+    pub all_content: bool,
+    /// Repeating it after an unknown outcome does no harm.
+    pub idempotent: bool,
+    /// Repeat while the engine names a lock.
+    pub wait_for_locks: bool,
+    pub timeout: Option<Duration>,
+}
+
+impl Request {
+    pub fn get(path: impl Into<String>, what: impl Into<String>) -> Self {
+        Self {
+            method: Method::GET,
+            path: path.into(),
+            query: Vec::new(),
+            body: None,
+            what: what.into(),
+            all_content: false,
+            idempotent: true,
+            wait_for_locks: false,
+            timeout: None,
+        }
+    }
+
+    pub fn post(path: impl Into<String>, body: String, what: impl Into<String>) -> Self {
+        Self {
+            method: Method::POST,
+            body: Some(body),
+            idempotent: false,
+            wait_for_locks: true,
+            ..Self::get(path, what)
+        }
+    }
+
+    pub fn put(path: impl Into<String>, body: String, what: impl Into<String>) -> Self {
+        Self { method: Method::PUT, idempotent: true, ..Self::post(path, body, what) }
+    }
+
+    pub fn delete(path: impl Into<String>, what: impl Into<String>) -> Self {
+        Self { method: Method::DELETE, wait_for_locks: true, ..Self::get(path, what) }
+    }
+
+    pub fn query(mut self, key: &'static str, value: impl Into<String>) -> Self {
+        self.query.push((key, value.into()));
+        self
+    }
+
+    pub fn all_content(mut self) -> Self {
+        self.all_content = true;
+        self.query("all_content", "true")
+    }
+
+    pub fn idempotent(mut self) -> Self {
+        self.idempotent = true;
+        self
+    }
+
+    pub fn no_waiting(mut self) -> Self {
+        self.wait_for_locks = false;
+        self
+    }
+
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+}
+
+/// A successful answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    pub body: Vec<u8>,
+    /// Id of the attempt that succeeded.
+    pub correlation: String,
+    pub what: String,
+    pub path: String,
+}
+
+impl Answer {
+    /// The document, whose root must not be a fault; `None` for an empty body.
+    pub fn document(&self) -> Result<Option<Element>, EngineError> {
+        if self.body.iter().all(u8::is_ascii_whitespace) {
+            return Ok(None);
+        }
+        Element::parse(&self.body).map(Some).map_err(|e| self.unexpected(e.to_string()))
+    }
+
+    /// The document, which must be there.
+    pub fn element(&self) -> Result<Element, EngineError> {
+        self.document()?.ok_or_else(|| self.unexpected("an empty body"))
+    }
+
+    pub fn list<T: crate::parse::Entity>(&self) -> Result<Vec<T>, EngineError> {
+        let root = self.element()?;
+        Ok(crate::parse::list_in(&root).map_err(|e| self.unexpected(e.to_string()))?.items)
+    }
+
+    pub fn one<T: crate::parse::Entity>(&self) -> Result<T, EngineError> {
+        crate::parse::one_in(&self.element()?).map_err(|e| self.unexpected(e.to_string()))
+    }
+
+    pub fn unexpected(&self, detail: impl Into<String>) -> EngineError {
+        EngineError::Unexpected {
+            what: self.what.clone(),
+            url: self.path.clone(),
+            detail: detail.into(),
+        }
+    }
+}
+
+/// An id for one attempt: 18 characters, which the engine keeps as they are.
+pub(crate) fn fresh_correlation() -> String {
+    let mut id = String::from("hvbak-");
+    for byte in rand::random::<[u8; 6]>() {
+        let _ = write!(id, "{byte:02x}");
+    }
+    id
+}
+
+/// Growing pauses with jitter.
+pub(crate) fn pauses(t: &Timeouts) -> impl Iterator<Item = Duration> + Send + use<> {
+    ExponentialBuilder::default()
+        .with_min_delay(t.retry_first)
+        .with_max_delay(t.retry_max)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+/// Splits the configured URL into the API's and the engine's root.
+pub(crate) fn urls(text: &str) -> Result<(Url, Url), EngineError> {
+    let bad = |why: &str| EngineError::Config { reason: format!("`{text}` {why}") };
+    let mut api = Url::parse(text).map_err(|e| bad(&format!("is not a URL: {e}")))?;
+    if api.scheme() != "https" {
+        return Err(bad("does not begin with https://"));
+    }
+    if api.host_str().is_none_or(str::is_empty) {
+        return Err(bad("has no host"));
+    }
+    if !api.username().is_empty() || api.password().is_some() {
+        return Err(bad("holds credentials; they belong into `username` and `password_file`"));
+    }
+    let path = api.path().trim_end_matches('/').to_owned();
+    // The versioned prefix would make paths of our own wrong; the header says the same.
+    let path = path.strip_suffix("/v4").unwrap_or(&path);
+    let prefix = match path {
+        "" => "/ovirt-engine",
+        path => path.strip_suffix("/api").unwrap_or(path),
+    }
+    .to_owned();
+    api.set_query(None);
+    api.set_fragment(None);
+    let mut root = api.clone();
+    root.set_path(&prefix);
+    api.set_path(&format!("{prefix}/api"));
+    Ok((api, root))
+}
+
+/// A client that neither follows redirections nor uses a proxy of the environment: the
+/// credentials go to the configured engine alone.
+pub(crate) fn http_client(
+    config: &EngineConfig,
+    tls: Option<rustls::ClientConfig>,
+    host: &str,
+) -> Result<reqwest::Client, EngineError> {
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("hvbak/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(config.timeouts.connect)
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .pool_idle_timeout(Duration::from_secs(10))
+        .http1_only();
+    if let Some(tls) = tls {
+        builder = builder.tls_backend_preconfigured(tls);
+    }
+    if let Some(addr) = config.connect_to {
+        builder = builder.resolve_to_addrs(host, &[addr]);
+    }
+    builder.build().map_err(|e| EngineError::Config {
+        reason: format!("the HTTP client cannot be set up: {e}"),
+    })
+}
+
+impl Engine {
+    /// Connects, logs in and reads the engine's version.
+    ///
+    /// # Errors
+    /// `Config`, `Unreachable`, `Tls`, `LoginRefused`, or whatever the API root answers.
+    pub async fn connect(config: EngineConfig) -> Result<Self, EngineError> {
+        let (api, root) = urls(&config.url)?;
+        let host = api.host_str().unwrap_or_default().to_owned();
+        let tls = tls::client_config(&config.ca)?;
+        let http = http_client(&config, tls, &host)?;
+        let origin = api.origin().ascii_serialization();
+        let engine = Self(Arc::new(Inner {
+            config,
+            http,
+            api,
+            root,
+            origin,
+            session: tokio::sync::Mutex::default(),
+            version: OnceLock::new(),
+        }));
+        let answer = engine.send(Request::get("", "reading the API root")).await?;
+        let version = crate::parse::version(&answer.element()?)
+            .map_err(|e| answer.unexpected(e.to_string()))?;
+        tracing::debug!(version = %version.full, product = %version.product, "engine connected");
+        let _ = engine.0.version.set(version);
+        Ok(engine)
+    }
+
+    /// The engine's version, as read at login.
+    pub fn version(&self) -> EngineVersion {
+        self.0.version.get().cloned().unwrap_or_default()
+    }
+
+    /// Scheme, host and port.
+    pub fn origin(&self) -> &str {
+        &self.0.origin
+    }
+
+    pub(crate) fn timeouts(&self) -> &Timeouts {
+        &self.0.config.timeouts
+    }
+
+    /// Sends until the answer is final.
+    pub(crate) async fn send(&self, request: Request) -> Result<Answer, EngineError> {
+        let start = Instant::now();
+        let t = self.timeouts();
+        let mut pauses = pauses(t);
+        let mut logged_in_again = false;
+        loop {
+            let correlation = fresh_correlation();
+            let used = self.credentials().await?;
+            let error = match self.attempt(&request, &used.header, &correlation).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let budget = match &error {
+                // The token died (idle limit, engine restart): one new login, one repetition.
+                EngineError::LoginRefused { .. } if !logged_in_again => {
+                    logged_in_again = true;
+                    tracing::debug!(what = request.what, "session lost, logging in again");
+                    self.forget(used.generation).await;
+                    continue;
+                }
+                EngineError::Unreachable { .. } => t.unavailable,
+                EngineError::Conflict { detail, transient: true, .. } if request.wait_for_locks => {
+                    match fault::classify_conflict(detail) {
+                        ConflictKind::Transient => t.conflict,
+                        _ => t.unknown_conflict,
+                    }
+                }
+                _ => return Err(error),
+            };
+            let pause = pauses.next().unwrap_or(t.retry_max);
+            if start.elapsed() + pause > budget {
+                return Err(error);
+            }
+            tracing::info!(what = request.what, correlation, %error, "trying again in {} ms", pause.as_millis());
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Sends once.
+    async fn attempt(
+        &self,
+        request: &Request,
+        credentials: &[(header::HeaderName, header::HeaderValue)],
+        correlation: &str,
+    ) -> Result<Answer, EngineError> {
+        let inner = &*self.0;
+        let mut url = inner.api.clone();
+        url.set_path(&format!("{}{}", inner.api.path(), request.path));
+        if !request.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(request.query.iter().map(|(k, v)| (*k, v.as_str())));
+        }
+        let default = if request.method == Method::GET {
+            inner.config.timeouts.get
+        } else {
+            inner.config.timeouts.change
+        };
+        let mut builder = inner
+            .http
+            .request(request.method.clone(), url)
+            .timeout(request.timeout.unwrap_or(default))
+            .header(header::ACCEPT, "application/xml")
+            .header(header::ACCEPT_LANGUAGE, "en-US")
+            .header("Version", "4")
+            .header("Correlation-Id", correlation);
+        for (name, value) in credentials {
+            builder = builder.header(name, value);
+        }
+        if request.all_content {
+            builder = builder.header("All-Content", "true");
+        }
+        if let Some(body) = &request.body {
+            builder = builder.header(header::CONTENT_TYPE, "application/xml").body(body.clone());
+        }
+        let started = Instant::now();
+        let raw = match self.receive(builder).await {
+            Ok(raw) => raw,
+            Err(Broken { error, sent }) => {
+                return Err(self.broken(request, correlation, error, sent));
+            }
+        };
+        tracing::debug!(
+            method = %request.method, path = request.path, status = raw.status, bytes = raw.body.len(),
+            ms = started.elapsed().as_millis() as u64, correlation, "engine"
+        );
+        self.note_cookies(&raw.cookies).await;
+        let cx = Context {
+            what: &request.what,
+            origin: &inner.origin,
+            path: &request.path,
+            user: &inner.config.username,
+            correlation,
+        };
+        if !(200..300).contains(&raw.status) {
+            let error = fault::error_for(raw.status, &raw.content_type, &raw.body, cx);
+            // A gateway that gave up does not tell whether the engine did it.
+            return Err(match error {
+                EngineError::Unreachable { detail, .. } if !request.idempotent => {
+                    EngineError::OutcomeUnknown {
+                        what: request.what.clone(),
+                        detail,
+                        correlation: correlation.to_owned(),
+                    }
+                }
+                error => error,
+            });
+        }
+        let answer = Answer {
+            body: raw.body,
+            correlation: correlation.to_owned(),
+            what: request.what.clone(),
+            path: request.path.clone(),
+        };
+        if fault::is_html(&raw.content_type, &answer.body) {
+            return Err(answer.unexpected("a web page"));
+        }
+        // An action may carry its fault under a 200.
+        if let Some(root) = answer.body.starts_with(b"<").then(|| head_root(&answer.body)).flatten()
+            && (root == "fault" || root == "action")
+            && let Some(f) = answer.document()?.as_ref().and_then(fault::fault_in)
+        {
+            return Err(EngineError::Fault {
+                what: request.what.clone(),
+                status: raw.status,
+                reason: f.reason,
+                detail: f.detail,
+                correlation: correlation.to_owned(),
+            });
+        }
+        Ok(answer)
+    }
+
+    fn broken(
+        &self,
+        request: &Request,
+        correlation: &str,
+        cause: Cause,
+        sent: bool,
+    ) -> EngineError {
+        let url = self.0.origin.clone();
+        let error = match cause {
+            Cause::TooLarge => {
+                return EngineError::Unexpected {
+                    what: request.what.clone(),
+                    url: request.path.clone(),
+                    detail: format!("a body of more than {} bytes", self.0.config.max_body),
+                };
+            }
+            Cause::Http(error) => error,
+        };
+        if let Some((detail, no_san)) = tls::tls_cause(&error) {
+            return EngineError::Tls { url, detail, no_san };
+        }
+        let detail = innermost(&error);
+        if sent && !request.idempotent {
+            return EngineError::OutcomeUnknown {
+                what: request.what.clone(),
+                detail,
+                correlation: correlation.to_owned(),
+            };
+        }
+        EngineError::Unreachable {
+            what: request.what.clone(),
+            url,
+            detail,
+            source: Some(error.without_url()),
+        }
+    }
+
+    /// Reads status, headers and the capped body.
+    pub(crate) async fn receive(&self, builder: reqwest::RequestBuilder) -> Result<Raw, Broken> {
+        receive(builder, self.0.config.max_body).await
+    }
+}
+
+/// The bytes of an answer.
+pub(crate) struct Raw {
+    pub status: u16,
+    pub content_type: String,
+    pub cookies: Vec<String>,
+    pub body: Vec<u8>,
+}
+
+pub(crate) enum Cause {
+    Http(reqwest::Error),
+    TooLarge,
+}
+
+/// A request without an answer, and whether it may have reached the engine.
+pub(crate) struct Broken {
+    pub error: Cause,
+    pub sent: bool,
+}
+
+pub(crate) async fn receive(
+    builder: reqwest::RequestBuilder,
+    max_body: u64,
+) -> Result<Raw, Broken> {
+    let mut response = builder.send().await.map_err(|e| {
+        let sent = !e.is_connect() && !e.is_builder();
+        Broken { error: Cause::Http(e), sent }
+    })?;
+    let text = |name: header::HeaderName| {
+        response.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned()
+    };
+    let content_type = text(header::CONTENT_TYPE).to_ascii_lowercase();
+    let cookies = response
+        .headers()
+        .get_all(header::SET_COOKIE)
+        .iter()
+        .filter_map(|v| v.to_str().ok().map(str::to_owned))
+        .collect();
+    let status = response.status().as_u16();
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) => {
+                if (body.len() + chunk.len()) as u64 > max_body {
+                    return Err(Broken { error: Cause::TooLarge, sent: true });
+                }
+                body.extend_from_slice(&chunk);
+            }
+            Ok(None) => return Ok(Raw { status, content_type, cookies, body }),
+            Err(e) => return Err(Broken { error: Cause::Http(e), sent: true }),
+        }
+    }
+}
+
+/// Name of the first element, without parsing the rest.
+fn head_root(body: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(&body[..body.len().min(512)])
+        .unwrap_or_else(|e| std::str::from_utf8(&body[..e.valid_up_to()]).unwrap_or_default());
+    text.split('<')
+        .map(|part| part.split([' ', '>', '/', '\n', '\r', '\t']).next().unwrap_or_default())
+        .find(|name| name.starts_with(|c: char| c.is_ascii_alphabetic()))
+}
+
+/// The last cause of an error chain: "Connection refused" instead of "error sending request".
+pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    crate::error::clean(&error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_completed_and_checked() {
+        for (text, api, root) in [
+            (
+                "https://e.example.com",
+                "https://e.example.com/ovirt-engine/api",
+                "https://e.example.com/ovirt-engine",
+            ),
+            (
+                "https://e:8443/ovirt-engine/api/",
+                "https://e:8443/ovirt-engine/api",
+                "https://e:8443/ovirt-engine",
+            ),
+            ("https://e/ovirt-engine", "https://e/ovirt-engine/api", "https://e/ovirt-engine"),
+            (
+                "https://e/ovirt-engine/api/v4",
+                "https://e/ovirt-engine/api",
+                "https://e/ovirt-engine",
+            ),
+            (
+                "https://e/proxy/ovirt-engine/api",
+                "https://e/proxy/ovirt-engine/api",
+                "https://e/proxy/ovirt-engine",
+            ),
+        ] {
+            let (a, r) = urls(text).unwrap();
+            assert_eq!((a.as_str(), r.as_str()), (api, root), "{text}");
+        }
+        for bad in
+            ["", "e.example.com", "http://e/ovirt-engine/api", "https://u:p@e/api", "ftp://e"]
+        {
+            assert!(matches!(urls(bad), Err(EngineError::Config { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn correlation_ids_survive_the_engine() {
+        let id = fresh_correlation();
+        assert_eq!(id.len(), 18);
+        assert!(id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'));
+        assert_ne!(id, fresh_correlation());
+    }
+
+    #[test]
+    fn the_root_is_found_without_parsing() {
+        assert_eq!(head_root(b"<?xml version=\"1.0\"?>\n<action><x/>"), Some("action"));
+        assert_eq!(head_root(b"<vms/>"), Some("vms"));
+        assert_eq!(head_root(b"<!-- c --><fault>"), Some("fault"));
+        assert_eq!(head_root(b"nothing"), Some("nothing"));
+    }
+}
