@@ -1,1 +1,48 @@
-//! The repository: layout, locks, points, verification, export
+//! The repository: layout, locks, points, verification, export.
+//!
+//! What is stored and how is the subject of `FORMAT.md`; this room reads and writes it.
+//! It knows no network and no engine, and it decides no policy. All calls block: callers
+//! with an async runtime use threads.
+//!
+//! Invariants:
+//! - A point directory under its final name is whole: it was fsynced under a hidden name
+//!   and renamed, manifest last. Nothing in it changes afterwards.
+//! - Manifests are the truth; there is no database or cache that could disagree.
+//! - A lock is a `flock`, so a dead process holds none; the text in a lock file only says
+//!   who.
+//! - Everything that is read back is treated as if it came from outside.
+
+mod catalogue;
+mod digests;
+mod disk_reader;
+mod disk_writer;
+mod durable;
+mod error;
+mod export;
+mod identity;
+mod image;
+mod journal;
+mod layout;
+mod lock;
+mod manifest;
+mod repository;
+mod select;
+mod stage;
+mod sums;
+mod verify;
+
+pub use catalogue::{DamagedPoint, Listing, Point, VmEntry};
+pub use disk_reader::{Content, DiskReader, Extents, StoredRun, StoredRuns};
+pub use disk_writer::{DiskOptions, DiskWriter, Payload};
+pub use error::{Error, Result};
+pub use export::{ExportFormat, ExportOptions, ExportSummary};
+pub use identity::Holder;
+pub use journal::{Journal, JournalView, StepId, StepState, StepView};
+pub use lock::{RepositoryLock, VmLock};
+pub use manifest::{
+    Consistency, DiskRecord, DocumentEntry, Level, Manifest, ManifestDisk, ManifestSnapshot,
+    ManifestVm, SkippedDisk,
+};
+pub use repository::Repository;
+pub use stage::Staging;
+pub use verify::{Finding, FindingKind, VerifyOptions, VerifyProgress, VerifyReport};

@@ -1,0 +1,221 @@
+//! What is stored: VMs and their points, read from the manifests each time.
+
+use std::{fs, io, path::PathBuf};
+
+use hvbak_types::{DiskId, PointId, VmId};
+
+use crate::{
+    disk_reader::DiskReader,
+    error::{At, Error, Result},
+    layout::MANIFEST,
+    manifest::{FORMAT, Manifest, order_key},
+    repository::Repository,
+};
+
+/// Longest manifest that is read: a VM has a few disks, not a million.
+const MANIFEST_MAX: u64 = 16 << 20;
+
+/// A published point.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Point {
+    /// Its directory.
+    pub path: PathBuf,
+    pub manifest: Manifest,
+}
+
+impl Point {
+    /// The point's name.
+    pub fn id(&self) -> &PointId {
+        &self.manifest.point
+    }
+
+    /// The VM whose point it is.
+    pub fn vm(&self) -> VmId {
+        self.manifest.vm.id
+    }
+
+    /// `NAME@POINT`, for people.
+    pub fn title(&self) -> String {
+        format!("{}@{}", self.manifest.vm.name, self.manifest.point)
+    }
+
+    /// A stored document, checked against its length and SHA-256; `None` when the
+    /// manifest lists none of this name.
+    pub fn document(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some(entry) = self.manifest.documents.iter().find(|d| d.name == name) else {
+            return Ok(None);
+        };
+        let path = self.path.join(&entry.name);
+        let bytes = fs::read(&path).reading(&path)?;
+        if crate::sums::of_bytes(&bytes) != entry.sha256 {
+            return Err(Error::Damaged { path, why: "its SHA-256 is another".into() });
+        }
+        Ok(Some(bytes))
+    }
+}
+
+/// A directory that should be a point and cannot be read as one.
+#[derive(Debug)]
+pub struct DamagedPoint {
+    pub vm: VmId,
+    pub point: PointId,
+    pub path: PathBuf,
+    pub error: Error,
+}
+
+/// Points, oldest first, and what lies among them damaged.
+#[derive(Debug, Default)]
+pub struct Listing {
+    pub points: Vec<Point>,
+    pub damaged: Vec<DamagedPoint>,
+}
+
+/// A VM that has points.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmEntry {
+    pub id: VmId,
+    /// As of the newest readable point.
+    pub name: String,
+    pub points: usize,
+    pub latest: PointId,
+}
+
+impl Repository {
+    /// The VMs that have at least one readable point, by name.
+    pub fn vms(&self) -> Result<Vec<VmEntry>> {
+        let mut vms = Vec::new();
+        for id in self.vm_ids()? {
+            let listing = self.points(id)?;
+            if let Some(last) = listing.points.last() {
+                let (name, latest) = (last.manifest.vm.name.clone(), last.id().clone());
+                vms.push(VmEntry { id, name, points: listing.points.len(), latest });
+            }
+        }
+        vms.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        Ok(vms)
+    }
+
+    /// The points of a VM, oldest first. An unknown VM has none.
+    pub fn points(&self, vm: VmId) -> Result<Listing> {
+        let dir = self.layout.vm(vm);
+        let entries = match fs::read_dir(&dir) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Listing::default()),
+            other => other.reading(&dir)?,
+        };
+        let mut names = Vec::<PointId>::new();
+        for entry in entries {
+            // Half-made points begin with a dot and are no point ids.
+            let name = entry.reading(&dir)?.file_name();
+            names.extend(name.to_str().and_then(|n| n.parse().ok()));
+        }
+        names.sort_by(|a, b| order_key(a).cmp(&order_key(b)));
+        let mut listing = Listing::default();
+        for point in names {
+            match self.point(vm, &point) {
+                Ok(found) => listing.points.push(found),
+                Err(error) => {
+                    let path = self.layout.point(vm, &point);
+                    listing.damaged.push(DamagedPoint { vm, point, path, error });
+                }
+            }
+        }
+        Ok(listing)
+    }
+
+    /// All points of all VMs, by VM and then oldest first.
+    pub fn all_points(&self) -> Result<Listing> {
+        let mut all = Listing::default();
+        for vm in self.vm_ids()? {
+            let mut listing = self.points(vm)?;
+            all.points.append(&mut listing.points);
+            all.damaged.append(&mut listing.damaged);
+        }
+        Ok(all)
+    }
+
+    /// One point by its ids.
+    ///
+    /// # Errors
+    /// [`Error::NoPoint`], or what is wrong with its manifest.
+    pub fn point(&self, vm: VmId, point: &PointId) -> Result<Point> {
+        let path = self.layout.point(vm, point);
+        let missing = || Error::NoPoint { vm: vm.to_string(), when: point.to_string() };
+        if !path.is_dir() {
+            return Err(missing());
+        }
+        let file = path.join(MANIFEST);
+        let length = fs::metadata(&file).reading(&file)?.len();
+        if length > MANIFEST_MAX {
+            return Err(Error::Inconsistent { path: file, why: "it is too long".into() });
+        }
+        let text = fs::read(&file).reading(&file)?;
+        let parse = |cause| Error::Parse { path: file.clone(), cause };
+        let value: serde_json::Value = serde_json::from_slice(&text).map_err(parse)?;
+        let known = u64::from(FORMAT);
+        if let Some(found) = value.get("format").and_then(serde_json::Value::as_u64)
+            && found > known
+        {
+            return Err(Error::NewerFormat { path: file, found, known });
+        }
+        let manifest: Manifest = serde_json::from_value(value).map_err(parse)?;
+        if let Some(why) = manifest.contradiction(vm, point) {
+            return Err(Error::Inconsistent { path: file, why });
+        }
+        Ok(Point { path, manifest })
+    }
+
+    /// The points that a disk of `point` is made of, base first, `point` last.
+    ///
+    /// # Errors
+    /// [`Error::NoDisk`]; [`Error::BrokenChain`] names the parent that fails.
+    pub fn disk_chain(&self, point: &Point, disk: DiskId) -> Result<Vec<Point>> {
+        let mut chain = vec![point.clone()];
+        loop {
+            let top = &chain[chain.len() - 1];
+            let entry = top
+                .manifest
+                .disk(disk)
+                .ok_or_else(|| Error::NoDisk { point: top.id().clone(), disk: disk.to_string() })?;
+            // Parents are strictly older (checked on reading), so this ends.
+            let Some(parent) = entry.record.parent.clone() else { break };
+            let broken = |why: String| Error::BrokenChain {
+                point: top.id().clone(),
+                parent: parent.clone(),
+                why,
+            };
+            let found = self.point(point.vm(), &parent).map_err(|e| broken(e.to_string()))?;
+            if found.manifest.disk(disk).is_none() {
+                return Err(broken(format!("it does not hold disk {disk}")));
+            }
+            chain.push(found);
+        }
+        chain.reverse();
+        Ok(chain)
+    }
+
+    /// Opens a disk as it was at `point`, merged over its chain.
+    pub fn disk_reader(&self, point: &Point, disk: DiskId) -> Result<DiskReader> {
+        DiskReader::open(self.disk_chain(point, disk)?, disk)
+    }
+
+    /// Bytes of all files of this point alone, as they lie on disk.
+    pub fn point_size(&self, point: &Point) -> Result<u64> {
+        let mut sum = 0u64;
+        for entry in fs::read_dir(&point.path).reading(&point.path)? {
+            let meta = entry.and_then(|e| e.metadata()).reading(&point.path)?;
+            sum = sum.saturating_add(meta.len());
+        }
+        Ok(sum)
+    }
+
+    fn vm_ids(&self) -> Result<Vec<VmId>> {
+        let dir = self.layout.vms();
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&dir).reading(&dir)? {
+            let name = entry.reading(&dir)?.file_name();
+            ids.extend(name.to_str().and_then(|n| n.parse::<VmId>().ok()));
+        }
+        ids.sort();
+        Ok(ids)
+    }
+}

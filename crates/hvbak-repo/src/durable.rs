@@ -1,0 +1,152 @@
+//! Files and directories that survive a power cut once a call has returned.
+//!
+//! The order is always: write, fsync the file, rename or link, fsync the directory. Every
+//! such operation goes through here, so that tests can stop a process between any two of
+//! them and can read the order of the calls.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::Path,
+};
+
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+use crate::error::{At, Error, Result};
+
+/// Bytes free for this user on the file system of `path` (or of its nearest parent).
+pub fn free_bytes(path: &Path) -> Result<u64> {
+    let mut at = path;
+    loop {
+        match nix::sys::statvfs::statvfs(at) {
+            Ok(stat) => {
+                return Ok(stat.blocks_available().saturating_mul(stat.fragment_size()));
+            }
+            Err(nix::Error::ENOENT | nix::Error::ENOTDIR) if at.parent().is_some() => {
+                at = at.parent().unwrap_or(Path::new("/"));
+                if at.as_os_str().is_empty() {
+                    at = Path::new(".");
+                }
+            }
+            Err(errno) => return Err(errno.into()).reading(path),
+        }
+    }
+}
+
+/// Creates a directory that only its owner may enter; an existing one is left as it is.
+pub fn create_dir(path: &Path) -> Result<()> {
+    trace::op("mkdir", path);
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other.writing(path),
+    }
+}
+
+/// Creates a new file that only its owner may read, for reading and writing. An existing
+/// one is an error.
+pub fn create_file(path: &Path) -> Result<File> {
+    trace::op("create", path);
+    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path).writing(path)
+}
+
+/// Waits until the content and the length of a file are on stable storage.
+pub fn sync_file(file: &File, path: &Path) -> Result<()> {
+    trace::op("fsync", path);
+    file.sync_all().writing(path)
+}
+
+/// Waits until the names in a directory are on stable storage.
+pub fn sync_dir(path: &Path) -> Result<()> {
+    trace::op("fsync-dir", path);
+    File::open(path).and_then(|dir| dir.sync_all()).writing(path)
+}
+
+/// Writes a new file and waits for it; the caller waits for the directory.
+pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = create_file(path)?;
+    trace::op("write", path);
+    file.write_all(bytes).writing(path)?;
+    sync_file(&file, path)
+}
+
+/// Renames and waits for the directory; both paths lie in the same one. Nothing is ever
+/// replaced: an existing target is [`Error::OutputExists`].
+pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
+    trace::op("rename", to);
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        Ok(()) => {}
+        Err(nix::Error::EEXIST | nix::Error::ENOTEMPTY) => {
+            return Err(Error::OutputExists { path: to.to_owned() });
+        }
+        // NFS and some FUSE file systems know no flags. The callers hold a lock under which
+        // nobody else makes this name.
+        Err(nix::Error::EINVAL | nix::Error::ENOSYS | nix::Error::EOPNOTSUPP) => {
+            if to.symlink_metadata().is_ok() {
+                return Err(Error::OutputExists { path: to.to_owned() });
+            }
+            fs::rename(from, to).writing(to)?;
+        }
+        Err(errno) => return Err(errno.into()).writing(to),
+    }
+    sync_parent(to)
+}
+
+/// Renames over whatever has the name, and waits for the directory.
+pub fn rename_over(from: &Path, to: &Path) -> Result<()> {
+    trace::op("rename", to);
+    fs::rename(from, to).writing(to)?;
+    sync_parent(to)
+}
+
+/// Waits for the directory that holds `path`.
+pub fn sync_parent(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => sync_dir(Path::new(".")),
+        Some(parent) => sync_dir(parent),
+        None => Ok(()),
+    }
+}
+
+/// Removes a directory with all that is in it; nothing there is fine.
+pub fn remove_tree(path: &Path) -> Result<bool> {
+    trace::op("remove", path);
+    match fs::remove_dir_all(path) {
+        Ok(()) => sync_parent(path).map(|()| true),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(cause) => Err(cause).writing(path),
+    }
+}
+
+/// What tests see of the calls above; nothing in a real build.
+#[cfg(test)]
+pub mod trace {
+    use std::{cell::RefCell, path::Path};
+
+    thread_local! {
+        static LOG: RefCell<Vec<(&'static str, String)>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// Notes an operation; ends the process when `HVBAK_TEST_CRASH` is its number.
+    pub fn op(what: &'static str, path: &Path) {
+        let count = LOG.with(|log| {
+            let mut log = log.borrow_mut();
+            log.push((what, crate::layout::file_name(path)));
+            log.len()
+        });
+        if std::env::var("HVBAK_TEST_CRASH").is_ok_and(|n| n == count.to_string()) {
+            std::process::abort();
+        }
+    }
+
+    /// Takes what this thread has done so far.
+    pub fn take() -> Vec<(&'static str, String)> {
+        LOG.with(|log| std::mem::take(&mut *log.borrow_mut()))
+    }
+}
+
+#[cfg(not(test))]
+mod trace {
+    #[inline(always)]
+    pub fn op(_: &'static str, _: &std::path::Path) {}
+}

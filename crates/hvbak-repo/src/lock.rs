@@ -1,0 +1,149 @@
+//! Locks: one file for the repository, one per VM, held by `flock`.
+//!
+//! The kernel ends a lock with its process, so a stale file of a dead process is no
+//! obstacle and there is no "break the lock" command. Lock files are never removed: a
+//! process that holds the lock of an unlinked file would hold nothing.
+//!
+//! Order, against deadlock: repository first, then VM. A VM lock holds the repository
+//! shared, so that whoever holds it exclusively (prune) is alone.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io::{Read, Seek, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use hvbak_types::{JobId, VmId};
+
+use crate::{
+    error::{At, Error, Result},
+    identity::Holder,
+    layout::Layout,
+};
+
+/// Longest text that is read from a lock file.
+const TEXT_MAX: u64 = 4096;
+
+/// The repository is held, shared or exclusively, until this is dropped.
+#[derive(Debug)]
+pub struct RepositoryLock {
+    file: File,
+    exclusive: bool,
+}
+
+/// One VM's part of the repository is held exclusively until this is dropped.
+#[derive(Debug)]
+pub struct VmLock {
+    vm: VmId,
+    file: File,
+    _repository: RepositoryLock,
+}
+
+impl VmLock {
+    /// The VM that is held.
+    pub fn vm(&self) -> VmId {
+        self.vm
+    }
+}
+
+impl Drop for VmLock {
+    fn drop(&mut self) {
+        // Only so that a later reader of the file is not misled; the lock itself ends with
+        // the descriptor.
+        let _ = self.file.set_len(0);
+    }
+}
+
+impl Drop for RepositoryLock {
+    fn drop(&mut self) {
+        if self.exclusive {
+            let _ = self.file.set_len(0);
+        }
+    }
+}
+
+pub(crate) fn lock_vm(layout: &Layout, vm: VmId, job: JobId) -> Result<VmLock> {
+    let repository = lock_shared(layout)?;
+    let path = layout.vm_lock(vm);
+    let file = open(&path)?;
+    take(&file, &path, true)?.map_or(Ok(()), |holder| {
+        Err(Error::Locked { what: format!("VM {vm}"), holder: holder.map(Box::new) })
+    })?;
+    sign(&file, &path, job)?;
+    Ok(VmLock { vm, file, _repository: repository })
+}
+
+/// Held by everybody who reads points or adds one.
+pub(crate) fn lock_shared(layout: &Layout) -> Result<RepositoryLock> {
+    let path = layout.repository_lock();
+    let file = open(&path)?;
+    take(&file, &path, false)?.map_or(Ok(()), |holder| {
+        Err(Error::Locked { what: "the repository".into(), holder: holder.map(Box::new) })
+    })?;
+    Ok(RepositoryLock { file, exclusive: false })
+}
+
+/// Held by whoever removes or rewrites points.
+pub(crate) fn lock_exclusive(layout: &Layout, job: JobId) -> Result<RepositoryLock> {
+    let path = layout.repository_lock();
+    let file = open(&path)?;
+    if let Some(holder) = take(&file, &path, true)? {
+        // Shared holders do not sign the repository's file; those at work on a VM have
+        // signed the VM's.
+        let holder = holder.or_else(|| busy_vm(layout)).map(Box::new);
+        return Err(Error::Locked { what: "the repository".into(), holder });
+    }
+    sign(&file, &path, job)?;
+    Ok(RepositoryLock { file, exclusive: true })
+}
+
+fn open(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .writing(path)
+}
+
+/// `None` when the lock is ours now; else who has it, as far as the file tells.
+fn take(file: &File, path: &Path, exclusive: bool) -> Result<Option<Option<Holder>>> {
+    let answer = if exclusive { file.try_lock() } else { file.try_lock_shared() };
+    match answer {
+        Ok(()) => Ok(None),
+        Err(TryLockError::WouldBlock) => Ok(Some(read_holder(file))),
+        Err(TryLockError::Error(cause)) => Err(cause).writing(path),
+    }
+}
+
+fn read_holder(mut file: &File) -> Option<Holder> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.take(TEXT_MAX).read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+fn sign(mut file: &File, path: &Path, job: JobId) -> Result<()> {
+    let text = serde_json::to_vec(&Holder::me(job))
+        .map_err(|cause| Error::Encode { path: path.to_owned(), cause })?;
+    file.set_len(0).writing(path)?;
+    file.rewind().writing(path)?;
+    file.write_all(&text).writing(path)
+}
+
+fn busy_vm(layout: &Layout) -> Option<Holder> {
+    std::fs::read_dir(layout.locks()).ok()?.flatten().find_map(|entry| {
+        let name = entry.file_name();
+        if !name.to_str()?.starts_with("vm-") {
+            return None;
+        }
+        let file = File::open(entry.path()).ok()?;
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => read_holder(&file),
+            _ => None,
+        }
+    })
+}

@@ -1,0 +1,124 @@
+//! Which point a person means: `VM`, `VM@latest`, `VM@20261121T021454Z`, `VM@2026-11-21`.
+//!
+//! The VM is an id or a name as of its newest point. A day is the UTC day of the point's
+//! name and means the newest point of it.
+
+use hvbak_types::{PointId, VmId};
+
+use crate::{
+    catalogue::Point,
+    error::{Error, Result},
+    repository::Repository,
+};
+
+#[derive(Debug, PartialEq, Eq)]
+enum When {
+    Latest,
+    Exactly(PointId),
+    /// `20261121`
+    Day(String),
+}
+
+impl Repository {
+    /// Finds the point that `selector` names.
+    ///
+    /// # Errors
+    /// [`Error::NoVm`], [`Error::AmbiguousVm`], [`Error::NoPoint`], [`Error::Selector`].
+    pub fn find(&self, selector: &str) -> Result<Point> {
+        let (vm_text, when) = split(selector)?;
+        let vm = self.find_vm(vm_text)?;
+        if let When::Exactly(point) = &when {
+            return self.point(vm, point).map_err(|error| match error {
+                Error::NoPoint { when, .. } => Error::NoPoint { vm: vm_text.to_owned(), when },
+                other => other,
+            });
+        }
+        let listing = self.points(vm)?;
+        let fits = |id: &PointId| match &when {
+            When::Day(day) => id.as_str().starts_with(day.as_str()),
+            _ => true,
+        };
+        // A damaged newest point is not silently replaced by an older one.
+        let newest = listing.points.into_iter().rfind(|p| fits(p.id()));
+        let damaged = listing.damaged.into_iter().rfind(|d| fits(&d.point));
+        match (newest, damaged) {
+            (Some(point), Some(d)) if crate::manifest::is_older(point.id(), &d.point) => {
+                Err(d.error)
+            }
+            (Some(point), _) => Ok(point),
+            (None, Some(d)) => Err(d.error),
+            (None, None) => Err(Error::NoPoint {
+                vm: vm_text.to_owned(),
+                when: match when {
+                    When::Day(day) => format!("of {}-{}-{}", &day[..4], &day[4..6], &day[6..]),
+                    _ => "at all".into(),
+                },
+            }),
+        }
+    }
+
+    /// Finds a VM by id, or by its name in its newest point.
+    pub fn find_vm(&self, text: &str) -> Result<VmId> {
+        let absent = || Error::NoVm { text: text.to_owned() };
+        if let Ok(id) = text.parse::<VmId>() {
+            return if self.layout.vm(id).is_dir() { Ok(id) } else { Err(absent()) };
+        }
+        let ids: Vec<_> =
+            self.vms()?.into_iter().filter(|vm| vm.name == text).map(|vm| vm.id).collect();
+        match ids.as_slice() {
+            [] => Err(absent()),
+            [id] => Ok(*id),
+            _ => Err(Error::AmbiguousVm { name: text.to_owned(), ids }),
+        }
+    }
+}
+
+fn split(selector: &str) -> Result<(&str, When)> {
+    let unreadable = || Error::Selector { text: selector.chars().take(200).collect() };
+    let (vm, when) = match selector.rsplit_once('@') {
+        None => (selector, When::Latest),
+        Some((vm, when)) => match parse_when(when) {
+            Some(when) => (vm, when),
+            // `@` is allowed in names; something that looks like a time is a typing error.
+            None if when.starts_with(|c: char| c.is_ascii_digit()) || when.is_empty() => {
+                return Err(unreadable());
+            }
+            None => (selector, When::Latest),
+        },
+    };
+    if vm.is_empty() { Err(unreadable()) } else { Ok((vm, when)) }
+}
+
+fn parse_when(text: &str) -> Option<When> {
+    if text == "latest" {
+        return Some(When::Latest);
+    }
+    if let Ok(point) = text.parse() {
+        return Some(When::Exactly(point));
+    }
+    let day: jiff::civil::Date = text.parse().ok()?;
+    (text.len() == 10).then(|| When::Day(day.strftime("%Y%m%d").to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors() {
+        let id = |s: &str| s.parse::<PointId>().unwrap();
+        let check = |text: &str, expected: Option<(&str, When)>| {
+            assert_eq!(split(text).ok(), expected, "{text}");
+        };
+        check("web", Some(("web", When::Latest)));
+        check("web@latest", Some(("web", When::Latest)));
+        check("a@b", Some(("a@b", When::Latest)));
+        check("a@b@latest", Some(("a@b", When::Latest)));
+        check("web@2026-11-21", Some(("web", When::Day("20261121".into()))));
+        check("web@20261121T021454Z", Some(("web", When::Exactly(id("20261121T021454Z")))));
+        check("web@20261121T021454Z-2", Some(("web", When::Exactly(id("20261121T021454Z-2")))));
+        for bad in ["", "@latest", "web@", "web@2026-13-45", "web@20261121"] {
+            check(bad, None);
+        }
+    }
+}
