@@ -272,8 +272,10 @@ pub(crate) async fn start(inner: &Arc<Inner>, command: &str, stream: bool) -> Re
     let alive = Arc::new(Alive(alive_tx));
 
     tokio::spawn(end_input(write.clone(), finished, stage.clone()));
-    tokio::spawn(hang_up(write.clone(), orphaned, stage.clone()));
-    tokio::spawn(read_all(inner.clone(), read, shared.clone(), stage_tx, queue_tx, stream));
+    let (closed_tx, closed) = oneshot::channel();
+    tokio::spawn(hang_up(write.clone(), orphaned, stage.clone(), closed_tx));
+    let reading = Reading { inner: inner.clone(), read, shared: shared.clone(), closed, stream };
+    tokio::spawn(reading.run(stage_tx, queue_tx));
 
     Ok(Process {
         stdin: ProcessStdin {
@@ -312,11 +314,12 @@ async fn end_input(
     }
 }
 
-/// Closes the channel when nobody holds any part of the process.
+/// Closes the channel when nobody holds any part of the process, and says so.
 async fn hang_up(
     write: Arc<ChannelWriteHalf<Msg>>,
     orphaned: oneshot::Receiver<()>,
     mut stage: watch::Receiver<Stage>,
+    by_us: oneshot::Sender<()>,
 ) {
     let closed = async {
         let last = |s: &Stage| matches!(s, Stage::Closed(_) | Stage::Lost(_));
@@ -328,60 +331,80 @@ async fn hang_up(
     };
     if abandoned {
         let _ = write.close().await;
+        let _ = by_us.send(());
     }
 }
 
-/// Reads the channel until it closes; owns the connection meanwhile.
-async fn read_all(
+/// The task that always reads a channel.
+struct Reading {
+    /// Keeps the connection while the channel lives.
     inner: Arc<Inner>,
-    mut read: ChannelReadHalf,
+    read: ChannelReadHalf,
     shared: Arc<Shared>,
-    stage: watch::Sender<Stage>,
-    queue: mpsc::Sender<Bytes>,
+    /// We closed the channel; the library then never tells that the host closed it too.
+    closed: oneshot::Receiver<()>,
     stream: bool,
-) {
-    let mut queue = Some(queue);
-    let mut status = None;
-    let last = loop {
-        match read.wait().await {
-            Some(ChannelMsg::Data { data }) => {
-                if let Some(consumer) = &queue
-                    && consumer.send(data).await.is_err()
-                {
-                    queue = None;
+}
+
+impl Reading {
+    async fn run(mut self, stage: watch::Sender<Stage>, queue: mpsc::Sender<Bytes>) {
+        let mut queue = Some(queue);
+        let last = self.read_to_end(&stage, &mut queue).await;
+        if self.stream {
+            self.inner.streaming.store(false, Ordering::Release);
+        }
+        // The stage first: a consumer that sees the queue end must find out why.
+        stage.send_replace(last);
+        drop(queue);
+    }
+
+    async fn read_to_end(
+        &mut self,
+        stage: &watch::Sender<Stage>,
+        queue: &mut Option<mpsc::Sender<Bytes>>,
+    ) -> Stage {
+        let mut status = None;
+        let exited = |how: ExitStatus| {
+            stage.send_replace(Stage::Exited(how.clone()));
+            Some(how)
+        };
+        loop {
+            let message = tokio::select! {
+                message = self.read.wait() => message,
+                Ok(()) = &mut self.closed => return Stage::Closed(status),
+            };
+            match message {
+                Some(ChannelMsg::Data { data }) => {
+                    if let Some(consumer) = queue
+                        && consumer.send(data).await.is_err()
+                    {
+                        *queue = None;
+                    }
+                }
+                Some(ChannelMsg::ExtendedData { data, ext: 1 }) => {
+                    tracing::trace!(host = %self.shared.host, text = %neutralise(&data), "stderr");
+                    self.shared.stderr.lock().unwrap_or_else(PoisonError::into_inner).push(&data);
+                }
+                Some(ChannelMsg::ExitStatus { exit_status }) => {
+                    status = exited(ExitStatus::Code(exit_status));
+                }
+                Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
+                    status = exited(ExitStatus::Signal(signal_text(&signal_name)));
+                }
+                // The consumer sees the end now; the status may come later.
+                Some(ChannelMsg::Eof) => *queue = None,
+                Some(ChannelMsg::Close) => return Stage::Closed(status),
+                Some(_) => {}
+                // The status is all that matters when the connection ends right after it.
+                None => {
+                    return match status {
+                        Some(status) if queue.is_none() => Stage::Closed(Some(status)),
+                        _ => Stage::Lost(self.inner.notes.cause()),
+                    };
                 }
             }
-            Some(ChannelMsg::ExtendedData { data, ext: 1 }) => {
-                tracing::trace!(host = %shared.host, text = %neutralise(&data), "stderr");
-                shared.stderr.lock().unwrap_or_else(PoisonError::into_inner).push(&data);
-            }
-            Some(ChannelMsg::ExitStatus { exit_status }) => {
-                let code = ExitStatus::Code(exit_status);
-                status = Some(code.clone());
-                stage.send_replace(Stage::Exited(code));
-            }
-            Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
-                let signal = ExitStatus::Signal(signal_text(&signal_name));
-                status = Some(signal.clone());
-                stage.send_replace(Stage::Exited(signal));
-            }
-            // The consumer sees the end now; the status may come later.
-            Some(ChannelMsg::Eof) => queue = None,
-            Some(ChannelMsg::Close) => break Stage::Closed(status),
-            Some(_) => {}
-            // The status is all that mattered when the connection ends right after it.
-            None => match status {
-                Some(status) if queue.is_none() => break Stage::Closed(Some(status)),
-                _ => break Stage::Lost(inner.notes.cause()),
-            },
         }
-    };
-    if stream {
-        inner.streaming.store(false, Ordering::Release);
     }
-    // The stage first: a consumer that sees the queue end must find out why.
-    stage.send_replace(last);
-    drop(queue);
 }
 
 fn signal_text(signal: &Sig) -> String {

@@ -55,11 +55,11 @@ impl Grant {
     /// the option or the comment early.
     pub fn line(&self) -> Result<String> {
         let key: HostKey = self.key.parse()?;
-        let from = self.from_option()?;
+        let from = self.source_option()?;
         Ok(format!("restrict{from} {} {}", key.line, checked_tag(&self.tag)?))
     }
 
-    fn from_option(&self) -> Result<String> {
+    fn source_option(&self) -> Result<String> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b".:/*?!-_%".contains(&b);
         for part in &self.from {
             if part.is_empty() || !part.bytes().all(plain) {

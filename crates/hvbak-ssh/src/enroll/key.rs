@@ -9,7 +9,7 @@ use std::{
 
 use hvbak_types::Secret;
 use russh::keys::{
-    Algorithm, EcdsaCurve, PrivateKey,
+    Algorithm, EcdsaCurve, PrivateKey, PublicKey,
     key::safe_rng,
     ssh_key::{
         LineEnding,
@@ -72,12 +72,16 @@ pub fn public_key(path: &Path) -> Result<String> {
         cause,
     };
     let text = fs::read_to_string(path).map_err(|e| fail(Box::new(e)))?;
-    if let Ok(key) = PrivateKey::from_openssh(&text) {
-        return key.public_key().to_openssh().map_err(|e| fail(Box::new(e)));
-    }
-    // PEM and PKCS#8 files: the public half lies beside.
-    let line = fs::read_to_string(public_path(path)).map_err(|e| fail(Box::new(e)))?;
-    let key = russh::keys::PublicKey::from_openssh(line.trim()).map_err(|e| fail(Box::new(e)))?;
+    let beside = fs::read_to_string(public_path(path));
+    let beside = beside.map(|line| PublicKey::from_openssh(line.trim()));
+    // The file itself knows best, but the comment of an encrypted one is encrypted too,
+    // and PEM and PKCS#8 files have no readable public half.
+    let key = match (PrivateKey::from_openssh(&text), beside) {
+        (Ok(own), Ok(Ok(line))) if own.public_key().key_data() == line.key_data() => line,
+        (Ok(own), _) => own.public_key().clone(),
+        (Err(_), Ok(Ok(line))) => line,
+        (Err(error), _) => return Err(fail(Box::new(error))),
+    };
     key.to_openssh().map_err(|e| fail(Box::new(e)))
 }
 
