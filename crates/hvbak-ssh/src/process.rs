@@ -216,6 +216,12 @@ async fn ended(stage: &mut watch::Receiver<Stage>) {
     let _ = stage.wait_for(|s| !matches!(s, Stage::Running)).await;
 }
 
+/// Resolves [`LINGER`] after the command has ended.
+async fn lingered(stage: &mut watch::Receiver<Stage>) {
+    ended(stage).await;
+    tokio::time::sleep(LINGER).await;
+}
+
 /// The final stage; after an exit status the close is awaited for [`LINGER`].
 async fn end_of(stage: &mut watch::Receiver<Stage>) -> Stage {
     ended(stage).await;
@@ -428,10 +434,17 @@ pub(crate) async fn run(inner: &Arc<Inner>, command: &str, input: Bytes) -> Resu
         }
     };
     let cap = inner.options.max_output;
+    let mut stage = exit.stage.clone();
     let drain = async {
         let mut kept = Vec::new();
         let mut truncated = false;
-        while let Some(data) = stdout.recv().await? {
+        loop {
+            // A process left in the background may hold the output open for ever.
+            let next = tokio::select! {
+                next = stdout.recv() => next?,
+                () = lingered(&mut stage) => None,
+            };
+            let Some(data) = next else { break };
             let room = cap - kept.len();
             truncated |= data.len() > room;
             kept.extend_from_slice(&data[..data.len().min(room)]);
