@@ -39,6 +39,19 @@ pub struct StoredRun {
     digest: u64,
 }
 
+impl StoredRun {
+    /// The first `count` clusters, and the rest if there is one.
+    pub(crate) fn split(self, count: u64) -> (Self, Option<Self>) {
+        if self.count <= count {
+            return (self, None);
+        }
+        let digest = self.digest + if self.data { count } else { 0 };
+        let rest =
+            Self { cluster: self.cluster + count, count: self.count - count, digest, ..self };
+        (Self { count, ..self }, Some(rest))
+    }
+}
+
 /// A disk of a point, open for reading by any number of threads.
 #[derive(Debug)]
 pub struct DiskReader {
@@ -164,40 +177,35 @@ impl DiskReader {
         }
     }
 
-    /// Reads the 64 KiB of a cluster and compares them with their digest. `scratch` holds
-    /// the compressed form; keep it for the next call.
-    pub fn read_plain(
+    /// Reads a cluster of a run as it is stored and compares its 64 KiB with the digest.
+    /// `plain` is used to inflate; keep both buffers for the next call.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] names the image and the cluster.
+    pub fn read_proven(
         &self,
         run: &StoredRun,
         cluster: u64,
-        scratch: &mut Vec<u8>,
+        stored: &mut Vec<u8>,
         plain: &mut Vec<u8>,
-    ) -> Result<()> {
-        let content = self.read_in(run, cluster, scratch)?;
-        let path = || self.layers[run.layer].path.clone();
-        let digest = match content {
-            Content::Zero => {
-                plain.clear();
-                plain.resize(CLUSTER_SIZE as usize, 0);
-                return Ok(());
-            }
-            Content::Plain { digest } => {
-                std::mem::swap(scratch, plain);
-                digest
-            }
+    ) -> Result<Content> {
+        let content = self.read_in(run, cluster, stored)?;
+        let damaged = |what: &str| Error::Damaged {
+            path: self.layers[run.layer].path.clone(),
+            why: format!("cluster {cluster} {what}"),
+        };
+        let (bytes, digest) = match content {
+            Content::Zero => return Ok(content),
+            Content::Plain { digest } => (stored, digest),
             Content::Compressed { digest } => {
-                image::inflate(scratch, plain).map_err(|_| Error::Damaged {
-                    path: path(),
-                    why: format!("cluster {cluster} cannot be inflated"),
-                })?;
-                digest
+                image::inflate(stored, plain).map_err(|_| damaged("cannot be inflated"))?;
+                (plain, digest)
             }
         };
-        if blake3::hash(plain).as_bytes() != &digest.0 {
-            let why = format!("cluster {cluster} does not have its digest");
-            return Err(Error::Damaged { path: path(), why });
+        if blake3::hash(bytes).as_bytes() != &digest.0 {
+            return Err(damaged("does not have its digest"));
         }
-        Ok(())
+        Ok(content)
     }
 
     fn read_from(

@@ -1,14 +1,32 @@
 //! A merged disk as one file: sparse raw, or a qcow2 that stands alone.
 //!
 //! Every cluster is inflated and compared with its digest on the way, so a file that was
-//! exported is proven. It is written as `<output>.partial` and renamed when it is whole.
+//! exported is proven. It is written as `<output>.partial` and renamed when it is whole;
+//! an export that fails leaves neither.
 
-use std::path::Path;
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
-use hvbak_types::DiskId;
+use hvbak_types::{CLUSTER_SIZE, DiskId};
 use serde::Serialize;
 
-use crate::{catalogue::Point, error::Result, repository::Repository};
+use crate::{
+    catalogue::Point,
+    disk_reader::{Content, DiskReader},
+    durable,
+    error::{At, Error, Result},
+    image::ImageWriter,
+    parallel,
+    repository::Repository,
+};
 
 /// What kind of file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -42,17 +60,17 @@ impl ExportOptions {
 pub struct ExportSummary {
     pub virtual_size: u64,
     pub data_clusters: u64,
-    /// Length of the file.
+    /// Length of the file; a sparse one occupies less.
     pub bytes: u64,
 }
 
 impl Repository {
-    /// Exports a disk of a point. `progress` gets done and total guest bytes of data, and
-    /// returns false to cancel.
+    /// Exports a disk of a point. `progress` gets done and total guest bytes of data, from
+    /// any thread, and returns false to cancel.
     ///
     /// # Errors
-    /// [`Error::OutputExists`](crate::Error::OutputExists),
-    /// [`Error::NoSpace`](crate::Error::NoSpace), damage. Nothing is left at `output` then.
+    /// [`Error::OutputExists`], [`Error::NoSpace`], damage, [`Error::Cancelled`]. Nothing
+    /// is left at `output` then.
     pub fn export(
         &self,
         point: &Point,
@@ -61,9 +79,114 @@ impl Repository {
         output: &Path,
         progress: &(dyn Fn(u64, u64) -> bool + Sync),
     ) -> Result<ExportSummary> {
+        let _lock = self.lock_shared()?;
+        if !options.overwrite && output.symlink_metadata().is_ok() {
+            return Err(Error::OutputExists { path: output.to_owned() });
+        }
         let reader = self.disk_reader(point, disk)?;
-        let _ = (options, output, progress, reader);
-        let why = "nothing exports it yet".into();
-        Err(crate::Error::Damaged { path: point.path.clone(), why })
+        let mut name = output.as_os_str().to_owned();
+        name.push(".partial");
+        let mut partial = Partial { path: PathBuf::from(name), armed: true };
+        let data_clusters = reader.data_clusters()?;
+        // A left-over of an export that was killed.
+        match fs::remove_file(&partial.path) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                return Err(cause).writing(&partial.path);
+            }
+            _ => {}
+        }
+        let total = data_clusters * CLUSTER_SIZE;
+        let done = AtomicU64::new(0);
+        let progress = |clusters: u64| {
+            let bytes = clusters * CLUSTER_SIZE;
+            progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total)
+        };
+        let bytes = match options.format {
+            ExportFormat::Raw => raw(&reader, &partial.path, options.threads, progress)?,
+            ExportFormat::Qcow2 => qcow2(&reader, &partial.path, options.threads, progress)?,
+        };
+        if options.overwrite {
+            durable::rename_over(&partial.path, output)?;
+        } else {
+            durable::rename_new(&partial.path, output)?;
+        }
+        partial.armed = false;
+        Ok(ExportSummary { virtual_size: reader.virtual_size(), data_clusters, bytes })
     }
 }
+
+/// Removes the unfinished file when an export fails.
+struct Partial {
+    path: PathBuf,
+    armed: bool,
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if self.armed {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+type Buffers = (Vec<u8>, Vec<u8>);
+
+fn raw(
+    reader: &DiskReader,
+    path: &Path,
+    threads: usize,
+    progress: impl Fn(u64) -> bool + Sync,
+) -> Result<u64> {
+    let file: File =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).writing(path)?;
+    let size = reader.virtual_size();
+    file.set_len(size).writing(path)?;
+    parallel::each_data_cluster(
+        reader,
+        threads,
+        Buffers::default,
+        |(stored, plain), run, cluster| {
+            let bytes = match reader.read_proven(run, cluster, stored, plain)? {
+                Content::Zero => return Ok(()),
+                Content::Plain { .. } => stored,
+                Content::Compressed { .. } => plain,
+            };
+            let offset = cluster * CLUSTER_SIZE;
+            // The padding of the last cluster is not the guest's.
+            let length = CLUSTER_SIZE.min(size - offset) as usize;
+            file.write_all_at(&bytes[..length], offset).writing(path)
+        },
+        progress,
+    )?;
+    durable::sync_file(&file, path)?;
+    Ok(size)
+}
+
+fn qcow2(
+    reader: &DiskReader,
+    path: &Path,
+    threads: usize,
+    progress: impl Fn(u64) -> bool + Sync,
+) -> Result<u64> {
+    let writer = Mutex::new(ImageWriter::create(path, reader.virtual_size(), None)?);
+    parallel::each_data_cluster(
+        reader,
+        threads,
+        Buffers::default,
+        |(stored, plain), run, cluster| {
+            let content = reader.read_proven(run, cluster, stored, plain)?;
+            let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+            match content {
+                Content::Zero => Ok(()),
+                Content::Plain { .. } => writer.put_data(cluster, stored),
+                Content::Compressed { .. } => writer.put_compressed(cluster, stored),
+            }
+        },
+        progress,
+    )?;
+    writer.into_inner().unwrap_or_else(PoisonError::into_inner).finish()
+}
+
+#[cfg(test)]
+#[path = "export_tests.rs"]
+mod tests;

@@ -59,6 +59,24 @@ impl ImageReader {
         0
     }
 
+    pub fn length(&self) -> u64 {
+        0
+    }
+
+    pub fn backing_name(&self) -> Option<&str> {
+        None
+    }
+
+    /// Problems of structure, as sentences.
+    pub fn check(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// Calls `each` for every stored cluster in guest order.
+    pub fn each_stored(&self, _each: impl FnMut(u64, Stored) -> Result<()>) -> Result<()> {
+        Ok(())
+    }
+
     /// Reads what is stored of a cluster into `out`: the frame, or the 64 KiB.
     pub fn read_stored(&self, _cluster: u64, _out: &mut Vec<u8>) -> Result<Stored> {
         Ok(Stored::Absent)

@@ -12,6 +12,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -224,7 +225,14 @@ pub(crate) fn list(layout: &Layout) -> Result<Vec<JournalView>> {
 
 fn hold(file: &File, path: &Path, job: JobId) -> Result<()> {
     match file.try_lock() {
-        Ok(()) => Ok(()),
+        // Somebody may have taken the file for a dead job's and removed it before the lock
+        // was ours; a journal without a name would be found by nobody.
+        Ok(()) => match (file.metadata(), fs::metadata(path)) {
+            (Ok(ours), Ok(named)) if ours.ino() == named.ino() && ours.dev() == named.dev() => {
+                Ok(())
+            }
+            _ => Err(Error::Locked { what: format!("the journal of job {job}"), holder: None }),
+        },
         Err(TryLockError::WouldBlock) => {
             let mut text = Vec::new();
             let holder = (&*file)

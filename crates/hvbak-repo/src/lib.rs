@@ -25,6 +25,7 @@ mod journal;
 mod layout;
 mod lock;
 mod manifest;
+mod parallel;
 mod repository;
 mod select;
 mod stage;

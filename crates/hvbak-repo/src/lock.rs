@@ -147,3 +147,7 @@ fn busy_vm(layout: &Layout) -> Option<Holder> {
         }
     })
 }
+
+#[cfg(test)]
+#[path = "lock_tests.rs"]
+mod tests;

@@ -247,3 +247,7 @@ impl Repository {
 fn is_absent(cause: &io::Error) -> bool {
     matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
+
+#[cfg(test)]
+#[path = "repository_tests.rs"]
+mod tests;

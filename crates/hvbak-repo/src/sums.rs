@@ -4,25 +4,22 @@
 //! BLAKE3's speed, on one core) and still not say which cluster is damaged. Their content
 //! is covered by the `.digests` files, and those are covered here.
 
-use std::{fs::File, io::Read, path::Path};
+use std::io::{self, Read};
 
 use hvbak_types::Digest;
 use sha2::{Digest as _, Sha256};
-
-use crate::error::{At, Result};
 
 /// SHA-256 of bytes.
 pub fn of_bytes(bytes: &[u8]) -> Digest {
     Digest(Sha256::digest(bytes).into())
 }
 
-/// SHA-256 of a file.
-pub fn of_file(path: &Path) -> Result<Digest> {
-    let mut file = File::open(path).reading(path)?;
+/// SHA-256 of all that a reader gives.
+pub fn of_reader(mut from: impl Read) -> io::Result<Digest> {
     let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
+    let mut buffer = vec![0; 1 << 18];
     loop {
-        match file.read(&mut buffer).reading(path)? {
+        match from.read(&mut buffer)? {
             0 => return Ok(Digest(hasher.finalize().into())),
             n => hasher.update(&buffer[..n]),
         }

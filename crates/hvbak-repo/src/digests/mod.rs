@@ -20,7 +20,7 @@ mod read;
 mod spool;
 
 pub use read::{Digests, Runs};
-pub use spool::{Spool, Written};
+pub use spool::Spool;
 
 /// Bytes of the header.
 const HEADER: u64 = 64;
