@@ -260,9 +260,16 @@ impl Engine {
             session: tokio::sync::Mutex::default(),
             version: OnceLock::new(),
         }));
-        let answer = engine.send(Request::get("", "reading the API root")).await?;
-        let version = crate::parse::version(&answer.element()?)
-            .map_err(|e| answer.unexpected(e.to_string()))?;
+        let version = match engine.send(Request::get("", "reading the API root")).await {
+            Ok(answer) => crate::parse::version(&answer.element()?)
+                .map_err(|e| answer.unexpected(e.to_string()))?,
+            // Recorded engines have no root. A wrong URL answers with a page instead.
+            Err(error) if error.is_not_found() => {
+                tracing::warn!("the engine does not tell its version; treated as the oldest");
+                EngineVersion::default()
+            }
+            Err(error) => return Err(error),
+        };
         tracing::debug!(version = %version.full, product = %version.product, "engine connected");
         let _ = engine.0.version.set(version);
         Ok(engine)

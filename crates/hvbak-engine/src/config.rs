@@ -114,7 +114,8 @@ pub struct EngineConfig {
     /// The password.
     pub password: Secret,
     /// Connect here instead of resolving the URL's host; the certificate is still
-    /// checked against the URL's host.
+    /// checked against the URL's host. A port in the URL wins over this one; a URL with an
+    /// address instead of a name is connected to as it is.
     pub connect_to: Option<SocketAddr>,
     /// How to log in.
     pub auth: AuthMode,

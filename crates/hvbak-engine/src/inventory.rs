@@ -20,6 +20,8 @@ use crate::{
 
 /// VMs per request of `vms_with`: the server makes one query per VM and part.
 const PAGE: usize = 100;
+/// Up to so many VMs are asked for one by one.
+const FEW: usize = 8;
 
 /// Which parts of VMs `vms_with` brings along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -187,24 +189,24 @@ impl Engine {
     /// Everything. VMs carry their tags when there are any tags besides the root.
     ///
     /// # Errors
-    /// As any request. Networks, profiles and tags that the account may not see, or that a
-    /// replayed engine does not have, are left empty.
+    /// As any request. Networks, profiles and tags that the account may not see are left
+    /// empty, and so are collections that a recorded engine does not have.
     pub async fn inventory(&self) -> Result<Inventory, EngineError> {
-        let data_centers = self.data_centers().await?;
+        let data_centers = absent(self.data_centers().await)?;
         let centers: Vec<_> = data_centers.iter().map(|c| c.id).collect();
         let tags = optional(self.tags().await)?;
         let mut vms = self.vms(None).await?;
         if tags.iter().any(|t| !t.id.is_nil() && t.name != "root") {
-            self.add_tags(&mut vms, &tags).await?;
+            self.add_tags(&mut vms).await?;
         }
         Ok(Inventory {
             version: self.version(),
-            clusters: self.clusters().await?,
-            storage_domains: self.storage_domains_of(&centers).await?,
-            hosts: self.hosts().await?,
+            clusters: absent(self.clusters().await)?,
+            storage_domains: absent(self.storage_domains_of(&centers).await)?,
+            hosts: absent(self.hosts().await)?,
             vms,
-            templates: self.templates().await?,
-            disks: self.disks().await?,
+            templates: absent(self.templates().await)?,
+            disks: absent(self.disks().await)?,
             networks: optional(self.networks().await)?,
             vnic_profiles: optional(self.vnic_profiles().await)?,
             tags,
@@ -213,7 +215,7 @@ impl Engine {
     }
 
     /// Fills `vm.tags`, a page of VMs per request.
-    async fn add_tags(&self, vms: &mut [Vm], _tags: &[Tag]) -> Result<(), EngineError> {
+    async fn add_tags(&self, vms: &mut [Vm]) -> Result<(), EngineError> {
         let known = self.followed(Parts { tags: true, ..Parts::default() }, vms.len()).await?;
         for vm in vms {
             if let Some(with) = known.get(&vm.id) {
@@ -234,38 +236,60 @@ impl Engine {
         wanted: &[VmId],
         parts: Parts,
     ) -> Result<Vec<VmWith>, EngineError> {
-        // One VM: its own requests are cheaper than pages of everything.
-        let mut known = if wanted.len() > 8 {
-            let total = self.vms(None).await?.len();
-            if wanted.len() * 4 >= total.div_ceil(PAGE) {
-                self.followed(parts, total).await?
-            } else {
-                BTreeMap::new()
+        let mut listed: Option<BTreeMap<VmId, Vm>> = None;
+        let mut known = BTreeMap::new();
+        // A few VMs: their own requests are cheaper than pages of everything.
+        if wanted.len() > FEW {
+            let all = self.vm_map().await?;
+            if wanted.len() * 4 >= all.len().div_ceil(PAGE) {
+                known = self.followed(parts, all.len()).await?;
             }
-        } else {
-            BTreeMap::new()
-        };
+            listed = Some(all);
+        }
         let mut out = Vec::with_capacity(wanted.len());
         for id in wanted {
-            let with = match known.remove(id) {
-                Some(with) => with,
-                None => match self.vm_with(*id, parts).await {
-                    Ok(with) => with,
-                    Err(error) if error.is_not_found() => continue,
-                    Err(error) => return Err(error),
+            if let Some(with) = known.remove(id) {
+                out.push(with);
+                continue;
+            }
+            let vm = match listed.as_ref().and_then(|all| all.get(id)) {
+                Some(vm) => Some(vm.clone()),
+                None => match self.find_vm(*id).await? {
+                    Some(vm) => Some(vm),
+                    // Recorded engines have VMs in their list alone.
+                    None => {
+                        if listed.is_none() {
+                            listed = Some(self.vm_map().await?);
+                        }
+                        listed.as_ref().and_then(|all| all.get(id)).cloned()
+                    }
                 },
             };
-            out.push(with);
+            let Some(vm) = vm else { continue };
+            match self.with_parts(vm, parts).await {
+                Ok(with) => out.push(with),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(out)
+    }
+
+    async fn vm_map(&self) -> Result<BTreeMap<VmId, Vm>, EngineError> {
+        Ok(self.vms(None).await?.into_iter().map(|vm| (vm.id, vm)).collect())
     }
 
     /// One VM with parts, a request per part.
     ///
     /// # Errors
-    /// As any request.
+    /// `NotFound`, or as any request.
     pub async fn vm_with(&self, id: VmId, parts: Parts) -> Result<VmWith, EngineError> {
-        let mut vm = self.vm(id).await?;
+        let vm = self.vm(id).await?;
+        self.with_parts(vm, parts).await
+    }
+
+    async fn with_parts(&self, mut vm: Vm, parts: Parts) -> Result<VmWith, EngineError> {
+        let id = vm.id;
         if parts.tags {
             vm.tags = optional(self.vm_tags(id).await)?.into_iter().map(|t| t.name).collect();
         }
@@ -378,6 +402,17 @@ fn merge_attached(
                 domains.push(sub);
             }
         }
+    }
+}
+
+/// Empty instead of "not there": a real engine has every collection.
+fn absent<T>(result: Result<Vec<T>, EngineError>) -> Result<Vec<T>, EngineError> {
+    match result {
+        Err(error @ EngineError::NotFound { .. }) => {
+            tracing::warn!(%error, "a collection is missing and taken as empty");
+            Ok(Vec::new())
+        }
+        other => other,
     }
 }
 
