@@ -1,1 +1,57 @@
-//! Jobs: backup, restore, enrolment and cleanup as journaled steps
+//! Jobs: backup, restore, enrolment and cleanup, as journaled steps over the other rooms.
+//!
+//! This room decides nothing that a plan decides, prints nothing and parses no arguments.
+//! Invariant: an effect outside of this process is in the journal before it happens, and
+//! is undone by the job or by [`cleanup`] after a crash.
+
+mod access;
+mod backup;
+mod cleanup;
+mod doctor;
+mod documents;
+mod enroll;
+mod error;
+mod event;
+mod gather;
+mod hosts;
+mod job;
+mod journal;
+mod pump;
+mod read_disk;
+mod restore;
+mod session;
+mod settings;
+mod snapshot;
+mod write_disk;
+
+pub use backup::{BackupReport, VmDone, VmFailed, backup};
+pub use cleanup::{CleanupReport, cleanup};
+pub use doctor::{Check, Health, doctor};
+pub use enroll::{Bootstrap, EnrollMode, EnrollOptions, EnrollOutcome, enroll};
+pub use error::{Result, RunError};
+pub use event::{Event, Events, Silent, Sink};
+pub use gather::{
+    fetch_ca, find_point, inventory, list_inventory, list_snapshots, login, open_repository,
+    vm_facts,
+};
+pub use hvbak_ssh::enroll::KeyKind;
+pub use job::{Context, blocking};
+pub use restore::{Restored, RestoredDisk, point_facts, restore};
+pub use settings::{
+    HostOverride, Settings, SshSettings, Timeouts, TransferSettings, WorkerSettings,
+};
+
+/// An error and its causes on one line, each part once.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.ends_with(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,103 @@
+//! A hypervisor made ready for worker sessions: logged in to, worker found or pushed.
+//!
+//! Invariant: the removal of a pushed worker is in the journal before anything is sent.
+
+use std::sync::Arc;
+
+use hvbak_ssh::{
+    Connection, Target,
+    deliver::{
+        WorkerCommand, WorkerMode, WorkerSource, ensure_worker, remove_command, remove_worker,
+    },
+    probe,
+};
+use hvbak_types::Host;
+
+use crate::{
+    error::{self, Result},
+    hosts,
+    job::{Job, Open},
+    journal::Step,
+    session::Session,
+};
+
+/// A host with a worker.
+pub struct Access {
+    pub name: String,
+    target: Target,
+    control: Connection,
+    worker: WorkerCommand,
+    /// The journal's step of a pushed worker.
+    step: Option<Open>,
+}
+
+impl Access {
+    /// Logs in and makes sure that a worker can be started.
+    pub async fn open(job: &Job, host: &Host) -> Result<Self> {
+        let settings = &job.context.settings;
+        let target = hosts::target(settings, host)?;
+        let name = host.name.clone();
+        let control = Connection::connect(&target).await.map_err(error::ssh(&name, "log in"))?;
+        let info = probe(&control).await.map_err(error::ssh(&name, "look around"))?;
+        let source = WorkerSource {
+            mode: match (settings.worker.installed, settings.worker.push) {
+                (true, true) => WorkerMode::Auto,
+                (true, false) => WorkerMode::Installed,
+                (false, _) => WorkerMode::Push,
+            },
+            binary: settings.worker.binary.clone(),
+            tag: job.context.job.to_string(),
+            protocol: u32::from(hvbak_wire::PROTOCOLS[0]),
+        };
+        let remove = remove_command(&info, &source.tag)
+            .map_err(error::ssh(&name, "name the worker's directory"))?;
+        let step = Step::Worker { host: host.id, host_name: name.clone(), remove };
+        let step = job.intent(step).await?;
+        let worker = match ensure_worker(&control, &info, &source).await {
+            Ok(worker) => worker,
+            Err(cause) => {
+                // A refused push removes itself; a lost connection leaves it to cleanup.
+                if !cause.retryable() {
+                    job.undone(&step).await?;
+                }
+                return Err(error::ssh(&name, "deliver the worker")(cause));
+            }
+        };
+        let step = if worker.remove.is_some() {
+            job.done(&step, Default::default()).await?;
+            Some(step)
+        } else {
+            job.undone(&step).await?;
+            None
+        };
+        Ok(Self { name, target, control, worker, step })
+    }
+
+    /// Starts `count` sessions, each over a connection of its own.
+    pub async fn sessions(&self, count: usize) -> Result<Vec<Session>> {
+        let mut starting = tokio::task::JoinSet::new();
+        for _ in 0..count.max(1) {
+            let (target, command) = (Arc::new(self.target.clone()), self.worker.command.clone());
+            starting.spawn(async move { Session::start(&target, &command).await });
+        }
+        let mut sessions = Vec::new();
+        while let Some(joined) = starting.join_next().await {
+            let started = joined
+                .map_err(|e| crate::RunError::Task { text: e.to_string() })
+                .and_then(|started| started);
+            sessions.push(started?);
+        }
+        Ok(sessions)
+    }
+
+    /// Removes a pushed worker and logs out.
+    pub async fn close(self, job: &Job) -> Result<()> {
+        let removed = remove_worker(&self.control, &self.worker).await;
+        self.control.close().await;
+        removed.map_err(error::ssh(&self.name, "remove the worker"))?;
+        if let Some(step) = &self.step {
+            job.undone(step).await?;
+        }
+        Ok(())
+    }
+}

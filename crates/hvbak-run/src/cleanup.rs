@@ -1,0 +1,150 @@
+//! Undoing what a job that died has left: the journal replayed backwards.
+//!
+//! Invariant: only what a journal names is touched, newest first; a journal whose process
+//! lives is left alone; a step that cannot be undone now keeps its journal for the next
+//! time.
+
+use hvbak_repo::{JournalView, StepView};
+use hvbak_ssh::Connection;
+use hvbak_types::Inventory;
+
+use crate::{
+    error::{self, Result, RunError},
+    event::Event,
+    gather, hosts,
+    job::{Context, blocking},
+    journal::Step,
+    restore, snapshot,
+};
+
+/// How a cleanup ended.
+#[derive(Debug, Clone, Default)]
+pub struct CleanupReport {
+    /// Effects undone, or that would be.
+    pub undone: usize,
+    /// What could not be undone, as text.
+    pub failed: Vec<String>,
+    /// Journals of jobs that are at work.
+    pub running: usize,
+}
+
+/// Replays the journals of dead jobs.
+pub async fn cleanup(context: &Context, dry_run: bool) -> Result<CleanupReport> {
+    let repository = context.repository.clone();
+    let views = blocking("read the journals", move || repository.open_journals()).await?;
+    let mut report = CleanupReport::default();
+    let mut inventory = None;
+    for view in views {
+        if view.alive {
+            report.running += 1;
+            continue;
+        }
+        if let Some(damage) = &view.damage {
+            report.failed.push(format!("journal of job {}: {damage}", view.job));
+        }
+        if dry_run {
+            for step in view.unsettled() {
+                let text = format!("would undo {}", describe(step));
+                context.events.event(&Event::Undone { text });
+                report.undone += 1;
+            }
+            continue;
+        }
+        replay(context, &view, &mut inventory, &mut report).await?;
+    }
+    Ok(report)
+}
+
+fn describe(step: &StepView) -> String {
+    match serde_json::from_value::<Step>(step.step.clone()) {
+        Ok(step) => step.describe(),
+        Err(_) => step.step.to_string(),
+    }
+}
+
+async fn replay(
+    context: &Context,
+    view: &JournalView,
+    inventory: &mut Option<Inventory>,
+    report: &mut CleanupReport,
+) -> Result<()> {
+    let (repository, job, me) = (context.repository.clone(), view.job, context.job);
+    let (journal, view) =
+        blocking("take the journal over", move || repository.adopt_journal(job, me)).await?;
+    let mut all = true;
+    for step in view.unsettled() {
+        let what = describe(step);
+        let undone = match serde_json::from_value::<Step>(step.step.clone()) {
+            Err(cause) => {
+                Err(RunError::Document { name: "journal".into(), why: cause.to_string() })
+            }
+            Ok(step) => undo(context, &step, inventory).await,
+        };
+        match undone {
+            Ok(was_there) => {
+                // Settling is a line in a file that this process holds.
+                journal.undone(step.id).map_err(error::repository("write the journal"))?;
+                if was_there {
+                    report.undone += 1;
+                    context.events.event(&Event::Undone { text: format!("undone: {what}") });
+                }
+            }
+            Err(cause) => {
+                all = false;
+                report.failed.push(format!("{what}: {}", crate::chain(&cause)));
+            }
+        }
+    }
+    if all && view.damage.is_none() {
+        blocking("close the journal", move || journal.close()).await?;
+    }
+    Ok(())
+}
+
+/// Undoes one step. Says whether there was anything.
+async fn undo(context: &Context, step: &Step, inventory: &mut Option<Inventory>) -> Result<bool> {
+    match step {
+        // A guest is thawed by vdsm after the snapshot and by its agent's own time limit;
+        // a second thaw is refused and means nothing.
+        Step::Freeze { vm } => {
+            let _ = context.engine.thaw(*vm).await;
+            Ok(false)
+        }
+        Step::Snapshot { vm, vm_name, description } => {
+            Ok(snapshot::remove(context, *vm, vm_name, description).await? > 0)
+        }
+        Step::Partial { vm, point } => {
+            let (repository, vm, point) = (context.repository.clone(), *vm, point.clone());
+            let job = context.job;
+            blocking("remove the half-made point", move || {
+                let lock = repository.lock_vm(vm, job)?;
+                repository.remove_partial(&lock, &point)
+            })
+            .await
+        }
+        Step::Worker { host, host_name, remove } => {
+            if inventory.is_none() {
+                *inventory = Some(gather::inventory(context).await?);
+            }
+            let Some(inventory) = inventory else { return Ok(false) };
+            // A host that left the engine cannot be asked; its /run forgets at reboot.
+            let Ok(host) = hosts::find_host(inventory, *host) else {
+                context.warn(
+                    None,
+                    format!("host {host_name} is gone; its worker is left to its /run"),
+                );
+                return Ok(false);
+            };
+            let target = hosts::target(&context.settings, host)?;
+            let connection =
+                Connection::connect(&target).await.map_err(error::ssh(host_name, "log in"))?;
+            let removed = connection.exec(remove).await;
+            connection.close().await;
+            removed
+                .and_then(|output| output.check("remove the worker"))
+                .map_err(error::ssh(host_name, "remove the worker"))?;
+            Ok(true)
+        }
+        Step::Disk { .. } | Step::Vm { .. } => restore::undo(context, step).await,
+    }
+}

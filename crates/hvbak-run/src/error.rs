@@ -1,0 +1,181 @@
+//! What a job can fail with, the exit code it deserves, and the remedy.
+
+use hvbak_engine::EngineError;
+use hvbak_repo::Error as RepoError;
+use hvbak_types::{DiskId, IdError};
+use hvbak_wire::Code;
+
+/// A failed operation of a job. Causes are not repeated in the text.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum RunError {
+    #[error("cannot {doing}")]
+    Engine {
+        doing: String,
+        #[source]
+        cause: EngineError,
+    },
+    #[error("cannot {doing} on host {host}")]
+    Ssh {
+        host: String,
+        doing: &'static str,
+        #[source]
+        cause: hvbak_ssh::Error,
+    },
+    #[error("worker on host {host} cannot {doing}: {message}")]
+    Worker { host: String, doing: String, code: hvbak_wire::Code, message: String },
+    #[error("worker on host {host} does not speak as expected: {text}")]
+    Protocol { host: String, text: String },
+    #[error("worker on host {host} ended: {text}")]
+    WorkerGone { host: String, text: String },
+    #[error("cannot {doing}")]
+    Repository {
+        doing: String,
+        #[source]
+        cause: RepoError,
+    },
+    #[error("no worker binary to push: none is installed beside hvbak")]
+    NoWorkerBinary,
+    #[error("host {host} is not known to the engine")]
+    UnknownHost { host: String },
+    #[error("engine recorded no host key for {host} and the configuration has none")]
+    NoHostKey { host: String },
+    #[error("snapshot `{description}` {what}")]
+    Snapshot { description: String, what: String },
+    #[error("freezing the guest of {vm} failed and is required")]
+    Freeze {
+        vm: String,
+        #[source]
+        cause: EngineError,
+    },
+    #[error("disk {alias}: {what}")]
+    Chain { alias: String, what: String },
+    #[error("disk {alias} changed while it was read: {what}")]
+    Changed { alias: String, what: String },
+    #[error("disk {alias} was restored wrongly: {what}")]
+    Compare { alias: String, what: String },
+    #[error("the point does not hold disk {disk}")]
+    NoSuchDisk { disk: DiskId },
+    #[error("stored document {name} cannot be used: {why}")]
+    Document { name: String, why: String },
+    #[error("the stored configuration of the VM holds an unusable id")]
+    BadId(#[from] IdError),
+    #[error("cannot {doing}")]
+    Local {
+        doing: String,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error("a task of this program failed: {text}")]
+    Task { text: String },
+    #[error("cancelled")]
+    Cancelled,
+}
+
+pub type Result<T, E = RunError> = std::result::Result<T, E>;
+
+impl RunError {
+    /// The process's exit code for it (part of the CLI's contract).
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Engine { cause, .. } | Self::Freeze { cause, .. } => match cause {
+                EngineError::LoginRefused { .. } => 12,
+                EngineError::Unreachable { .. } | EngineError::Tls { .. } => 14,
+                EngineError::Config { .. } => 2,
+                _ => 1,
+            },
+            Self::Ssh { cause, .. } => match cause {
+                _ if cause.is_host_key() => 13,
+                _ if cause.is_login() => 12,
+                _ => 1,
+            },
+            Self::NoHostKey { .. } => 13,
+            Self::Repository { cause, .. } => match cause {
+                RepoError::NoRepository { .. } => 10,
+                RepoError::Locked { .. } => 11,
+                RepoError::Selector { .. } => 2,
+                RepoError::Cancelled => 130,
+                _ if cause.is_damage() => 15,
+                _ => 1,
+            },
+            Self::Compare { .. } => 15,
+            Self::Cancelled => 130,
+            _ => 1,
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let text = match self {
+            Self::Engine { cause, .. } => return cause.hint(),
+            Self::Freeze { .. } => "start qemu-guest-agent in the guest, or use `--quiesce auto`",
+            Self::Ssh { cause, .. } => return cause.hint(),
+            Self::Repository { cause, .. } => return cause.hint(),
+            Self::NoWorkerBinary => {
+                "install the hvbak-worker package, or set worker.path in the configuration"
+            }
+            Self::NoHostKey { .. } => {
+                "set hosts.NAME.host_key in the configuration, or enrol with `--accept-new-host-keys`"
+            }
+            Self::UnknownHost { .. } => "see the engine's hosts with `hvbak list hosts`",
+            Self::Changed { .. } => {
+                "somebody merged, moved or wrote the volumes meanwhile; run the backup again"
+            }
+            Self::Chain { .. } => {
+                "a merge may be at work or have failed; look at the VM's snapshots and events in the engine"
+            }
+            Self::Snapshot { .. } => "look at the VM's events in the engine",
+            Self::Worker { code, .. } => match code {
+                Code::Permission => "the storage refuses uid 36; check the export's ownership",
+                Code::NoSpace => {
+                    "free space on the storage domain, or restore to another with `--storage-domain`"
+                }
+                Code::Merging => {
+                    "a snapshot is being merged or a merge has failed; look at the VM's events in the engine"
+                }
+                Code::Image => {
+                    "the volume is damaged; look at it with `qemu-img check` on the host"
+                }
+                Code::NotFound => {
+                    "the host does not see the volume; is its storage domain active there?"
+                }
+                Code::Guard => {
+                    "the target is not the empty disk that was made for this restore; nothing was written"
+                }
+                _ => return None,
+            },
+            Self::WorkerGone { .. } => {
+                "look at the host: its log, memory and whether fapolicyd refused the program (install the hvbak-worker package there)"
+            }
+            Self::Compare { .. } => {
+                "the storage returned other bytes than were written; do not trust it; run `hvbak verify` on the point"
+            }
+            _ => return None,
+        };
+        Some(text.to_owned())
+    }
+}
+
+/// Names the operation that an engine call belongs to.
+pub(crate) fn engine(doing: impl Into<String>) -> impl FnOnce(EngineError) -> RunError {
+    let doing = doing.into();
+    move |cause| match cause {
+        EngineError::Cancelled { .. } => RunError::Cancelled,
+        cause => RunError::Engine { doing, cause },
+    }
+}
+
+/// Names the operation that a repository call belongs to.
+pub(crate) fn repository(doing: impl Into<String>) -> impl FnOnce(RepoError) -> RunError {
+    let doing = doing.into();
+    move |cause| RunError::Repository { doing, cause }
+}
+
+/// Names the host and operation that an SSH call belongs to.
+pub(crate) fn ssh(
+    host: &str,
+    doing: &'static str,
+) -> impl FnOnce(hvbak_ssh::Error) -> RunError + use<> {
+    let host = host.to_owned();
+    move |cause| RunError::Ssh { host, doing, cause }
+}

@@ -1,0 +1,97 @@
+//! What a job tells while it works: for progress bars, logs and `--json`.
+//!
+//! Events are facts that have happened. They hold no secret; the face decides what to
+//! show of them.
+
+use std::sync::Arc;
+
+use hvbak_types::{DiskId, HostId, JobId, PointId, VmId};
+use serde::Serialize;
+
+/// One fact of a job's life.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Event {
+    JobStarted {
+        job: JobId,
+        kind: &'static str,
+    },
+    VmStarted {
+        vm: VmId,
+        name: String,
+        expected_bytes: u64,
+    },
+    /// A step of a VM's backup or restore began.
+    Phase {
+        vm: Option<VmId>,
+        text: String,
+    },
+    DiskStarted {
+        disk: DiskId,
+        alias: String,
+        virtual_size: u64,
+        expected_bytes: u64,
+        host: String,
+    },
+    /// How far a disk is; `done` and `total` in guest bytes.
+    DiskProgress {
+        disk: DiskId,
+        done: u64,
+        total: u64,
+        data_bytes: u64,
+        payload_bytes: u64,
+    },
+    DiskDone {
+        disk: DiskId,
+        alias: String,
+        data_bytes: u64,
+        payload_bytes: u64,
+        seconds: f64,
+    },
+    Warning {
+        vm: Option<VmId>,
+        text: String,
+    },
+    VmSkipped {
+        vm: VmId,
+        name: String,
+        reason: String,
+    },
+    VmDone {
+        vm: VmId,
+        name: String,
+        point: Option<PointId>,
+        stored_bytes: u64,
+        seconds: f64,
+    },
+    VmFailed {
+        vm: VmId,
+        name: String,
+        error: String,
+        hint: Option<String>,
+    },
+    HostDone {
+        host: HostId,
+        name: String,
+        text: String,
+    },
+    /// Something left behind was undone (or would be).
+    Undone {
+        text: String,
+    },
+}
+
+/// Who listens.
+pub trait Sink: Send + Sync {
+    fn event(&self, event: &Event);
+}
+
+/// A listener shared by all tasks of a job.
+pub type Events = Arc<dyn Sink>;
+
+/// Listens to nothing.
+pub struct Silent;
+
+impl Sink for Silent {
+    fn event(&self, _: &Event) {}
+}

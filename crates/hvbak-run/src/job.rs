@@ -1,0 +1,108 @@
+//! What a job works with, and its journal.
+
+use std::sync::Arc;
+
+use hvbak_engine::Engine;
+use hvbak_repo::{Journal, Repository, StepId};
+use hvbak_types::JobId;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    error::{self, Result, RunError},
+    event::{Event, Events},
+    journal::{Outcome, Step},
+    settings::Settings,
+};
+
+/// The parts a job is given.
+#[derive(Clone)]
+pub struct Context {
+    pub engine: Engine,
+    pub repository: Arc<Repository>,
+    pub settings: Arc<Settings>,
+    pub events: Events,
+    pub cancel: CancellationToken,
+    pub job: JobId,
+}
+
+impl Context {
+    /// Tells that a step began.
+    pub fn phase(&self, vm: Option<hvbak_types::VmId>, text: impl Into<String>) {
+        self.events.event(&Event::Phase { vm, text: text.into() });
+    }
+
+    /// Tells of something that is not as it should be.
+    pub fn warn(&self, vm: Option<hvbak_types::VmId>, text: impl Into<String>) {
+        self.events.event(&Event::Warning { vm, text: text.into() });
+    }
+
+    /// Fails when the job was cancelled.
+    pub fn check_cancel(&self) -> Result<()> {
+        if self.cancel.is_cancelled() { Err(RunError::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// An open step of the journal.
+#[derive(Debug, Clone)]
+pub struct Open {
+    pub id: StepId,
+    pub step: Step,
+}
+
+/// A running job: its context and its journal.
+pub struct Job {
+    pub context: Context,
+    journal: Arc<Journal>,
+}
+
+impl Job {
+    /// Opens the journal of a new job.
+    pub async fn start(context: &Context) -> Result<Self> {
+        let (repository, id) = (context.repository.clone(), context.job);
+        let journal = blocking("open the journal", move || repository.journal(id)).await?;
+        Ok(Self { context: context.clone(), journal: Arc::new(journal) })
+    }
+
+    /// Writes down that an effect is about to be made.
+    pub async fn intent(&self, step: Step) -> Result<Open> {
+        let (journal, value) = (self.journal.clone(), step.clone());
+        let id = blocking("write the journal", move || journal.intent(&value)).await?;
+        Ok(Open { id, step })
+    }
+
+    /// Writes down that it exists now.
+    pub async fn done(&self, open: &Open, outcome: Outcome) -> Result<()> {
+        let (journal, id) = (self.journal.clone(), open.id);
+        blocking("write the journal", move || journal.done(id, &outcome)).await
+    }
+
+    /// Writes down that it is gone, or is the job's no longer.
+    pub async fn undone(&self, open: &Open) -> Result<()> {
+        let (journal, id) = (self.journal.clone(), open.id);
+        blocking("write the journal", move || journal.undone(id)).await
+    }
+
+    /// Ends the job: the journal goes when every step is settled, and stays for
+    /// [`crate::cleanup`] otherwise. Says whether it went.
+    pub async fn end(self) -> Result<bool> {
+        let (repository, id) = (self.context.repository.clone(), self.context.job);
+        let views = blocking("read the journal", move || repository.open_journals()).await?;
+        let settled = views.iter().any(|v| v.job == id && v.unsettled().next().is_none());
+        if settled && let Some(journal) = Arc::into_inner(self.journal) {
+            blocking("close the journal", move || journal.close()).await?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+}
+
+/// Runs a call of the repository on a thread that may block.
+pub async fn blocking<T: Send + 'static>(
+    doing: &str,
+    call: impl FnOnce() -> hvbak_repo::Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(call)
+        .await
+        .map_err(|e| RunError::Task { text: e.to_string() })?
+        .map_err(error::repository(doing))
+}

@@ -1,0 +1,52 @@
+//! The outside effects that a job must undo if it dies.
+//!
+//! Invariant: an intent is on disk before the effect is asked for, with enough in it to
+//! find the effect by name or id; "done" and "undone" follow. Undo is idempotent and
+//! tolerates "already gone", so replaying a journal twice is harmless.
+
+use hvbak_types::{DiskId, HostId, PointId, SnapshotId, VmId};
+use serde::{Deserialize, Serialize};
+
+/// An effect outside of the job. What the engine names only afterwards is found by what
+/// was chosen before: a snapshot by its description, a disk by its chosen id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum Step {
+    /// Guest file systems are frozen.
+    Freeze { vm: VmId },
+    /// A snapshot of ours exists.
+    Snapshot { vm: VmId, vm_name: String, description: String },
+    /// A pushed worker lies on a host.
+    Worker { host: HostId, host_name: String, remove: String },
+    /// A half-made point lies in the repository.
+    Partial { vm: VmId, point: PointId },
+    /// A disk made by a restore.
+    Disk { id: DiskId, alias: String },
+    /// A VM made by a restore, with an id that we chose.
+    Vm { id: VmId, name: String },
+}
+
+impl Step {
+    /// The effect for people.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Freeze { vm } => format!("frozen file systems of VM {vm}"),
+            Self::Snapshot { vm_name, description, .. } => {
+                format!("snapshot `{description}` of VM {vm_name}")
+            }
+            Self::Worker { host_name, .. } => format!("worker on host {host_name}"),
+            Self::Partial { vm, point } => format!("half-made point {point} of VM {vm}"),
+            Self::Disk { id, alias } => format!("disk `{alias}` ({id})"),
+            Self::Vm { id, name } => format!("VM `{name}` ({id})"),
+        }
+    }
+}
+
+/// What is known of an effect once it exists.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<VmId>,
+}

@@ -1,0 +1,233 @@
+//! Reading one disk of a snapshot: walk the chain, open, transfer, walk again, compare.
+//!
+//! Invariant: the clusters are kept only when the chain after the transfer is the chain
+//! from before it: same volumes, files, sizes, times and headers.
+
+use std::sync::Arc;
+
+use hvbak_plan::DiskPlan;
+use hvbak_repo::{DiskOptions, Level, ManifestDisk, Staging};
+use hvbak_types::{CLUSTER_SIZE, DataCenterId};
+use hvbak_wire::{
+    Answer, ChainIs, Format, Layer, LayerAddress, Op, Place, ReadOptions, Tune, VolumeAddress,
+};
+
+use crate::{
+    access::Access,
+    documents::Documents,
+    error::{Result, RunError},
+    event::Event,
+    job::Job,
+    pump::{Meter, Pieces, Rate, pull},
+    session::Session,
+    snapshot::Taken,
+};
+
+/// Which disk is read, of which snapshot.
+pub struct DiskSource<'a> {
+    pub plan: &'a DiskPlan,
+    pub taken: &'a Taken,
+    pub running: bool,
+    pub data_center: DataCenterId,
+}
+
+/// Reads the disk into the staging directory. `sessions` are those of an earlier disk;
+/// they are given back for the next.
+pub async fn read_disk(
+    job: &Job,
+    access: &Access,
+    source: &DiskSource<'_>,
+    docs: &Documents,
+    sessions: Option<Vec<Session>>,
+    staging: &Staging,
+) -> Result<(ManifestDisk, Vec<Session>)> {
+    let context = &job.context;
+    let plan = source.plan;
+    let chain_error = |what: String| RunError::Chain { alias: plan.alias.clone(), what };
+    let at = address(source).ok_or_else(|| chain_error("its storage domain is unknown".into()))?;
+    let transfer = &context.settings.transfer;
+    let cancelled = context.cancel.cancelled();
+    tokio::pin!(cancelled);
+    let prepare = async {
+        let mut sessions = match sessions {
+            Some(sessions) => sessions,
+            None => start(access, transfer.streams).await?,
+        };
+        let chain = walk(&mut sessions[0], at).await?;
+        if source.running {
+            prove_frozen(&chain, plan)?;
+        }
+        let size = virtual_size(&chain, plan).map_err(&chain_error)?;
+        for session in &mut sessions {
+            let doing = "open the volumes";
+            let layers = chain.layers.iter().map(layer_address).collect();
+            let Answer::Opened(opened) = session.ask(Op::Open { layers, top: None }, doing).await?
+            else {
+                return Err(session.unexpected(doing));
+            };
+            if opened.virtual_size != size {
+                return Err(chain_error(format!(
+                    "the worker sees {} bytes and its metadata say {size}",
+                    opened.virtual_size
+                )));
+            }
+        }
+        let doing = "map the disk";
+        let pieces = (16 * sessions.len()).min(64) as u32;
+        let map = sessions[0].ask(Op::Map { offset: 0, length: size, pieces }, doing).await?;
+        let Answer::Map(map) = map else { return Err(sessions[0].unexpected(doing)) };
+        Ok((sessions, chain, size, map))
+    };
+    let (sessions, chain, size, map) = tokio::select! {
+        prepared = prepare => prepared?,
+        // Dropping sessions closes the workers' stdin: they leave.
+        () = &mut cancelled => return Err(RunError::Cancelled),
+    };
+    context.events.event(&Event::DiskStarted {
+        disk: plan.id,
+        alias: plan.alias.clone(),
+        virtual_size: size,
+        expected_bytes: map.clusters.saturating_mul(CLUSTER_SIZE),
+        host: access.name.clone(),
+    });
+    let writer = staging
+        .disk_writer(plan.id, DiskOptions::full(size))
+        .map_err(crate::error::repository("begin the stored disk"))?;
+    let meter = Arc::new(Meter::new(plan.id, size, context.events.clone()));
+    let read = ReadOptions {
+        compression: u8::try_from(transfer.compression).ok().filter(|level| *level > 0),
+        threads: u16::try_from(transfer.threads).ok().filter(|threads| *threads > 0),
+        ..ReadOptions::default()
+    };
+    let pieces = Pieces::new(map.pieces, size);
+    let rate = Rate::new(transfer.rate_limit);
+    let (mut sessions, record) =
+        pull(sessions, pieces, read, writer, meter.clone(), rate, &context.cancel).await?;
+    let after = walk(&mut sessions[0], at).await?;
+    compare(&plan.alias, &chain, &after)?;
+    let (data_bytes, payload_bytes, time) = meter.sums();
+    context.events.event(&Event::DiskDone {
+        disk: plan.id,
+        alias: plan.alias.clone(),
+        data_bytes,
+        payload_bytes,
+        seconds: time.as_secs_f64(),
+    });
+    for session in &mut sessions {
+        session.ask(Op::Close, "close the volumes").await?;
+    }
+    Ok((describe(record, plan, &chain, docs), sessions))
+}
+
+async fn start(access: &Access, count: usize) -> Result<Vec<Session>> {
+    let mut sessions = access.sessions(count).await?;
+    for session in &mut sessions {
+        let tune = Tune { nice: Some(10), low_io: true, rate: None };
+        session.ask(Op::Tune(tune), "be modest").await?;
+    }
+    Ok(sessions)
+}
+
+fn address(source: &DiskSource<'_>) -> Option<VolumeAddress> {
+    let disk = source.taken.disk(source.plan.id)?;
+    Some(VolumeAddress {
+        data_center: source.data_center,
+        domain: disk.storage_domains.first().copied().or(source.plan.domain)?,
+        image: disk.disk_id,
+        volume: disk.volume,
+    })
+}
+
+async fn walk(session: &mut Session, at: VolumeAddress) -> Result<ChainIs> {
+    let doing = "walk the chain of volumes";
+    match session.ask(Op::Chain { at }, doing).await? {
+        Answer::Chain(chain) if !chain.layers.is_empty() => Ok(chain),
+        _ => Err(session.unexpected(doing)),
+    }
+}
+
+/// The storage agrees with the engine that the volume is frozen: vdsm marks it INTERNAL
+/// (or SHARED) when it makes the new leaf.
+fn prove_frozen(chain: &ChainIs, plan: &DiskPlan) -> Result<()> {
+    let top = &chain.layers[0];
+    if top.voltype == "LEAF" {
+        return Err(RunError::Chain {
+            alias: plan.alias.clone(),
+            what: format!("volume {} is still the one that is written", top.volume),
+        });
+    }
+    Ok(())
+}
+
+fn virtual_size(chain: &ChainIs, plan: &DiskPlan) -> std::result::Result<u64, String> {
+    let top = &chain.layers[0];
+    let size = top.header_size;
+    match top.format {
+        // A raw file can be longer than its disk by rounding; CAP is what the guest sees.
+        Format::Raw => Ok(top.capacity),
+        Format::Cow if size != top.capacity => Err(format!(
+            "volume {} has {size} bytes by its header and {} by its metadata (engine: {})",
+            top.volume, top.capacity, plan.virtual_size
+        )),
+        Format::Cow => Ok(size),
+    }
+}
+
+fn layer_address(layer: &Layer) -> LayerAddress {
+    LayerAddress {
+        place: Place::Path(layer.path.clone()),
+        format: layer.format,
+        capacity: (layer.format == Format::Raw).then_some(layer.capacity),
+        identity: Some(layer.identity),
+    }
+}
+
+/// Both walks tell the same story. CTIME and the like cannot change; the file's identity
+/// holds its modification time, so a write to a frozen layer is seen.
+fn compare(alias: &str, before: &ChainIs, after: &ChainIs) -> Result<()> {
+    let changed = |what: String| Err(RunError::Changed { alias: alias.to_owned(), what });
+    if before.layers.len() != after.layers.len() {
+        return changed(format!(
+            "its chain had {} volumes and has {}",
+            before.layers.len(),
+            after.layers.len()
+        ));
+    }
+    for (old, new) in before.layers.iter().zip(&after.layers) {
+        if old.volume != new.volume {
+            return changed(format!("volume {} became {}", old.volume, new.volume));
+        }
+        if old != new {
+            return changed(format!("volume {} was written or replaced", old.volume));
+        }
+    }
+    Ok(())
+}
+
+fn describe(
+    record: hvbak_repo::DiskRecord,
+    plan: &DiskPlan,
+    chain: &ChainIs,
+    docs: &Documents,
+) -> ManifestDisk {
+    let attachment = docs.attachments.iter().find(|a| a.disk_id == plan.id);
+    // Thin on a template: a restored disk stands alone, as qcow2.
+    let base = chain.layers.last().filter(|base| base.image == plan.id);
+    let raw = base.is_some_and(|b| b.format == Format::Raw);
+    let preallocated = base.is_some_and(|b| b.allocation == "PREALLOCATED");
+    ManifestDisk {
+        record,
+        alias: plan.alias.clone(),
+        level: Level::Full,
+        reason: "asked for".into(),
+        interface: attachment.and_then(|a| a.interface.as_ref()).map(ToString::to_string),
+        bootable: attachment.and_then(|a| a.bootable).unwrap_or(false),
+        active: attachment.and_then(|a| a.active).unwrap_or(true),
+        read_only: attachment.and_then(|a| a.read_only).unwrap_or(false),
+        format: Some(if raw { "raw" } else { "cow" }.into()),
+        sparse: Some(!(raw && preallocated)),
+        domain: plan.domain,
+        domain_name: plan.domain_name.clone(),
+        volumes: chain.layers.iter().rev().map(|l| l.volume).collect(),
+    }
+}

@@ -1,0 +1,306 @@
+//! The restore job: disks made and filled first, then the VM around them.
+//!
+//! Invariant: until the very end everything that was made is in the journal as ours to
+//! undo, newest first; a VM or disk that this job did not make is never touched.
+
+use hvbak_engine::{
+    NewAttachment, NewNic,
+    ovf::{self, Edit},
+};
+use hvbak_plan::{PointDisk, PointFacts, RestoreFormat, RestorePlan};
+use hvbak_repo::Point;
+use hvbak_types::{DiskId, DiskInterface, Inventory, VmId, VmStatus};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    access::Access,
+    documents::{self, Facts},
+    error::{self, Result, RunError},
+    event::Event,
+    hosts,
+    job::{Context, Job, Open, blocking},
+    journal::{Outcome, Step},
+    write_disk,
+};
+
+/// A restored VM.
+#[derive(Debug, Clone, Serialize)]
+pub struct Restored {
+    pub vm: VmId,
+    pub disks: Vec<RestoredDisk>,
+}
+
+/// Which new disk came from which stored one.
+#[derive(Debug, Clone, Serialize)]
+pub struct RestoredDisk {
+    pub source: DiskId,
+    pub disk: DiskId,
+    pub alias: String,
+}
+
+/// What a point holds, as the restore plan wants it.
+pub fn point_facts(point: &Point) -> Result<PointFacts> {
+    let manifest = &point.manifest;
+    let facts =
+        match point.document(documents::FACTS).map_err(error::repository("read the point"))? {
+            None => Facts::default(),
+            Some(bytes) => serde_json::from_slice(&bytes).map_err(|e| RunError::Document {
+                name: documents::FACTS.into(),
+                why: e.to_string(),
+            })?,
+        };
+    let disks = manifest
+        .disks
+        .iter()
+        .map(|d| PointDisk {
+            id: d.record.id,
+            alias: d.alias.clone(),
+            virtual_size: d.record.virtual_size,
+            stored_bytes: d.record.stored_bytes,
+            format: match (d.format.as_deref(), d.sparse) {
+                (Some("raw"), Some(false)) => RestoreFormat::RawPreallocated,
+                (Some("raw"), _) => RestoreFormat::RawSparse,
+                _ => RestoreFormat::Cow,
+            },
+            domain: d.domain,
+            domain_name: d.domain_name.clone(),
+            interface: d.interface.clone(),
+            bootable: d.bootable,
+            active: d.active,
+            read_only: d.read_only,
+            pass_discard: false,
+            wipe_after_delete: false,
+        })
+        .collect();
+    Ok(PointFacts {
+        point: manifest.point.clone(),
+        vm: manifest.vm.id,
+        name: manifest.vm.name.clone(),
+        cluster_name: manifest.vm.cluster.clone(),
+        disks,
+        nics: facts.nics.into_iter().map(Into::into).collect(),
+        tags: facts.tags,
+    })
+}
+
+/// Executes a restore plan; on failure or cancellation undoes all of it.
+///
+/// # Errors
+/// The first failure, after the undo. What could not be undone stays in the journal.
+pub async fn restore(
+    context: &Context,
+    inventory: &Inventory,
+    point: &Point,
+    plan: &RestorePlan,
+) -> Result<Restored> {
+    let job = Job::start(context).await?;
+    context.events.event(&Event::JobStarted { job: context.job, kind: "restore" });
+    for text in &plan.warnings {
+        context.warn(None, text.clone());
+    }
+    let mut made = Vec::new();
+    let result = execute(&job, inventory, point, plan, &mut made).await;
+    if result.is_ok() {
+        // From here on it is the user's.
+        for step in &made {
+            job.undone(step).await?;
+        }
+    } else {
+        context.phase(None, "undoing what was made");
+        for step in made.iter().rev() {
+            match undo(context, &step.step).await {
+                Ok(_) => job.undone(step).await?,
+                Err(cause) => context.warn(None, crate::chain(&cause)),
+            }
+        }
+    }
+    if !job.end().await? {
+        context.warn(None, "something could not be undone; `hvbak cleanup` tries again");
+    }
+    result
+}
+
+async fn execute(
+    job: &Job,
+    inventory: &Inventory,
+    point: &Point,
+    plan: &RestorePlan,
+    made: &mut Vec<Open>,
+) -> Result<Restored> {
+    let context = &job.context;
+    let ovf = stored_ovf(point)?;
+    let mut disks = Vec::new();
+    if let Some(choice) = &plan.host {
+        let host = hosts::find_host(inventory, choice.id)?;
+        context.phase(None, format!("connecting to {}", host.name));
+        let access = tokio::select! {
+            // Dropping the attempt is safe: a pushed worker is in the journal.
+            access = Access::open(job, host) => access?,
+            () = context.cancel.cancelled() => return Err(RunError::Cancelled),
+        };
+        let filled = fill_disks(job, &access, point, plan, made, &mut disks).await;
+        if let Err(cause) = access.close(job).await {
+            context.warn(None, crate::chain(&cause));
+        }
+        filled?;
+    }
+    let vm = make_vm(job, plan, &ovf, made).await?;
+    for (disk, restored) in plan.disks.iter().zip(&disks) {
+        context.check_cancel()?;
+        let attachment = NewAttachment {
+            disk: restored.disk,
+            interface: DiskInterface::from_word(&disk.interface),
+            bootable: disk.bootable,
+            active: disk.active,
+            read_only: disk.read_only.then_some(true),
+            pass_discard: disk.pass_discard.then_some(true),
+        };
+        let doing = error::engine(format!("attach disk {}", disk.alias));
+        context.engine.attach_disk(vm, &attachment).await.map_err(doing)?;
+    }
+    for nic in &plan.nics {
+        context.check_cancel()?;
+        let new = NewNic {
+            name: nic.name.clone(),
+            interface: nic.interface.clone(),
+            mac: nic.mac.clone(),
+            vnic_profile: nic.profile,
+            linked: Some(nic.linked),
+            plugged: Some(nic.plugged),
+        };
+        let doing = error::engine(format!("add NIC {}", nic.name));
+        context.engine.add_nic(vm, &new).await.map_err(doing)?;
+    }
+    for tag in &plan.tags {
+        if let Err(cause) = context.engine.add_tag(vm, tag).await {
+            context.warn(None, format!("tag `{tag}` was not set: {}", crate::chain(&cause)));
+        }
+    }
+    for disk in &disks {
+        // The mark has done its duty; engines before 4.4 cannot change it.
+        let _ = context.engine.describe_disk(disk.disk, Some(vm), "").await;
+    }
+    if plan.power_on {
+        context.phase(None, "starting the VM");
+        let doing = || error::engine(format!("start {}", plan.name));
+        context.engine.start_vm(vm, None).await.map_err(doing())?;
+        let up = [VmStatus::Up, VmStatus::PoweringUp];
+        let limit = context.settings.timeouts.vm;
+        context.engine.wait_vm_status(vm, &up, limit, &context.cancel).await.map_err(doing())?;
+    }
+    Ok(Restored { vm, disks })
+}
+
+async fn fill_disks(
+    job: &Job,
+    access: &Access,
+    point: &Point,
+    plan: &RestorePlan,
+    made: &mut Vec<Open>,
+    disks: &mut Vec<RestoredDisk>,
+) -> Result<()> {
+    let context = &job.context;
+    let mark = format!("hvbak:{}:{}", context.repository.id(), context.job);
+    for disk in &plan.disks {
+        let (repository, point, source) = (context.repository.clone(), point.clone(), disk.source);
+        let reader =
+            blocking("open the stored disk", move || repository.disk_reader(&point, source))
+                .await?;
+        context.phase(None, format!("making disk {}", disk.alias));
+        let begun = write_disk::Begun::new(job, disk).await?;
+        made.push(begun.step.clone());
+        let (at, size) = begun.make(job, disk, plan.data_center, &mark).await?;
+        write_disk::fill(job, access, disk, reader, at, size).await?;
+        disks.push(RestoredDisk { source: disk.source, disk: begun.id, alias: disk.alias.clone() });
+    }
+    Ok(())
+}
+
+fn stored_ovf(point: &Point) -> Result<String> {
+    let unusable = |why: String| RunError::Document { name: documents::OVF.into(), why };
+    let bytes = point
+        .document(documents::OVF)
+        .map_err(error::repository("read the point"))?
+        .ok_or_else(|| unusable("the point does not hold it".into()))?;
+    String::from_utf8(bytes).map_err(|e| unusable(e.to_string()))
+}
+
+async fn make_vm(
+    job: &Job,
+    plan: &RestorePlan,
+    stored: &str,
+    made: &mut Vec<Open>,
+) -> Result<VmId> {
+    let context = &job.context;
+    context.check_cancel()?;
+    context.phase(None, format!("making VM {}", plan.name));
+    // An id of our own choice is found again whatever becomes of the answer.
+    let id = VmId::random();
+    let edit = Edit {
+        name: Some(plan.name.clone()),
+        vm_id: Some(id),
+        strip_nics: true,
+        eject_cd: true,
+        strip_quota: true,
+        keep_delete_protection: false,
+    };
+    let edited = ovf::for_restore(stored, &edit)
+        .map_err(|e| RunError::Document { name: documents::OVF.into(), why: crate::chain(&e) })?;
+    let step = job.intent(Step::Vm { id, name: plan.name.clone() }).await?;
+    made.push(step.clone());
+    let doing = || error::engine(format!("make VM {}", plan.name));
+    let created = context
+        .engine
+        .create_vm_from_ovf(&plan.name, plan.cluster, &edited.ovf, false)
+        .await
+        .map_err(doing())?;
+    let vm = created.entity.id;
+    job.done(&step, Outcome { snapshot: None, vm: Some(vm) }).await?;
+    if vm != id {
+        return Err(RunError::Document {
+            name: documents::OVF.into(),
+            why: format!("the engine gave the VM the id {vm} instead of {id}"),
+        });
+    }
+    let limit = context.settings.timeouts.vm;
+    context
+        .engine
+        .wait_vm_status(vm, &[VmStatus::Down], limit, &context.cancel)
+        .await
+        .map_err(doing())?;
+    Ok(vm)
+}
+
+/// Removes what a step made. Already gone is fine. Says whether something was there.
+pub(crate) async fn undo(context: &Context, step: &Step) -> Result<bool> {
+    let engine = &context.engine;
+    // Not cancelled by Ctrl-C: this *is* the undoing.
+    let never = CancellationToken::new();
+    let limit = context.settings.timeouts.disk;
+    match step {
+        Step::Vm { id, name } => {
+            let doing = || error::engine(format!("delete VM {name}"));
+            let Some(vm) = engine.find_vm(*id).await.map_err(doing())? else { return Ok(false) };
+            if vm.status != VmStatus::Down && vm.status != VmStatus::ImageLocked {
+                let _ = engine.stop_vm(*id).await;
+            }
+            let _ = engine.wait_vm_status(*id, &[VmStatus::Down], limit, &never).await;
+            // Disks are steps of their own.
+            engine.delete_vm(*id, true).await.map_err(doing())?;
+            engine.wait_vm_gone(*id, limit, &never).await.map_err(doing())?;
+            Ok(true)
+        }
+        Step::Disk { id, alias } => {
+            let doing = || error::engine(format!("delete disk {alias}"));
+            if engine.disk(*id).await.map_err(doing())?.is_none() {
+                return Ok(false);
+            }
+            let _ = engine.wait_disk_ok(*id, limit, &never).await;
+            engine.delete_disk(*id).await.map_err(doing())?;
+            engine.wait_disk_gone(*id, limit, &never).await.map_err(doing())?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}

@@ -1,0 +1,281 @@
+//! Our snapshot of a VM: made around a frozen guest where possible, proven, deleted.
+//!
+//! Invariant: it is found again by its description `hvbak:REPOSITORY:POINT`, which is in
+//! the journal before the engine is asked; foreign snapshots are never touched.
+
+use hvbak_engine::SnapshotGone;
+use hvbak_plan::VmPlan;
+use hvbak_repo::Consistency;
+use hvbak_types::{DiskId, PointId, SnapshotDisk, SnapshotId, SnapshotStatus};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    error::{self, Result, RunError},
+    job::{Context, Job, Open},
+    journal::{Outcome, Step},
+};
+
+/// Events of the engine that say that a snapshot failed or may still be written
+/// (engine-api §8.3).
+const BAD_EVENTS: [i64; 3] = [69, 117, 170];
+
+/// A snapshot that is ready to be read.
+pub struct Taken {
+    pub id: SnapshotId,
+    pub description: String,
+    pub disks: Vec<SnapshotDisk>,
+    pub consistency: Consistency,
+    /// Of the request that made it: its events carry it.
+    correlation: String,
+    step: Open,
+}
+
+impl Taken {
+    /// The disk as of the snapshot.
+    pub fn disk(&self, id: DiskId) -> Option<&SnapshotDisk> {
+        self.disks.iter().find(|d| d.disk_id == id)
+    }
+}
+
+/// Freezes the guest when the plan says so, takes the snapshot, thaws, proves.
+pub async fn take(job: &Job, plan: &VmPlan, point: &PointId, running: bool) -> Result<Taken> {
+    let context = &job.context;
+    let description = format!("hvbak:{}:{point}", context.repository.id());
+    let frozen = if plan.freeze && running { freeze(job, plan).await? } else { None };
+    let made = make(job, plan, &description).await;
+    if let Some(step) = &frozen {
+        // vdsm may have thawed already; a second thaw is refused and means nothing.
+        let _ = context.engine.thaw(plan.id).await;
+        job.undone(step).await?;
+    }
+    let Made { id, correlation, step } = made?;
+    let consistency = match (running, &frozen) {
+        (false, _) => Consistency::Offline,
+        (true, Some(_)) => Consistency::Filesystem,
+        (true, None) => Consistency::Crash,
+    };
+    let mut taken = Taken { id, description, disks: Vec::new(), consistency, correlation, step };
+    match prove(context, plan, &taken).await {
+        Ok(disks) => {
+            taken.disks = disks;
+            Ok(taken)
+        }
+        Err(cause) => {
+            if let Err(undo) = delete(job, plan, &taken).await {
+                context.warn(Some(plan.id), crate::chain(&undo));
+            }
+            Err(cause)
+        }
+    }
+}
+
+async fn freeze(job: &Job, plan: &VmPlan) -> Result<Option<Open>> {
+    let context = &job.context;
+    context.phase(Some(plan.id), "freezing the guest's file systems");
+    let step = job.intent(Step::Freeze { vm: plan.id }).await?;
+    match context.engine.freeze(plan.id).await {
+        Ok(()) => Ok(Some(step)),
+        Err(cause) => {
+            // The guest may have frozen although the answer was bad.
+            let _ = context.engine.thaw(plan.id).await;
+            job.undone(&step).await?;
+            if plan.freeze_required {
+                return Err(RunError::Freeze { vm: plan.name.clone(), cause });
+            }
+            context.warn(
+                Some(plan.id),
+                format!(
+                    "{}: guest not frozen, the point is crash-consistent: {}",
+                    plan.name,
+                    crate::chain(&cause)
+                ),
+            );
+            Ok(None)
+        }
+    }
+}
+
+struct Made {
+    id: SnapshotId,
+    correlation: String,
+    step: Open,
+}
+
+async fn make(job: &Job, plan: &VmPlan, description: &str) -> Result<Made> {
+    let context = &job.context;
+    context.check_cancel()?;
+    context.phase(Some(plan.id), "taking a snapshot");
+    let step = job
+        .intent(Step::Snapshot {
+            vm: plan.id,
+            vm_name: plan.name.clone(),
+            description: description.to_owned(),
+        })
+        .await?;
+    let disks: Vec<DiskId> = plan.chosen_disks().map(|d| d.id).collect();
+    let doing = format!("take a snapshot of {}", plan.name);
+    let created = context.engine.create_snapshot(plan.id, description, Some(&disks)).await;
+    let result = match created {
+        Ok(created) => {
+            let id = created.entity.id;
+            job.done(&step, Outcome { snapshot: Some(id), vm: None }).await?;
+            let limit = context.settings.timeouts.snapshot;
+            let waited = context.engine.wait_snapshot(plan.id, id, limit, &context.cancel).await;
+            waited.map(|snapshot| (snapshot.id, created.correlation))
+        }
+        Err(cause) => Err(cause),
+    };
+    match result {
+        Ok((id, correlation)) => Ok(Made { id, correlation, step }),
+        Err(cause) => {
+            if let Err(undo) = remove(context, plan.id, &plan.name, description).await {
+                context.warn(Some(plan.id), crate::chain(&undo));
+            } else {
+                job.undone(&step).await?;
+            }
+            Err(error::engine(doing)(cause))
+        }
+    }
+}
+
+/// The layers below the snapshot are read-only now: status ok, no event that says
+/// otherwise, and each active disk writes to another volume than the one to be read.
+async fn prove(context: &Context, plan: &VmPlan, taken: &Taken) -> Result<Vec<SnapshotDisk>> {
+    let refuse = |what: String| RunError::Snapshot { description: taken.description.clone(), what };
+    let doing = || format!("look at the snapshot of {}", plan.name);
+    let events = context
+        .engine
+        .events(Some(&format!("correlation_id={}", taken.correlation)), None, Some(50))
+        .await
+        .map_err(error::engine(doing()))?;
+    for event in events {
+        if let Some(code) = event.code
+            && BAD_EVENTS.contains(&code)
+        {
+            return Err(refuse(format!(
+                "is not safe to read, event {code}: {}",
+                event.description
+            )));
+        }
+    }
+    let disks =
+        context.engine.snapshot_disks(plan.id, taken.id).await.map_err(error::engine(doing()))?;
+    let (_, active) = context.engine.attachments(plan.id).await.map_err(error::engine(doing()))?;
+    for wanted in plan.chosen_disks() {
+        let Some(disk) = disks.iter().find(|d| d.disk_id == wanted.id) else {
+            return Err(refuse(format!("does not hold disk {}", wanted.alias)));
+        };
+        let top = active
+            .iter()
+            .find(|a| a.disk_id == wanted.id)
+            .and_then(|a| a.disk.as_ref())
+            .and_then(|d| d.image_id);
+        if top == Some(disk.volume) {
+            return Err(refuse(format!(
+                "left volume {} of disk {} as the one that is written",
+                disk.volume, wanted.alias
+            )));
+        }
+    }
+    Ok(disks)
+}
+
+/// After the transfer: the snapshot is still there and still owns the same volumes.
+pub async fn prove_unchanged(context: &Context, plan: &VmPlan, taken: &Taken) -> Result<()> {
+    let doing = || format!("look at the snapshot of {}", plan.name);
+    let refuse = |what: String| RunError::Snapshot { description: taken.description.clone(), what };
+    let now = context.engine.snapshot(plan.id, taken.id).await.map_err(error::engine(doing()))?;
+    match now.and_then(|s| s.status) {
+        Some(SnapshotStatus::Ok) => {}
+        None => return Err(refuse("vanished while it was read; the copy is void".into())),
+        Some(other) => {
+            return Err(refuse(format!("became {other} while it was read; the copy is void")));
+        }
+    }
+    let disks =
+        context.engine.snapshot_disks(plan.id, taken.id).await.map_err(error::engine(doing()))?;
+    for disk in plan.chosen_disks() {
+        let before = taken.disk(disk.id).map(|d| d.volume);
+        let after = disks.iter().find(|d| d.disk_id == disk.id).map(|d| d.volume);
+        if before != after {
+            return Err(refuse(format!(
+                "owns another volume of disk {} now; the copy is void",
+                disk.alias
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Deletes the snapshot and waits until it is merged away.
+pub async fn delete(job: &Job, plan: &VmPlan, taken: &Taken) -> Result<()> {
+    job.context.phase(Some(plan.id), "deleting the snapshot");
+    remove(&job.context, plan.id, &plan.name, &taken.description).await?;
+    job.undone(&taken.step).await
+}
+
+/// Deletes every snapshot of the VM with exactly this description. Already gone is fine,
+/// and so is a VM that is gone. Not cancelled by Ctrl-C: this *is* the undoing.
+pub async fn remove(
+    context: &Context,
+    vm: hvbak_types::VmId,
+    vm_name: &str,
+    description: &str,
+) -> Result<usize> {
+    let engine = &context.engine;
+    let doing = || format!("delete the snapshot of {vm_name}");
+    let snapshots = match engine.snapshots(vm).await {
+        Err(cause) if cause.is_not_found() => return Ok(0),
+        other => other.map_err(error::engine(doing()))?,
+    };
+    let mut count = 0;
+    for snapshot in snapshots.iter().filter(|s| s.description == description) {
+        // One that is still being made cannot be deleted yet.
+        let never = CancellationToken::new();
+        if snapshot.status == Some(SnapshotStatus::Locked) {
+            let limit = context.settings.timeouts.snapshot;
+            match engine.wait_snapshot(vm, snapshot.id, limit, &never).await {
+                Ok(_) => {}
+                Err(cause) if cause.is_not_found() => continue,
+                // Whatever state it ended in, deleting it is still the thing to try.
+                Err(_) => {}
+            }
+        }
+        delete_one(context, vm, snapshot.id, description).await.map_err(|cause| match cause {
+            Undeleted::Engine(cause) => error::engine(doing())(cause),
+            Undeleted::Stays(what) => {
+                RunError::Snapshot { description: description.to_owned(), what }
+            }
+        })?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+enum Undeleted {
+    Engine(hvbak_engine::EngineError),
+    Stays(String),
+}
+
+/// Starts the merge and waits for its end; a merge that failed is tried once more, which
+/// also finishes one that failed for some disks only (engine-api §9).
+async fn delete_one(
+    context: &Context,
+    vm: hvbak_types::VmId,
+    id: SnapshotId,
+    description: &str,
+) -> std::result::Result<(), Undeleted> {
+    let never = CancellationToken::new();
+    let limit = context.settings.timeouts.merge;
+    let mut last = String::new();
+    for _ in 0..2 {
+        context.engine.delete_snapshot(vm, id).await.map_err(Undeleted::Engine)?;
+        let waited = context.engine.wait_snapshot_gone(vm, id, limit, &never).await;
+        match waited.map_err(Undeleted::Engine)? {
+            SnapshotGone::Gone => return Ok(()),
+            SnapshotGone::StillThere(status) => last = status.to_string(),
+        }
+        tracing::warn!(%id, description, "deleting the snapshot failed, trying once more");
+    }
+    Err(Undeleted::Stays(format!("could not be deleted: its merge failed and it is {last}")))
+}

@@ -1,0 +1,377 @@
+//! What can be typed. Help, completions and the manual come from these definitions.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0 done · 1 failed · 2 usage · 3 partly done · 10 no repository · 11 locked
+  12 login refused · 13 host key mismatch · 14 engine unreachable
+  15 damage found · 130/143 cancelled";
+
+/// Backup and restore for oVirt, RHV and Oracle Linux Virtualization Manager, over SSH
+#[derive(Debug, Parser)]
+#[command(name = "hvbak", version, after_help = EXIT_CODES, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    /// Configuration file
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "HVBAK_CONFIG",
+        default_value = "/etc/hvbak/hvbak.toml",
+        value_name = "FILE"
+    )]
+    pub config: PathBuf,
+    /// Print JSON lines on stdout; the last one has "type":"result"
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more (-vv: everything)
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Say only what went wrong
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write a configuration, pin the engine's CA, check the login, create the repository
+    Init(InitArgs),
+    /// Give hvbak its SSH key on the hypervisors
+    Enroll(EnrollArgs),
+    /// Check engine, hosts, repository and clocks; one line each, with remedies
+    Doctor,
+    /// Show what the engine has
+    List(ListArgs),
+    /// Back up virtual machines
+    Backup(BackupArgs),
+    /// Show the stored points
+    Points(PointsArgs),
+    /// Show one point
+    Show(ShowArgs),
+    /// Prove that stored points are whole and undamaged
+    Verify(VerifyArgs),
+    /// Bring a VM back into the engine
+    Restore(RestoreArgs),
+    /// Write disks of a point as images, without an engine
+    Export(ExportArgs),
+    /// Undo what a run that died has left behind
+    Cleanup(CleanupArgs),
+    /// Print shell completions
+    #[command(after_help = "Example:\n  hvbak completions bash > /etc/bash_completion.d/hvbak")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  hvbak init --engine https://engine.example.com/ovirt-engine/api \\\n      --username admin@internal --password-file /root/pw --repository /var/lib/hvbak"
+)]
+pub struct InitArgs {
+    /// The engine's API, as https://ENGINE/ovirt-engine/api
+    #[arg(long, value_name = "URL")]
+    pub engine: String,
+    /// User name as typed at login; `admin@ovirt@internalsso` with Keycloak
+    #[arg(long, default_value = "admin@internal")]
+    pub username: String,
+    /// File that holds the password; without it the password is asked for
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// CA certificate of the engine; without it, it is fetched and its fingerprint shown
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// SHA-256 fingerprint that the fetched CA must have
+    #[arg(long, value_name = "HEX")]
+    pub ca_fingerprint: Option<String>,
+    /// Accept the fetched CA without its fingerprint (trust on first use)
+    #[arg(long)]
+    pub accept_ca: bool,
+    /// Where the points are stored
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/hvbak")]
+    pub repository: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  hvbak enroll --all --bootstrap-password-file /root/hv.pw\n  hvbak enroll hv1 hv2 --bootstrap-key /root/.ssh/id_rsa\n  hvbak enroll hv1 --rotate\n  hvbak enroll --all --revoke"
+)]
+pub struct EnrollArgs {
+    /// Hosts by name, as the engine calls them
+    pub hosts: Vec<String>,
+    /// Every host of the engine
+    #[arg(long, conflicts_with = "hosts")]
+    pub all: bool,
+    /// First login with the password in this file
+    #[arg(long, value_name = "FILE", conflicts_with = "bootstrap_key")]
+    pub bootstrap_password_file: Option<PathBuf>,
+    /// First login with this private key
+    #[arg(long, value_name = "FILE")]
+    pub bootstrap_key: Option<PathBuf>,
+    /// First login with the keys of the running ssh-agent
+    #[arg(long, conflicts_with_all = ["bootstrap_key", "bootstrap_password_file"])]
+    pub bootstrap_agent: bool,
+    /// User of the first login
+    #[arg(long, default_value = "root")]
+    pub bootstrap_user: String,
+    /// Take hvbak's key away again
+    #[arg(long, conflicts_with = "rotate")]
+    pub revoke: bool,
+    /// Replace hvbak's key by a new one on all named hosts
+    #[arg(long)]
+    pub rotate: bool,
+    /// Kind of the key that is made
+    #[arg(long, value_enum, default_value = "ecdsa")]
+    pub key_type: KeyType,
+    /// Addresses from which the key is accepted (sshd's from= list)
+    #[arg(long, value_name = "LIST")]
+    pub from: Option<String>,
+    /// Accept the host key of hosts for which the engine has recorded none
+    #[arg(long)]
+    pub accept_new_host_keys: bool,
+    /// Show what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum KeyType {
+    Ecdsa,
+    Ed25519,
+    Rsa,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  hvbak list vms\n  hvbak list snapshots --vm web1 --json")]
+pub struct ListArgs {
+    /// What to list
+    #[arg(value_enum)]
+    pub what: ListWhat,
+    /// Only of this VM (snapshots, disks)
+    #[arg(long, value_name = "NAME|ID")]
+    pub vm: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum, PartialEq, Eq)]
+pub enum ListWhat {
+    Vms,
+    Hosts,
+    Domains,
+    Disks,
+    Templates,
+    Tags,
+    Clusters,
+    Datacenters,
+    Networks,
+    Snapshots,
+}
+
+#[derive(Debug, Args, Default)]
+#[command(next_help_heading = "Selection")]
+pub struct SelectArgs {
+    /// VM by name (repeatable)
+    #[arg(long, value_name = "NAME")]
+    pub vm: Vec<String>,
+    /// VM by id (repeatable)
+    #[arg(long, value_name = "ID")]
+    pub id: Vec<String>,
+    /// VMs whose name matches a shell pattern
+    #[arg(long = "match", value_name = "GLOB")]
+    pub globs: Vec<String>,
+    /// VMs with a tag
+    #[arg(long, value_name = "TAG")]
+    pub tag: Vec<String>,
+    /// VMs of a cluster
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Vec<String>,
+    /// VMs of a data center
+    #[arg(long, value_name = "NAME")]
+    pub datacenter: Vec<String>,
+    /// Every VM
+    #[arg(long)]
+    pub all: bool,
+    /// Leave out VMs by name, id or shell pattern
+    #[arg(long, value_name = "NAME|ID|GLOB")]
+    pub exclude_vm: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  hvbak backup --vm web1 --dry-run\n  hvbak backup --all --exclude-vm 'test*' --json\n  hvbak backup --tag gold --quiesce require"
+)]
+pub struct BackupArgs {
+    #[command(flatten)]
+    pub select: SelectArgs,
+    /// Leave out disks by alias or id
+    #[arg(long, value_name = "ALIAS|ID")]
+    pub exclude_disk: Vec<String>,
+    /// How much to read; this version always reads full backups
+    #[arg(long, value_enum, default_value = "auto")]
+    pub level: LevelArg,
+    /// Whether guests are frozen for the snapshot
+    #[arg(long, value_enum)]
+    pub quiesce: Option<QuiesceArg>,
+    /// Read through this host
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// Print the plan and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LevelArg {
+    Auto,
+    Full,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum QuiesceArg {
+    /// Freeze when there are signs of a guest agent, go on when it fails
+    Auto,
+    /// Fail when freezing fails
+    Require,
+    /// Never freeze
+    Never,
+}
+
+#[derive(Debug, Args)]
+pub struct PointsArgs {
+    /// Only of this VM
+    #[arg(long, value_name = "NAME|ID")]
+    pub vm: Option<String>,
+}
+
+const POINT_HELP: &str =
+    "VM, VM@latest, VM@20261121T021454Z or VM@2026-11-21; VM is a name or an id";
+
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    #[arg(help = POINT_HELP)]
+    pub point: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  hvbak verify web1@latest\n  hvbak verify --all")]
+pub struct VerifyArgs {
+    #[arg(help = POINT_HELP)]
+    pub points: Vec<String>,
+    /// Every point of the repository
+    #[arg(long, conflicts_with = "points")]
+    pub all: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  hvbak restore web1@latest --name web1-copy --disconnected\n  hvbak restore web1@2026-11-21 --storage-domain fast --power-on\n  hvbak restore db1 --disk db1_data --storage-domain db1_data:slow --format cow"
+)]
+pub struct RestoreArgs {
+    #[arg(help = POINT_HELP)]
+    pub point: String,
+    /// Name of the restored VM
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Cluster for the VM
+    #[arg(long, value_name = "NAME|ID")]
+    pub cluster: Option<String>,
+    /// Domain for all disks, or for one as DISK:DOMAIN
+    #[arg(long, value_name = "[DISK:]DOMAIN")]
+    pub storage_domain: Vec<String>,
+    /// Only these disks, by alias or id
+    #[arg(long, value_name = "ALIAS|ID")]
+    pub disk: Vec<String>,
+    /// All disks but these
+    #[arg(long, value_name = "ALIAS|ID")]
+    pub exclude_disk: Vec<String>,
+    /// Format of the new disks; as backed up when not given
+    #[arg(long, value_enum)]
+    pub format: Option<DiskFormatArg>,
+    /// Interface of the disks
+    #[arg(long, value_enum)]
+    pub interface: Option<InterfaceArg>,
+    /// Whether NICs are made
+    #[arg(long, value_enum, default_value = "keep")]
+    pub nic: NicArg,
+    /// MAC addresses; without it stored ones are kept only when the original VM is gone
+    #[arg(long, value_enum)]
+    pub mac: Option<MacArg>,
+    /// Make the NICs unplugged from the network
+    #[arg(long)]
+    pub disconnected: bool,
+    /// Start the VM when all is done
+    #[arg(long)]
+    pub power_on: bool,
+    /// Write through this host
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// Print the plan and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DiskFormatArg {
+    RawSparse,
+    RawPreallocated,
+    Cow,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum InterfaceArg {
+    Virtio,
+    VirtioScsi,
+    Sata,
+    Ide,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum, PartialEq, Eq)]
+pub enum NicArg {
+    Keep,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum MacArg {
+    Keep,
+    New,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  hvbak export web1@latest --format qcow2 --output /restore\n  hvbak export db1@2026-11-21 --disk db1_Disk1 --format raw --output db1.raw"
+)]
+pub struct ExportArgs {
+    #[arg(help = POINT_HELP)]
+    pub point: String,
+    /// One disk, by alias or id; all disks without it
+    #[arg(long, value_name = "ALIAS|ID")]
+    pub disk: Option<String>,
+    /// Format of the image
+    #[arg(long, value_enum, default_value = "qcow2")]
+    pub format: ImageFormatArg,
+    /// A file for one disk, a directory for all
+    #[arg(long, value_name = "PATH")]
+    pub output: PathBuf,
+    /// Replace existing files
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ImageFormatArg {
+    Qcow2,
+    Raw,
+}
+
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// Show what would be undone
+    #[arg(long)]
+    pub dry_run: bool,
+}

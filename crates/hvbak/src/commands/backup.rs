@@ -1,0 +1,64 @@
+//! `hvbak backup`.
+
+use hvbak_plan::{BackupInput, Quiesce, Selection, explain_backup, plan_backup, select_vms};
+use serde_json::json;
+
+use super::{Face, Outcome};
+use crate::{
+    cli::{BackupArgs, QuiesceArg, SelectArgs},
+    config::QuiesceSetting,
+    exit::{DONE, FAILED, PARTLY},
+};
+
+pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
+    let quiesce = match (args.quiesce, face.config()?.backup.quiesce) {
+        (Some(QuiesceArg::Auto), _) | (None, QuiesceSetting::Auto) => Quiesce::Auto,
+        (Some(QuiesceArg::Require), _) | (None, QuiesceSetting::Require) => Quiesce::Require,
+        (Some(QuiesceArg::Never), _) | (None, QuiesceSetting::Never) => Quiesce::Never,
+    };
+    let context = face.context().await?;
+    let result = async {
+        let inventory = hvbak_run::inventory(&context).await?;
+        let ids = select_vms(&inventory, &selection(&args.select))?;
+        let vms = hvbak_run::vm_facts(&context, &ids).await?;
+        let plan = plan_backup(&BackupInput {
+            inventory: &inventory,
+            vms: &vms,
+            quiesce,
+            exclude_disks: &args.exclude_disk,
+            host: args.host.as_deref(),
+        });
+        if args.dry_run {
+            face.printer.data(&explain_backup(&plan));
+            face.printer.record("plan", &plan);
+            return Ok((DONE, json!({ "dry_run": true, "expected_bytes": plan.expected_bytes })));
+        }
+        let report = hvbak_run::backup(&context, &inventory, &plan).await?;
+        let code = match (report.done.len(), report.failed.len() + report.skipped) {
+            (_, 0) => DONE,
+            (0, _) => report.single_exit().unwrap_or(FAILED),
+            _ => PARTLY,
+        };
+        Ok((
+            code,
+            json!({ "job": context.job, "done": report.done, "failed": report.failed, "skipped": report.skipped }),
+        ))
+    }
+    .await;
+    context.engine.logout().await;
+    result
+}
+
+/// The typed selection as the plan wants it.
+pub fn selection(args: &SelectArgs) -> Selection {
+    Selection {
+        names: args.vm.clone(),
+        ids: args.id.clone(),
+        globs: args.globs.clone(),
+        tags: args.tag.clone(),
+        clusters: args.cluster.clone(),
+        data_centers: args.datacenter.clone(),
+        all: args.all,
+        exclude: args.exclude_vm.clone(),
+    }
+}

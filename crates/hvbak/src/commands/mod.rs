@@ -1,0 +1,156 @@
+//! One file per command: arguments in, calls of `hvbak-run`, words out. No policy here.
+
+pub mod backup;
+pub mod cleanup;
+pub mod doctor;
+pub mod enroll;
+pub mod export;
+pub mod init;
+pub mod list;
+pub mod points;
+pub mod restore;
+pub mod verify;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use hvbak_run::{
+    Context, HostOverride, RunError, Settings, SshSettings, Timeouts, TransferSettings,
+    WorkerSettings,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Config, ConfigError, WorkerMode, read_secret},
+    exit::CliError,
+    printer::Printer,
+};
+
+/// What every command has at hand.
+pub struct Face {
+    pub config_path: PathBuf,
+    pub printer: Arc<Printer>,
+    pub cancel: CancellationToken,
+}
+
+/// How a command ended: its exit code and the fields of its result line.
+pub type Outcome = Result<(u8, serde_json::Value), CliError>;
+
+impl Face {
+    pub fn config(&self) -> Result<Config, CliError> {
+        Ok(Config::load(&self.config_path)?)
+    }
+
+    /// Logs in to the engine and opens the repository.
+    pub async fn context(&self) -> Result<Context, CliError> {
+        let config = self.config()?;
+        let repository = hvbak_run::open_repository(&config.repository.path)?;
+        let engine = self.engine(&config).await?;
+        Ok(self.assemble(&config, engine, repository)?)
+    }
+
+    /// Logs in to the engine.
+    pub async fn engine(&self, config: &Config) -> Result<hvbak_engine::Engine, CliError> {
+        let password = config.engine_password(&self.config_path)?;
+        let ca = match &config.engine.ca_file {
+            None => None,
+            Some(path) => Some(std::fs::read(path).map_err(|cause| CliError::Io {
+                text: format!("cannot read CA file {}", path.display()),
+                cause,
+            })?),
+        };
+        Ok(hvbak_run::login(
+            &config.engine.url,
+            ca,
+            &config.engine.username,
+            password,
+            config.engine.connect_to.as_deref(),
+        )
+        .await?)
+    }
+
+    /// Puts a context together from its parts.
+    pub fn assemble(
+        &self,
+        config: &Config,
+        engine: hvbak_engine::Engine,
+        repository: hvbak_repo::Repository,
+    ) -> Result<Context, ConfigError> {
+        Ok(Context {
+            engine,
+            repository: Arc::new(repository),
+            settings: Arc::new(settings(config)?),
+            events: self.printer.clone(),
+            cancel: self.cancel.clone(),
+            job: hvbak_types::JobId::random(),
+        })
+    }
+}
+
+fn settings(config: &Config) -> Result<Settings, ConfigError> {
+    let passphrase = match &config.ssh.passphrase_file {
+        None => None,
+        Some(path) => Some(read_secret("passphrase file", path)?),
+    };
+    let minutes = |m: u64| Duration::from_secs(m.saturating_mul(60));
+    Ok(Settings {
+        ssh: SshSettings {
+            user: config.ssh.user.clone(),
+            key_file: config.ssh.key_file.clone(),
+            passphrase,
+            agent: config.ssh.agent,
+            jump: config.ssh.jump.clone().map(|j| (j, config.ssh.jump_host_key.clone())),
+            connect_timeout: Duration::from_secs(config.ssh.connect_timeout_seconds.max(1)),
+        },
+        worker: WorkerSettings {
+            installed: config.worker.mode != WorkerMode::Push,
+            push: config.worker.mode != WorkerMode::Installed,
+            binary: find_worker(config),
+        },
+        transfer: TransferSettings {
+            streams: config.transfer.streams.clamp(1, 8),
+            threads: config.transfer.threads,
+            compression: config.transfer.compression,
+            rate_limit: config.transfer.rate_limit_mib << 20,
+        },
+        timeouts: Timeouts {
+            snapshot: minutes(config.backup.snapshot_timeout_minutes),
+            merge: minutes(config.backup.merge_timeout_minutes),
+            disk: minutes(config.backup.disk_timeout_minutes),
+            vm: minutes(10),
+        },
+        reserve: config.repository.reserve_gib << 30,
+        hosts: config
+            .hosts
+            .iter()
+            .map(|(name, host)| {
+                let host = HostOverride {
+                    address: host.address.clone(),
+                    port: host.port,
+                    user: host.user.clone(),
+                    host_key: host.host_key.clone(),
+                };
+                (name.clone(), host)
+            })
+            .collect(),
+    })
+}
+
+/// The worker that is pushed: the configured one, the RPM's, or one beside this program.
+fn find_worker(config: &Config) -> Option<PathBuf> {
+    if let Some(path) = &config.worker.path {
+        return Some(path.clone());
+    }
+    let beside = std::env::current_exe().ok().and_then(|exe| {
+        let dir = exe.parent()?;
+        Some(dir.join("hvbak-worker"))
+    });
+    [Some(PathBuf::from("/usr/libexec/hvbak/hvbak-worker")), beside]
+        .into_iter()
+        .flatten()
+        .find(|path| path.is_file())
+}
+
+/// Names the operation that a repository call belongs to.
+pub fn repo_error(doing: &'static str) -> impl FnOnce(hvbak_repo::Error) -> RunError {
+    move |cause| RunError::Repository { doing: doing.into(), cause }
+}

@@ -1,0 +1,291 @@
+//! The configuration file. Unknown keys are errors; relative paths are relative to it.
+//!
+//! Invariant: the file holds no secret, only names of files that do.
+
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use hvbak_types::Secret;
+use serde::Deserialize;
+
+/// `hvbak.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub engine: EngineSection,
+    pub repository: RepositorySection,
+    #[serde(default)]
+    pub ssh: SshSection,
+    #[serde(default)]
+    pub worker: WorkerSection,
+    #[serde(default)]
+    pub transfer: TransferSection,
+    #[serde(default)]
+    pub backup: BackupSection,
+    /// Overrides per host, by the engine's name of it.
+    #[serde(default)]
+    pub hosts: BTreeMap<String, HostSection>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineSection {
+    pub url: String,
+    /// PEM bundle; without it the system's roots are trusted.
+    pub ca_file: Option<PathBuf>,
+    pub username: String,
+    /// Without it: `$CREDENTIALS_DIRECTORY/engine.password` (systemd).
+    pub password_file: Option<PathBuf>,
+    /// `ADDRESS[:PORT]` to connect to instead of the URL's name.
+    pub connect_to: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepositorySection {
+    pub path: PathBuf,
+    /// GiB that are left free.
+    #[serde(default = "default_reserve")]
+    pub reserve_gib: u64,
+}
+
+fn default_reserve() -> u64 {
+    1
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SshSection {
+    pub user: String,
+    /// hvbak's own private key.
+    pub key_file: PathBuf,
+    pub passphrase_file: Option<PathBuf>,
+    /// Also offer the keys of the running agent.
+    pub agent: bool,
+    /// `[USER@]HOST[:PORT]` through which hosts are reached.
+    pub jump: Option<String>,
+    /// OpenSSH line of the jump host's key.
+    pub jump_host_key: Option<String>,
+    pub connect_timeout_seconds: u64,
+}
+
+impl Default for SshSection {
+    fn default() -> Self {
+        Self {
+            user: "root".into(),
+            key_file: "id_hvbak".into(),
+            passphrase_file: None,
+            agent: false,
+            jump: None,
+            jump_host_key: None,
+            connect_timeout_seconds: 20,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, PartialEq, Eq, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerMode {
+    /// The installed worker when it fits, else a pushed one.
+    #[default]
+    Auto,
+    Installed,
+    Push,
+}
+
+#[derive(Debug, Clone, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkerSection {
+    pub mode: WorkerMode,
+    /// The binary that is pushed.
+    pub path: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TransferSection {
+    /// SSH connections per disk.
+    pub streams: usize,
+    /// Threads of each worker; 0 = as many as the host has, at most 4.
+    pub threads: u32,
+    /// zstd level; 0 stores uncompressed.
+    pub compression: u32,
+    /// MiB per second over all streams of a disk; 0 = no limit.
+    pub rate_limit_mib: u64,
+}
+
+impl Default for TransferSection {
+    fn default() -> Self {
+        Self { streams: 2, threads: 0, compression: 1, rate_limit_mib: 0 }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, PartialEq, Eq, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum QuiesceSetting {
+    #[default]
+    Auto,
+    Require,
+    Never,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BackupSection {
+    pub quiesce: QuiesceSetting,
+    pub snapshot_timeout_minutes: u64,
+    pub merge_timeout_minutes: u64,
+    pub disk_timeout_minutes: u64,
+}
+
+impl Default for BackupSection {
+    fn default() -> Self {
+        Self {
+            quiesce: QuiesceSetting::Auto,
+            snapshot_timeout_minutes: 30,
+            merge_timeout_minutes: 720,
+            disk_timeout_minutes: 30,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct HostSection {
+    pub address: Option<String>,
+    pub port: Option<u16>,
+    pub user: Option<String>,
+    /// OpenSSH line or `SHA256:…`; wins over the engine's record.
+    pub host_key: Option<String>,
+}
+
+/// Why the configuration cannot be used. All are usage errors (exit 2).
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read configuration {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error("configuration {} is wrong:\n{cause}", path.display())]
+    Parse { path: PathBuf, cause: toml::de::Error },
+    #[error("cannot read {what} {}", path.display())]
+    SecretFile {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error("{what} {} can be read by others (mode {mode:o})", path.display())]
+    SecretOpen { what: &'static str, path: PathBuf, mode: u32 },
+    #[error("configuration {} names no password_file", path.display())]
+    NoPassword { path: PathBuf },
+}
+
+impl ConfigError {
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Read { .. } => "write one with `hvbak init`, or name one with `--config`".into(),
+            Self::Parse { .. } => "every key is described in the manual; see the README".into(),
+            Self::SecretOpen { path, .. } => format!("chmod 600 {}", path.display()),
+            Self::NoPassword { .. } => {
+                "set engine.password_file, or pass the systemd credential `engine.password`".into()
+            }
+            Self::SecretFile { .. } => return None,
+        })
+    }
+}
+
+impl Config {
+    /// Reads the file and makes its paths absolute.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = |cause| ConfigError::Read { path: path.to_owned(), cause };
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        let mut config: Self = toml::from_str(&text)
+            .map_err(|cause| ConfigError::Parse { path: path.to_owned(), cause })?;
+        let base = std::path::absolute(path).map_err(read)?;
+        let base = base.parent().unwrap_or(Path::new("/"));
+        let fix = |p: &mut PathBuf| *p = base.join(&*p);
+        fix(&mut config.repository.path);
+        fix(&mut config.ssh.key_file);
+        for optional in [
+            &mut config.engine.ca_file,
+            &mut config.engine.password_file,
+            &mut config.ssh.passphrase_file,
+            &mut config.worker.path,
+        ] {
+            if let Some(p) = optional {
+                fix(p);
+            }
+        }
+        Ok(config)
+    }
+
+    /// The engine's password.
+    pub fn engine_password(&self, config_path: &Path) -> Result<Secret, ConfigError> {
+        let path = match &self.engine.password_file {
+            Some(path) => path.clone(),
+            None => std::env::var_os("CREDENTIALS_DIRECTORY")
+                .map(|dir| PathBuf::from(dir).join("engine.password"))
+                .filter(|p| p.exists())
+                .ok_or_else(|| ConfigError::NoPassword { path: config_path.to_owned() })?,
+        };
+        read_secret("password file", &path)
+    }
+}
+
+/// Reads a secret: the first line of a file that others cannot read.
+pub fn read_secret(what: &'static str, path: &Path) -> Result<Secret, ConfigError> {
+    let fail = |cause| ConfigError::SecretFile { what, path: path.to_owned(), cause };
+    let mode = std::fs::metadata(path).map_err(fail)?.mode();
+    if mode & 0o007 != 0 {
+        return Err(ConfigError::SecretOpen { what, path: path.to_owned(), mode: mode & 0o7777 });
+    }
+    let text = std::fs::read_to_string(path).map_err(fail)?;
+    Ok(Secret::new(text.lines().next().unwrap_or("")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hvbak.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path)
+    }
+
+    const SMALLEST: &str = "[engine]\nurl = \"https://e/ovirt-engine/api\"\nca_file = \"ca.pem\"\nusername = \"admin@internal\"\npassword_file = \"engine.password\"\n[repository]\npath = \"/var/lib/hvbak\"\n";
+
+    #[test]
+    fn the_smallest_config_is_enough_and_paths_are_relative_to_it() {
+        let config = load(SMALLEST).unwrap();
+        assert_eq!(config.repository.path, Path::new("/var/lib/hvbak"));
+        assert!(config.engine.ca_file.unwrap().is_absolute());
+        assert!(config.ssh.key_file.is_absolute());
+        assert_eq!((config.ssh.user.as_str(), config.transfer.streams), ("root", 2));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let error = load(&format!("{SMALLEST}pth = 1\n")).unwrap_err().to_string();
+        assert!(error.contains("pth") && error.contains('8'), "{error}");
+    }
+
+    #[test]
+    fn a_password_that_others_can_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pw");
+        std::fs::write(&path, "secret\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(matches!(read_secret("password file", &path), Err(ConfigError::SecretOpen { .. })));
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(read_secret("password file", &path).unwrap().expose(), "secret");
+    }
+}

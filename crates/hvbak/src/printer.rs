@@ -1,0 +1,187 @@
+//! Where words go: data to stdout, talk to stderr, JSON lines when asked.
+//!
+//! Invariant: with `--json` stdout carries nothing but JSON lines, and the last one has
+//! `"type":"result"`.
+
+use std::{
+    collections::HashMap,
+    io::{IsTerminal, Write},
+    sync::Mutex,
+};
+
+use hvbak_run::{Event, Sink};
+use hvbak_types::DiskId;
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::exit::{CliError, chain};
+
+/// How a command speaks.
+pub struct Printer {
+    pub json: bool,
+    quiet: bool,
+    bars: MultiProgress,
+    disks: Mutex<HashMap<DiskId, ProgressBar>>,
+    /// Progress goes to a person.
+    live: bool,
+}
+
+impl Printer {
+    pub fn new(json: bool, quiet: bool) -> Self {
+        let live = !json && !quiet && std::io::stderr().is_terminal();
+        Self { json, quiet, bars: MultiProgress::new(), disks: Mutex::default(), live }
+    }
+
+    /// A line of data for people; nothing with `--json`.
+    pub fn data(&self, text: &str) {
+        if !self.json {
+            self.out(text);
+        }
+    }
+
+    /// A JSON line; nothing without `--json`.
+    pub fn record(&self, kind: &str, value: &impl Serialize) {
+        if !self.json {
+            return;
+        }
+        let mut value = serde_json::to_value(value).unwrap_or_default();
+        let object = match value.as_object_mut() {
+            Some(object) => {
+                object.entry("type").or_insert_with(|| kind.into());
+                value
+            }
+            None => serde_json::json!({ "type": kind, "value": value }),
+        };
+        self.out(&object.to_string());
+    }
+
+    /// Talk for people, on stderr.
+    pub fn say(&self, text: &str) {
+        if !self.quiet && !self.json {
+            self.err(text);
+        }
+    }
+
+    /// Ends a command well or badly: the last line of `--json`, the error for people.
+    pub fn finish(&self, code: u8, result: serde_json::Value, error: Option<&CliError>) {
+        if self.json {
+            let status = match code {
+                0 => "done",
+                3 => "partly",
+                15 => "damage",
+                130 | 143 => "cancelled",
+                _ => "failed",
+            };
+            let mut line = serde_json::json!({ "type": "result", "status": status, "exit": code });
+            if let (Some(object), serde_json::Value::Object(more)) = (line.as_object_mut(), result)
+            {
+                object.extend(more);
+                if let Some(error) = error {
+                    object.insert("error".into(), chain(error).into());
+                    object.insert("hint".into(), error.hint().into());
+                }
+            }
+            self.out(&line.to_string());
+        } else if let Some(error) = error {
+            self.err(&format!("error: {}", chain(error)));
+            if let Some(hint) = error.hint() {
+                self.err(&format!("hint: {hint}"));
+            }
+        }
+    }
+
+    fn out(&self, text: &str) {
+        let write = || {
+            let mut out = std::io::stdout().lock();
+            let newline = if text.ends_with('\n') { "" } else { "\n" };
+            // A reader that has gone (`| head`) is no error of ours.
+            let _ = write!(out, "{text}{newline}").and_then(|()| out.flush());
+        };
+        if self.live { self.bars.suspend(write) } else { write() }
+    }
+
+    fn err(&self, text: &str) {
+        let write = || {
+            let _ = writeln!(std::io::stderr().lock(), "{text}");
+        };
+        if self.live { self.bars.suspend(write) } else { write() }
+    }
+
+    fn bar(&self, disk: DiskId, alias: &str, size: u64) {
+        let style = ProgressStyle::with_template(
+            "  {prefix:20!} {bar:24} {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} eta {eta} {msg}",
+        );
+        let bar = self.bars.add(ProgressBar::new(size));
+        if let Ok(style) = style {
+            bar.set_style(style);
+        }
+        bar.set_prefix(alias.to_owned());
+        if let Ok(mut disks) = self.disks.lock() {
+            disks.insert(disk, bar);
+        }
+    }
+
+    fn with_bar(&self, disk: DiskId, act: impl FnOnce(&ProgressBar)) {
+        if let Ok(disks) = self.disks.lock()
+            && let Some(bar) = disks.get(&disk)
+        {
+            act(bar);
+        }
+    }
+}
+
+impl Sink for Printer {
+    fn event(&self, event: &Event) {
+        if self.json {
+            self.record("event", event);
+            return;
+        }
+        match event {
+            Event::JobStarted { .. } => {}
+            Event::VmStarted { name, expected_bytes, .. } => {
+                self.say(&format!("{name}: at most {} to read", HumanBytes(*expected_bytes)));
+            }
+            Event::Phase { text, .. } => self.say(&format!("  {text}")),
+            Event::DiskStarted { disk, alias, virtual_size, host, .. } => {
+                if self.live {
+                    self.bar(*disk, alias, *virtual_size);
+                } else {
+                    self.say(&format!("  {alias}: {} through {host}", HumanBytes(*virtual_size)));
+                }
+            }
+            Event::DiskProgress { disk, done, payload_bytes, .. } => self.with_bar(*disk, |bar| {
+                bar.set_position(*done);
+                bar.set_message(format!("{} sent", HumanBytes(*payload_bytes)));
+            }),
+            Event::DiskDone { disk, alias, data_bytes, payload_bytes, seconds } => {
+                self.with_bar(*disk, ProgressBar::finish_and_clear);
+                let rate = (*data_bytes as f64 / seconds.max(0.001)) as u64;
+                self.say(&format!(
+                    "  {alias}: {} of data, {} moved, {seconds:.1} s ({}/s)",
+                    HumanBytes(*data_bytes),
+                    HumanBytes(*payload_bytes),
+                    HumanBytes(rate)
+                ));
+            }
+            Event::Warning { text, .. } => self.err(&format!("warning: {text}")),
+            Event::VmSkipped { name, reason, .. } => {
+                self.err(&format!("warning: {name} is left out: {reason}"));
+            }
+            Event::VmDone { name, point, stored_bytes, seconds, .. } => {
+                let what = point.as_ref().map_or_else(String::new, |p| format!(" as {name}@{p}"));
+                self.say(&format!(
+                    "{name}: done{what}, {} in {seconds:.1} s",
+                    HumanBytes(*stored_bytes)
+                ));
+            }
+            Event::VmFailed { name, error, hint, .. } => {
+                self.err(&format!("error: {name}: {error}"));
+                if let Some(hint) = hint {
+                    self.err(&format!("hint: {hint}"));
+                }
+            }
+            Event::HostDone { name, text, .. } => self.data(&format!("{name}: {text}")),
+            Event::Undone { text } => self.data(text),
+        }
+    }
+}
