@@ -12,7 +12,7 @@ use crate::{
     catalogue::Point,
     digests::{Digests, Kind, Run, Runs},
     error::{Error, Result},
-    image::{self, ImageReader, Stored},
+    image::{ImageReader, Inflater, Stored},
 };
 
 /// What a cluster of the merged disk is.
@@ -49,6 +49,27 @@ impl StoredRun {
         let rest =
             Self { cluster: self.cluster + count, count: self.count - count, digest, ..self };
         (Self { count, ..self }, Some(rest))
+    }
+}
+
+/// What a thread keeps from cluster to cluster.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    /// The cluster as it is stored: the zstd frame, the 64 KiB, or nothing for zeros.
+    pub stored: Vec<u8>,
+    plain: Vec<u8>,
+    inflater: Inflater,
+}
+
+impl Buffers {
+    /// The 64 KiB as the guest saw them, after [`DiskReader::read_proven`] has answered
+    /// with this content; `None` for zeros.
+    pub fn guest(&self, content: Content) -> Option<&[u8]> {
+        match content {
+            Content::Zero => None,
+            Content::Plain { .. } => Some(&self.stored),
+            Content::Compressed { .. } => Some(&self.plain),
+        }
     }
 }
 
@@ -177,8 +198,8 @@ impl DiskReader {
         }
     }
 
-    /// Reads a cluster of a run as it is stored and compares its 64 KiB with the digest.
-    /// `plain` is used to inflate; keep both buffers for the next call.
+    /// Reads a cluster of a run as it is stored into `buffers.stored`, and compares its
+    /// 64 KiB with the digest; [`Buffers::guest`] has them then.
     ///
     /// # Errors
     /// [`Error::Damaged`] names the image and the cluster.
@@ -186,9 +207,9 @@ impl DiskReader {
         &self,
         run: &StoredRun,
         cluster: u64,
-        stored: &mut Vec<u8>,
-        plain: &mut Vec<u8>,
+        buffers: &mut Buffers,
     ) -> Result<Content> {
+        let Buffers { stored, plain, inflater } = buffers;
         let content = self.read_in(run, cluster, stored)?;
         let damaged = |what: &str| Error::Damaged {
             path: self.layers[run.layer].path.clone(),
@@ -198,7 +219,7 @@ impl DiskReader {
             Content::Zero => return Ok(content),
             Content::Plain { digest } => (stored, digest),
             Content::Compressed { digest } => {
-                image::inflate(stored, plain).map_err(|_| damaged("cannot be inflated"))?;
+                inflater.inflate(stored, plain).map_err(|_| damaged("cannot be inflated"))?;
                 (plain, digest)
             }
         };

@@ -14,7 +14,7 @@ use hvbak_types::{CLUSTER_SIZE, Digest, DiskId, PointId};
 use crate::{
     digests::Spool,
     error::{At, Error, Result},
-    image::{self, ImageWriter},
+    image::{ImageWriter, Inflater},
     layout::{backing_name, digests_name, image_name},
     manifest::DiskRecord,
     stage::{Finished, Shared},
@@ -66,6 +66,7 @@ pub struct DiskWriter {
     image: ImageWriter,
     spool: Spool,
     shared: Shared,
+    inflater: Inflater,
     scratch: Vec<u8>,
 }
 
@@ -87,6 +88,7 @@ impl DiskWriter {
             spool: Spool::new(dir.join(digests_name(id))),
             path,
             shared,
+            inflater: Inflater::default(),
             scratch: Vec::new(),
         })
     }
@@ -190,7 +192,8 @@ impl DiskWriter {
         let content = match payload {
             Payload::Plain(bytes) => bytes,
             Payload::Compressed(bytes) => {
-                image::inflate(bytes, &mut self.scratch)
+                self.inflater
+                    .inflate(bytes, &mut self.scratch)
                     .map_err(|_| Error::WrongDigest { path: path.clone(), cluster })?;
                 self.scratch.as_slice()
             }

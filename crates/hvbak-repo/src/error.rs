@@ -100,7 +100,7 @@ pub enum Error {
     Image {
         path: PathBuf,
         #[source]
-        cause: crate::image::ImageError,
+        cause: hvbak_qcow2::Error,
     },
     #[error("{} is damaged: {why}", path.display())]
     Damaged { path: PathBuf, why: String },

@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::{
     catalogue::Point,
-    disk_reader::{Content, DiskReader},
+    disk_reader::{Buffers, Content, DiskReader},
     durable,
     error::{At, Error, Result},
     image::ImageWriter,
@@ -129,8 +129,6 @@ impl Drop for Partial {
     }
 }
 
-type Buffers = (Vec<u8>, Vec<u8>);
-
 fn raw(
     reader: &DiskReader,
     path: &Path,
@@ -145,12 +143,9 @@ fn raw(
         reader,
         threads,
         Buffers::default,
-        |(stored, plain), run, cluster| {
-            let bytes = match reader.read_proven(run, cluster, stored, plain)? {
-                Content::Zero => return Ok(()),
-                Content::Plain { .. } => stored,
-                Content::Compressed { .. } => plain,
-            };
+        |buffers, run, cluster| {
+            let content = reader.read_proven(run, cluster, buffers)?;
+            let Some(bytes) = buffers.guest(content) else { return Ok(()) };
             let offset = cluster * CLUSTER_SIZE;
             // The padding of the last cluster is not the guest's.
             let length = CLUSTER_SIZE.min(size - offset) as usize;
@@ -173,8 +168,9 @@ fn qcow2(
         reader,
         threads,
         Buffers::default,
-        |(stored, plain), run, cluster| {
-            let content = reader.read_proven(run, cluster, stored, plain)?;
+        |buffers, run, cluster| {
+            let content = reader.read_proven(run, cluster, buffers)?;
+            let stored = &buffers.stored;
             let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
             match content {
                 Content::Zero => Ok(()),

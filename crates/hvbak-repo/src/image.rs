@@ -1,39 +1,79 @@
 //! The only place that speaks to `hvbak-qcow2`: images of the repository on files.
 
-use std::path::Path;
+use std::{
+    fmt,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use hvbak_types::CLUSTER_SIZE;
+use hvbak_qcow2::{
+    Backing, BackingFormat, Chain, Compression, Fetched, Layer, Writer, WriterOptions,
+};
+use hvbak_types::{CLUSTER_SIZE, ExtentKind};
 
-use crate::error::{Error, Result};
+use crate::{
+    digests::{Kind, Run},
+    error::{At, Error, Result, write_error},
+    storage::Storage,
+};
 
-/// Whatever an image operation failed with.
-pub type ImageError = Box<dyn std::error::Error + Send + Sync>;
+/// Problems of structure that a report tells; the rest is counted.
+const TOLD: usize = 8;
 
 /// An image being written.
-#[derive(Debug)]
-pub struct ImageWriter {}
+pub struct ImageWriter {
+    writer: Writer<Arc<Storage>>,
+    storage: Arc<Storage>,
+    path: PathBuf,
+}
 
 impl ImageWriter {
     /// Makes a new file; `backing` is its backing file's name.
-    pub fn create(path: &Path, _virtual_size: u64, _backing: Option<&str>) -> Result<Self> {
-        Err(Error::Image { path: path.to_owned(), cause: "images cannot be written yet".into() })
+    pub fn create(path: &Path, virtual_size: u64, backing: Option<&str>) -> Result<Self> {
+        let storage = Arc::new(Storage::create(path)?);
+        let options = WriterOptions {
+            virtual_size,
+            backing: backing.map(|name| Backing {
+                name: name.to_owned(),
+                format: BackingFormat::Qcow2,
+                // Not told, so that every zero cluster is stored where the digests say.
+                virtual_size: None,
+            }),
+            compression: Some(Compression::Zstd),
+        };
+        let writer = Writer::create(storage.clone(), options).map_err(|e| failed(path, e))?;
+        Ok(Self { writer, storage, path: path.to_owned() })
     }
 
-    pub fn put_compressed(&mut self, _cluster: u64, _payload: &[u8]) -> Result<()> {
-        Ok(())
+    pub fn put_compressed(&mut self, cluster: u64, frame: &[u8]) -> Result<()> {
+        self.writer.put_compressed(cluster, frame).map_err(|e| failed(&self.path, e))
     }
 
-    pub fn put_data(&mut self, _cluster: u64, _data: &[u8]) -> Result<()> {
-        Ok(())
+    pub fn put_data(&mut self, cluster: u64, data: &[u8]) -> Result<()> {
+        self.writer.put_data(cluster, data).map_err(|e| failed(&self.path, e))
     }
 
-    pub fn put_zero(&mut self, _cluster: u64, _count: u64) -> Result<()> {
-        Ok(())
+    pub fn put_zero(&mut self, cluster: u64, count: u64) -> Result<()> {
+        self.writer.put_zero(cluster, count).map_err(|e| failed(&self.path, e))
     }
 
     /// Completes the file, waits for it, and returns its length.
     pub fn finish(self) -> Result<u64> {
-        Ok(0)
+        self.writer.finish().map_err(|e| failed(&self.path, e))?;
+        self.storage.sync(&self.path)
+    }
+}
+
+/// An error of the image room; a full disk is told as one.
+fn failed(path: &Path, error: hvbak_qcow2::Error) -> Error {
+    use hvbak_qcow2::Error as E;
+    match error {
+        E::Write { source, .. } | E::Flush { source } => write_error(path, source),
+        E::Read { source, .. } => Error::Read { path: path.to_owned(), cause: source },
+        E::Duplicate { cluster } => Error::ClusterTwice { path: path.to_owned(), cluster },
+        cause => Error::Image { path: path.to_owned(), cause },
     }
 }
 
@@ -46,52 +86,123 @@ pub enum Stored {
     Compressed,
 }
 
-/// An image being read. May be used by several threads.
-#[derive(Debug)]
-pub struct ImageReader {}
+/// An image being read, alone: its backing file is not opened. May be used by several
+/// threads.
+pub struct ImageReader {
+    chain: Chain<File>,
+    path: PathBuf,
+    length: u64,
+    backing: Option<String>,
+}
 
 impl ImageReader {
     pub fn open(path: &Path) -> Result<Self> {
-        Err(Error::Image { path: path.to_owned(), cause: "images cannot be read yet".into() })
+        let file = File::open(path).reading(path)?;
+        let length = file.metadata().reading(path)?.len();
+        let layer = Layer::open_qcow2(file).map_err(|e| failed(path, e))?;
+        let backing = layer.backing_name().map(str::to_owned);
+        let chain = Chain::new(vec![layer]).map_err(|e| failed(path, e))?;
+        Ok(Self { chain, path: path.to_owned(), length, backing })
     }
 
     pub fn virtual_size(&self) -> u64 {
-        0
+        self.chain.virtual_size()
     }
 
+    /// Length of the file when it was opened.
     pub fn length(&self) -> u64 {
-        0
+        self.length
     }
 
     pub fn backing_name(&self) -> Option<&str> {
-        None
+        self.backing.as_deref()
     }
 
     /// Problems of structure, as sentences.
     pub fn check(&self) -> Result<Vec<String>> {
-        Ok(Vec::new())
+        let file = File::open(&self.path).reading(&self.path)?;
+        let report = hvbak_qcow2::check(&file).map_err(|e| failed(&self.path, e))?;
+        let mut told: Vec<_> =
+            report.problems.iter().take(TOLD).map(|problem| problem.text.clone()).collect();
+        let more = report.errors.saturating_sub(told.len() as u64);
+        if more > 0 {
+            told.push(format!("and {more} more"));
+        }
+        Ok(told)
     }
 
-    /// Calls `each` for every stored cluster in guest order.
-    pub fn each_stored(&self, _each: impl FnMut(u64, Stored) -> Result<()>) -> Result<()> {
-        Ok(())
+    /// What the image holds, in guest order; `digest` of the runs means nothing.
+    pub fn runs(&self) -> Result<impl Iterator<Item = Result<Run>>> {
+        let runs = self
+            .chain
+            .cluster_runs(1, 0, self.chain.clusters())
+            .map_err(|e| failed(&self.path, e))?;
+        Ok(runs.filter_map(|run| match run {
+            Err(error) => Some(Err(failed(&self.path, error))),
+            Ok(run) => {
+                let kind = match run.kind {
+                    ExtentKind::Absent => return None,
+                    ExtentKind::Zero => Kind::Zero,
+                    ExtentKind::Data => Kind::Data,
+                };
+                Some(Ok(Run { start: run.cluster, count: run.count, kind, digest: 0 }))
+            }
+        }))
     }
 
     /// Reads what is stored of a cluster into `out`: the frame, or the 64 KiB.
-    pub fn read_stored(&self, _cluster: u64, _out: &mut Vec<u8>) -> Result<Stored> {
-        Ok(Stored::Absent)
+    pub fn read_stored(&self, cluster: u64, out: &mut Vec<u8>) -> Result<Stored> {
+        match self.chain.fetch_cluster(cluster, out).map_err(|e| failed(&self.path, e))? {
+            Fetched::Absent => Ok(Stored::Absent),
+            Fetched::Zero => Ok(Stored::Zero),
+            Fetched::Plain => Ok(Stored::Plain),
+            Fetched::Compressed => Ok(Stored::Compressed),
+        }
     }
 }
 
-/// Inflates the frame of a cluster into `out`, which then holds exactly 64 KiB.
-///
-/// # Errors
-/// The frame is damaged or holds another length.
-pub fn inflate(frame: &[u8], out: &mut Vec<u8>) -> std::io::Result<()> {
-    out.resize(CLUSTER_SIZE as usize, 0);
-    let n = zstd::bulk::decompress_to_buffer(frame, out.as_mut_slice())?;
-    if n as u64 != CLUSTER_SIZE {
-        return Err(std::io::ErrorKind::InvalidData.into());
+/// Inflates frames of clusters; keeps its tables from call to call.
+pub struct Inflater(Option<zstd::bulk::Decompressor<'static>>);
+
+impl Default for Inflater {
+    fn default() -> Self {
+        Self(None)
     }
-    Ok(())
+}
+
+impl Inflater {
+    /// Inflates a frame into `out`, which then holds exactly 64 KiB.
+    ///
+    /// # Errors
+    /// The frame is damaged or holds another length.
+    pub fn inflate(&mut self, frame: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
+        out.resize(CLUSTER_SIZE as usize, 0);
+        let decompressor = match &mut self.0 {
+            Some(decompressor) => decompressor,
+            none => none.insert(zstd::bulk::Decompressor::new()?),
+        };
+        let n = decompressor.decompress_to_buffer(frame, out.as_mut_slice())?;
+        if n as u64 != CLUSTER_SIZE {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Inflater {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inflater").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ImageWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageWriter").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ImageReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageReader").field("path", &self.path).finish_non_exhaustive()
+    }
 }

@@ -29,11 +29,14 @@ mod parallel;
 mod repository;
 mod select;
 mod stage;
+mod storage;
 mod sums;
+#[cfg(test)]
+mod testing;
 mod verify;
 
 pub use catalogue::{DamagedPoint, Listing, Point, VmEntry};
-pub use disk_reader::{Content, DiskReader, Extents, StoredRun, StoredRuns};
+pub use disk_reader::{Buffers, Content, DiskReader, Extents, StoredRun, StoredRuns};
 pub use disk_writer::{DiskOptions, DiskWriter, Payload};
 pub use error::{Error, Result};
 pub use export::{ExportFormat, ExportOptions, ExportSummary};

@@ -56,6 +56,18 @@ impl Run {
     pub fn end(&self) -> u64 {
         self.start + self.count
     }
+
+    /// What is left of the run from `cluster` on.
+    pub fn behind(self, cluster: u64) -> Option<Self> {
+        let skip = cluster.saturating_sub(self.start);
+        let digest = if self.kind == Kind::Data { self.digest + skip } else { self.digest };
+        (skip < self.count).then(|| Self {
+            start: self.start + skip,
+            count: self.count - skip,
+            digest,
+            ..self
+        })
+    }
 }
 
 #[cfg(test)]

@@ -29,8 +29,8 @@ struct Inner {
     runs: u64,
     data: u64,
     zero: u64,
-    /// Start and first digest of every 128th run.
-    index: Vec<(u64, u64)>,
+    /// Start of every 128th run.
+    index: Vec<u64>,
 }
 
 impl Digests {
@@ -105,29 +105,11 @@ impl Digests {
     /// The run that holds a cluster.
     pub fn find(&self, cluster: u64) -> Result<Option<Run>> {
         let inner = &*self.0;
-        let slot = inner.index.partition_point(|(start, _)| *start <= cluster);
+        let slot = inner.index.partition_point(|start| *start <= cluster);
         let Some(slot) = slot.checked_sub(1) else { return Ok(None) };
         let runs = inner.read_runs(slot as u64 * STRIDE)?;
         let at = runs.partition_point(|run| run.start <= cluster);
         Ok(at.checked_sub(1).map(|i| runs[i]).filter(|run| cluster < run.end()))
-    }
-
-    /// The cluster whose digest has this index, and how many clusters follow it in its run.
-    pub fn cluster_of(&self, digest: u64) -> Result<Option<(u64, u64)>> {
-        let inner = &*self.0;
-        // The last index entry that does not begin behind it; zero runs carry the index
-        // that the next data run has.
-        let slot = inner.index.partition_point(|(_, first)| *first <= digest);
-        let Some(slot) = slot.checked_sub(1) else { return Ok(None) };
-        let runs = inner.read_runs(slot as u64 * STRIDE)?;
-        Ok(runs
-            .iter()
-            .filter(|run| run.kind == Kind::Data)
-            .find(|run| (run.digest..run.digest + run.count).contains(&digest))
-            .map(|run| {
-                let skip = digest - run.digest;
-                (run.start + skip, run.count - skip)
-            }))
     }
 
     /// The digest with this index.
@@ -135,11 +117,6 @@ impl Digests {
         let mut digest = [0; DIGEST as usize];
         self.0.read_digests(index, &mut digest)?;
         Ok(Digest(digest))
-    }
-
-    /// Digests from this index on, as many as fit.
-    pub fn read_digests(&self, index: u64, out: &mut [u8]) -> Result<()> {
-        self.0.read_digests(index, out)
     }
 }
 
@@ -167,13 +144,13 @@ impl Inner {
         runs.ok_or_else(|| self.bad("a run has an unknown kind"))
     }
 
-    fn check_runs(&self, clusters: u64) -> Result<Vec<(u64, u64)>> {
+    fn check_runs(&self, clusters: u64) -> Result<Vec<u64>> {
         let (mut end, mut data, mut zero) = (0u64, 0u64, 0u64);
         let mut index = Vec::new();
         for first in (0..self.runs).step_by(STRIDE as usize) {
             for (i, run) in self.read_runs(first)?.iter().enumerate() {
                 if i == 0 {
-                    index.push((run.start, data));
+                    index.push(run.start);
                 }
                 let run_end = run.start.checked_add(run.count).filter(|end| *end <= clusters);
                 let digest_fits = match run.kind {

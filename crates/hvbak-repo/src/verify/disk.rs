@@ -14,10 +14,10 @@ use hvbak_types::Digest;
 use super::{Check, FindingKind, swap};
 use crate::{
     catalogue::Point,
-    digests::{Digests, Kind},
-    disk_reader::DiskReader,
+    digests::{Digests, Run},
+    disk_reader::{Buffers, DiskReader},
     error::{Error, Result},
-    image::{ImageReader, Stored},
+    image::ImageReader,
     layout::backing_name,
     manifest::DiskRecord,
     parallel,
@@ -164,10 +164,12 @@ impl Check<'_> {
         let checked = parallel::each_data_cluster(
             &reader,
             self.options.threads,
-            <(Vec<u8>, Vec<u8>)>::default,
-            |(stored, plain), run, cluster| {
-                match reader.read_proven(run, cluster, stored, plain) {
-                    Ok(_) => drop(bytes.fetch_add(stored.len() as u64, Ordering::Relaxed)),
+            Buffers::default,
+            |buffers, run, cluster| {
+                let proven = reader.read_proven(run, cluster, buffers);
+                bytes.fetch_add(buffers.stored.len() as u64, Ordering::Relaxed);
+                match proven {
+                    Ok(_) => {}
                     Err(_) => odd.lock().unwrap_or_else(PoisonError::into_inner).add(cluster),
                 }
                 clusters.fetch_add(1, Ordering::Relaxed);
@@ -193,49 +195,35 @@ impl Check<'_> {
     }
 }
 
-/// Walks both in guest order.
+/// Walks both in guest order; runs are cut where the other side begins or ends one.
 fn compare_sets(image: &ImageReader, digests: &Digests, odd: &mut Odd) -> Result<()> {
-    let mut runs = digests.runs();
-    let mut hand = runs.next().transpose()?;
-    image.each_stored(|cluster, stored| {
-        // Clusters that only the digests know.
-        while let Some(run) = hand
-            && run.start < cluster
-        {
-            let end = run.end().min(cluster);
-            odd.add_range(run.start, end);
-            hand = match run.end() > end {
-                true => Some(crate::digests::Run { start: end, count: run.end() - end, ..run }),
-                false => runs.next().transpose()?,
+    let (mut stored, mut known) = (image.runs()?, digests.runs());
+    let (mut a, mut b) = (stored.next().transpose()?, known.next().transpose()?);
+    loop {
+        let (at, end) = match (&a, &b) {
+            (None, None) => return Ok(()),
+            (Some(run), None) | (None, Some(run)) => (run.start, run.end()),
+            (Some(a), Some(b)) if a.start < b.start => (a.start, a.end().min(b.start)),
+            (Some(a), Some(b)) if a.start > b.start => (b.start, b.end().min(a.start)),
+            (Some(a), Some(b)) => (a.start, a.end().min(b.end())),
+        };
+        let kind = |run: &Option<Run>| run.filter(|run| run.start == at).map(|run| run.kind);
+        if kind(&a) != kind(&b) {
+            odd.add_range(at, end);
+        }
+        if kind(&a).is_some() {
+            a = match a.and_then(|run| run.behind(end)) {
+                None => stored.next().transpose()?,
+                rest => rest,
             };
         }
-        match hand {
-            Some(run) if run.start == cluster => {
-                let fits = matches!(
-                    (run.kind, stored),
-                    (Kind::Zero, Stored::Zero) | (Kind::Data, Stored::Plain | Stored::Compressed)
-                );
-                if !fits {
-                    odd.add(cluster);
-                }
-                hand = match run.count > 1 {
-                    true => Some(crate::digests::Run {
-                        start: run.start + 1,
-                        count: run.count - 1,
-                        ..run
-                    }),
-                    false => runs.next().transpose()?,
-                };
-            }
-            _ => odd.add(cluster),
+        if kind(&b).is_some() {
+            b = match b.and_then(|run| run.behind(end)) {
+                None => known.next().transpose()?,
+                rest => rest,
+            };
         }
-        Ok(())
-    })?;
-    while let Some(run) = hand {
-        odd.add_range(run.start, run.end());
-        hand = runs.next().transpose()?;
     }
-    Ok(())
 }
 
 /// Clusters that something is wrong with: the first few and their number.

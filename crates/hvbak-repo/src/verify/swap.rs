@@ -8,9 +8,9 @@ use hvbak_types::Digest;
 
 use crate::{
     catalogue::Point,
-    digests::Digests,
+    digests::{Digests, Kind},
     error::Result,
-    image::{ImageReader, Stored, inflate},
+    image::{ImageReader, Inflater, Stored},
     manifest::DiskRecord,
     repository::Repository,
 };
@@ -110,18 +110,21 @@ fn owner_text(owner: &Point, point: &Point, file: &str) -> String {
 /// The first data clusters of an image that can be read, hashed.
 fn samples(image: &ImageReader) -> Result<Vec<(u64, Digest)>> {
     let mut clusters = Vec::new();
-    image.each_stored(|cluster, stored| {
-        if matches!(stored, Stored::Plain | Stored::Compressed) && clusters.len() < SAMPLES {
-            clusters.push(cluster);
+    for run in image.runs()? {
+        let run = run?;
+        if run.kind == Kind::Data {
+            clusters.extend((run.start..run.end()).take(SAMPLES - clusters.len()));
         }
-        Ok(())
-    })?;
-    let (mut stored, mut plain) = (Vec::new(), Vec::new());
+        if clusters.len() == SAMPLES {
+            break;
+        }
+    }
+    let (mut stored, mut plain, mut inflater) = (Vec::new(), Vec::new(), Inflater::default());
     let mut samples = Vec::new();
     for cluster in clusters {
         let bytes = match image.read_stored(cluster, &mut stored)? {
             Stored::Plain => &stored,
-            Stored::Compressed if inflate(&stored, &mut plain).is_ok() => &plain,
+            Stored::Compressed if inflater.inflate(&stored, &mut plain).is_ok() => &plain,
             _ => continue,
         };
         samples.push((cluster, Digest(blake3::hash(bytes).into())));
