@@ -59,7 +59,8 @@ impl Engine {
         if let Some(search) = search {
             request = request.query("search", search);
         }
-        self.send(request).await?.list()
+        // Thousands of things take a busy engine minutes.
+        self.send(request.timeout(self.timeouts().get * 5)).await?.list()
     }
 
     /// Data centers.

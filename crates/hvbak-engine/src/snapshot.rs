@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hvbak_types::{DiskId, Snapshot, SnapshotDisk, SnapshotId, SnapshotKind, SnapshotStatus, VmId};
+use hvbak_types::{DiskId, Snapshot, SnapshotDisk, SnapshotId, SnapshotStatus, VmId};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -104,10 +104,9 @@ impl Engine {
             Ok((answer.one::<Snapshot>()?, answer.correlation))
         };
         let find = || async {
+            // Not by type: an early 4.2 engine gave snapshots each other's types.
             let all = self.snapshots(vm).await?;
-            Ok(all
-                .into_iter()
-                .find(|s| s.description == description && s.kind != SnapshotKind::Active))
+            Ok(all.into_iter().find(|s| s.description == description))
         };
         self.create(post, find).await
     }

@@ -132,13 +132,12 @@ pub(crate) fn tls_cause(error: &(dyn std::error::Error + 'static)) -> Option<(St
         if let Some(tls) = error.downcast_ref::<rustls::Error>() {
             return certificate_cause(tls);
         }
-        if let Some(io) = error.downcast_ref::<std::io::Error>()
-            && let Some(inner) = io.get_ref()
+        // An io::Error shows what it wraps by `get_ref` alone, and there may be several.
+        if let Some(inner) =
+            error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref)
         {
-            let inner: &(dyn std::error::Error + 'static) = inner;
-            if let Some(tls) = inner.downcast_ref::<rustls::Error>() {
-                return certificate_cause(tls);
-            }
+            next = Some(inner);
+            continue;
         }
         next = error.source();
     }
@@ -163,7 +162,9 @@ fn certificate_cause(error: &rustls::Error) -> Option<(String, bool)> {
         CertificateError::ApplicationVerificationFailure => {
             "it is not the pinned certificate".to_owned()
         }
-        CertificateError::UnknownIssuer => "it is not signed by the configured CA".to_owned(),
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            "it is not signed by the configured CA".to_owned()
+        }
         _ if no_san => "it has no subjectAltName".to_owned(),
         other => other.to_string(),
     };

@@ -12,7 +12,7 @@ use crate::{
     client::{Engine, Request},
     error::EngineError,
     snapshot::action,
-    wait::{Created, Look},
+    wait::{Created, Look, poll_pause},
     xml::{Body, escape},
 };
 
@@ -121,7 +121,7 @@ impl Engine {
             if ovf.is_some() || start.elapsed() >= t.ovf {
                 return Ok(VmDocument { raw_xml: answer.body, vm, ovf });
             }
-            tokio::time::sleep(t.poll_first).await;
+            tokio::time::sleep(poll_pause(t, start.elapsed())).await;
         }
     }
 
@@ -448,9 +448,8 @@ impl Engine {
             ),
             None => action(),
         };
-        self.send(Request::post(format!("/vms/{id}/start"), body, format!("starting VM {id}")))
-            .await
-            .map(drop)
+        let done = [VmStatus::Up, VmStatus::PoweringUp, VmStatus::WaitForLaunch];
+        self.power(id, "start", body, format!("starting VM {id}"), &done).await
     }
 
     /// Powers a VM off.
@@ -458,9 +457,8 @@ impl Engine {
     /// # Errors
     /// `Conflict` (not running), or as any request.
     pub async fn stop_vm(&self, id: VmId) -> Result<(), EngineError> {
-        self.send(Request::post(format!("/vms/{id}/stop"), action(), format!("stopping VM {id}")))
-            .await
-            .map(drop)
+        let done = [VmStatus::Down, VmStatus::PoweringDown];
+        self.power(id, "stop", action(), format!("stopping VM {id}"), &done).await
     }
 
     /// Asks the guest to shut down.
@@ -468,8 +466,27 @@ impl Engine {
     /// # Errors
     /// `Conflict` (not running), or as any request.
     pub async fn shutdown_vm(&self, id: VmId) -> Result<(), EngineError> {
-        let what = format!("shutting VM {id} down");
-        self.send(Request::post(format!("/vms/{id}/shutdown"), action(), what)).await.map(drop)
+        let done = [VmStatus::Down, VmStatus::PoweringDown];
+        self.power(id, "shutdown", action(), format!("shutting VM {id} down"), &done).await
+    }
+
+    /// A power action; after a lost answer the VM's state says whether it arrived.
+    async fn power(
+        &self,
+        id: VmId,
+        verb: &str,
+        body: String,
+        what: String,
+        done: &[VmStatus],
+    ) -> Result<(), EngineError> {
+        match self.send(Request::post(format!("/vms/{id}/{verb}"), body, what)).await {
+            Ok(_) => Ok(()),
+            Err(error @ EngineError::OutcomeUnknown { .. }) => {
+                tokio::time::sleep(self.timeouts().poll_first).await;
+                if done.contains(&self.vm(id).await?.status) { Ok(()) } else { Err(error) }
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Gives a VM a tag that exists.

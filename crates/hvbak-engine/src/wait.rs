@@ -51,7 +51,7 @@ impl<T> DerefMut for Created<T> {
 }
 
 /// The pause before the next look, `waited` after the first.
-fn poll_pause(t: &Timeouts, waited: Duration) -> Duration {
+pub(crate) fn poll_pause(t: &Timeouts, waited: Duration) -> Duration {
     if waited < t.poll_fast_for {
         t.poll_first
     } else {

@@ -185,6 +185,10 @@ async fn a_foreign_ca_a_foreign_name_and_a_nameless_certificate_are_told_apart()
     let error = server.connect().await.unwrap_err();
     assert!(matches!(&error, EngineError::Tls { no_san: true, .. }), "{error:?}");
     assert!(error.hint().unwrap().contains("server_cert"));
+    // A private CA is unknown to the system.
+    let mut config = server.config();
+    config.ca = CaSource::System;
+    assert!(matches!(Engine::connect(config).await, Err(EngineError::Tls { .. })));
     // The way out: the certificate itself.
     let mut config = server.config();
     config.ca = CaSource::PinnedCert(server.cert_der.clone());

@@ -547,3 +547,30 @@ async fn an_engine_that_does_not_follow_is_asked_one_by_one() {
     assert_eq!(engine.vms_with(&ids, parts).await.unwrap().len(), 12);
     assert_eq!(server.lines().iter().filter(|l| l.ends_with("/diskattachments")).count(), 12);
 }
+
+#[tokio::test]
+async fn a_lost_start_is_judged_by_the_state_of_the_vm() {
+    for (status, fine) in [("powering_up", true), ("down", false)] {
+        let (server, engine) = serve(move |seen, _| match seen.method.as_str() {
+            "POST" => Reply::cut(),
+            _ => Reply::xml(format!("<vm id='{VM}'><status>{status}</status></vm>")),
+        })
+        .await;
+        assert_eq!(engine.start_vm(vm(), None).await.is_ok(), fine);
+        assert_eq!(server.count(&format!("POST {}", path("/start"))), 1);
+    }
+}
+
+#[tokio::test]
+async fn every_operation_can_run_on_another_thread() {
+    let (_server, engine) = serve(|_, _| Reply::empty(404)).await;
+    let cancel = CancellationToken::new();
+    fn sendable<T: Send>(_: T) {}
+    sendable(engine.inventory());
+    sendable(engine.vms_with(&[], Parts::default()));
+    sendable(engine.create_snapshot(vm(), "", None));
+    sendable(engine.wait_snapshot_gone(vm(), snap(), LIMIT, &cancel));
+    sendable(engine.create_vm_from_ovf("", ClusterId::nil(), "", true));
+    sendable(engine.wait_disk_ok(DiskId::nil(), LIMIT, &cancel));
+    sendable(engine.logout());
+}

@@ -285,7 +285,8 @@ impl Check for Snapshot {
         );
         assert_eq!(self.date.map(|t| t.as_millisecond()), millis(n, "date"));
         assert_eq!(self.memory, flag(n, "persist_memorystate"));
-        if self.kind == SnapshotKind::Active {
+        // Not "active has no vm": the 4.2 development engine mixed the types up.
+        if self.description == "Active VM" {
             assert!(at(n, "vm").is_none());
         }
         assert_eq!(at(n, "vm").and_then(|v| v.attribute("href")), None);
@@ -582,4 +583,36 @@ fn the_version_is_read_from_the_root_and_from_the_text() {
     let version = parse::version(&Element::parse(bare).unwrap()).unwrap();
     assert_eq!((version.major, version.minor, version.build), (4, 3, 11));
     assert!(version.at_least(4, 3, 1) && !version.at_least(4, 4, 0));
+}
+
+#[test]
+fn damaged_documents_are_errors_or_readings_and_never_panics() {
+    for file in [
+        "replay-4.3-2020-03/vms--4.3-2020-03.xml",
+        "replay-4.3-2020-03/storagedomains--4.3-2020-03.xml",
+        "ovf/vms-17a94da8.all_content--4.3-2019-12.ovf",
+    ] {
+        let bytes = std::fs::read(fixtures().join(file)).unwrap();
+        let mut seed = 0x9e37_79b9_u32;
+        for round in 0..400usize {
+            // xorshift: the same damage in every run.
+            seed ^= seed << 13;
+            seed ^= seed >> 17;
+            seed ^= seed << 5;
+            let mut damaged = bytes.clone();
+            if round % 4 == 0 {
+                damaged.truncate(seed as usize % bytes.len());
+            } else {
+                let at = seed as usize % bytes.len();
+                damaged[at] = b"<>&\"'/\0\xff0"[(seed >> 8) as usize % 9];
+            }
+            let _ = parse::list::<Vm>(&damaged);
+            let _ = parse::list::<StorageDomain>(&damaged);
+            if let Ok(text) = std::str::from_utf8(&damaged)
+                && hvbak_engine::ovf::read(text).is_ok()
+            {
+                let _ = hvbak_engine::ovf::for_restore(text, &Default::default());
+            }
+        }
+    }
 }

@@ -99,12 +99,26 @@ async fn the_inventory_of_a_4_3_engine_is_read() {
     let snapshots = engine.snapshots(vm.id).await.unwrap();
     let regular: Vec<_> = snapshots.iter().filter(|s| s.kind == SnapshotKind::Regular).collect();
     assert_eq!(regular.len(), 2, "{snapshots:?}");
+    let mut volumes = Vec::new();
     for snapshot in regular {
-        let disks = engine.snapshot_disks(vm.id, snapshot.id).await.unwrap();
-        assert_eq!(disks.len(), 1);
-        let now = all.disks.iter().find(|d| d.id == disks[0].disk_id).unwrap();
-        assert_ne!(now.image_id, Some(disks[0].volume));
+        for disk in engine.snapshot_disks(vm.id, snapshot.id).await.unwrap() {
+            let now = all.disks.iter().find(|d| d.id == disk.disk_id).unwrap();
+            assert_ne!(now.image_id, Some(disk.volume), "{disk:?}");
+            volumes.push(format!("{} {}", disk.alias, disk.volume));
+        }
     }
+    volumes.sort();
+    assert_eq!(
+        volumes,
+        [
+            "Debbie_Disk2 264fedcf-1e7f-4fc4-9ba6-48a8f9b1decc",
+            "Debbie_Disk2 547539b9-a2af-49b2-8d1e-68a85a0ff9b2",
+            "Debbie_Disk3 2b3f5294-0230-4ddb-a0d9-96a0c6d601b2",
+            "Debbie_Disk3 e4d483dd-d4b3-449c-93bc-f638f6e89903",
+            "deb10_Disk1 61d498ab-3dc9-4965-83a6-c2090a0d9bec",
+            "deb10_Disk1 9074ef9f-803f-4521-a7e3-163575122249",
+        ]
+    );
 }
 
 #[tokio::test]
