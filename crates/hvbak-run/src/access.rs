@@ -14,7 +14,7 @@ use hvbak_ssh::{
 use hvbak_types::Host;
 
 use crate::{
-    error::{self, Result},
+    error::{self, Result, RunError},
     hosts,
     job::{Job, Open},
     journal::Step,
@@ -32,13 +32,24 @@ pub struct Access {
 }
 
 impl Access {
-    /// Logs in and makes sure that a worker can be started.
+    /// Logs in and makes sure that a worker can be started. Heeds cancellation, and leaves
+    /// nothing on the host when it fails.
     pub async fn open(job: &Job, host: &Host) -> Result<Self> {
         let settings = &job.context.settings;
+        let cancel = &job.context.cancel;
         let target = hosts::target(settings, host)?;
         let name = host.name.clone();
-        let control = Connection::connect(&target).await.map_err(error::ssh(&name, "log in"))?;
-        let info = probe(&control).await.map_err(error::ssh(&name, "look around"))?;
+        let login = async {
+            let control =
+                Connection::connect(&target).await.map_err(error::ssh(&name, "log in"))?;
+            let info = probe(&control).await.map_err(error::ssh(&name, "look around"))?;
+            Ok::<_, RunError>((control, info))
+        };
+        let (control, info) = tokio::select! {
+            // Nothing is on the host yet: the attempt can be dropped.
+            login = login => login?,
+            () = cancel.cancelled() => return Err(RunError::Cancelled),
+        };
         let source = WorkerSource {
             mode: match (settings.worker.installed, settings.worker.push) {
                 (true, true) => WorkerMode::Auto,
@@ -51,16 +62,24 @@ impl Access {
         };
         let remove = remove_command(&info, &source.tag)
             .map_err(error::ssh(&name, "name the worker's directory"))?;
-        let step = Step::Worker { host: host.id, host_name: name.clone(), remove };
+        let step = Step::Worker { host: host.id, host_name: name.clone(), remove: remove.clone() };
         let step = job.intent(step).await?;
-        let worker = match ensure_worker(&control, &info, &source).await {
+        let delivered = tokio::select! {
+            delivered = ensure_worker(&control, &info, &source) => {
+                delivered.map_err(error::ssh(&name, "deliver the worker"))
+            }
+            () = cancel.cancelled() => Err(RunError::Cancelled),
+        };
+        let worker = match delivered {
             Ok(worker) => worker,
             Err(cause) => {
-                // A refused push removes itself; a lost connection leaves it to cleanup.
-                if !cause.retryable() {
+                // Half an upload may lie there. When the host does not answer any more the
+                // step stays open, for `cleanup`.
+                if control.exec(&remove).await.is_ok_and(|output| output.status.success()) {
                     job.undone(&step).await?;
                 }
-                return Err(error::ssh(&name, "deliver the worker")(cause));
+                control.close().await;
+                return Err(cause);
             }
         };
         let step = if worker.remove.is_some() {
@@ -83,7 +102,7 @@ impl Access {
         let mut sessions = Vec::new();
         while let Some(joined) = starting.join_next().await {
             let started = joined
-                .map_err(|e| crate::RunError::Task { text: e.to_string() })
+                .map_err(|e| RunError::Task { text: e.to_string() })
                 .and_then(|started| started);
             sessions.push(started?);
         }

@@ -289,11 +289,7 @@ async fn read_all(
     let center =
         plan.data_center.ok_or_else(|| RunError::UnknownHost { host: host.name.clone() })?;
     context.phase(Some(plan.id), format!("connecting to {}", host.name));
-    let access = tokio::select! {
-        // Dropping the attempt is safe: a pushed worker is in the journal.
-        access = Access::open(job, host) => access?,
-        () = context.cancel.cancelled() => return Err(RunError::Cancelled),
-    };
+    let access = Access::open(job, host).await?;
     let mut disks = Vec::new();
     let mut failure = None;
     let mut sessions = None;

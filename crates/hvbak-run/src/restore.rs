@@ -134,11 +134,7 @@ async fn execute(
     if let Some(choice) = &plan.host {
         let host = hosts::find_host(inventory, choice.id)?;
         context.phase(None, format!("connecting to {}", host.name));
-        let access = tokio::select! {
-            // Dropping the attempt is safe: a pushed worker is in the journal.
-            access = Access::open(job, host) => access?,
-            () = context.cancel.cancelled() => return Err(RunError::Cancelled),
-        };
+        let access = Access::open(job, host).await?;
         let filled = fill_disks(job, &access, point, plan, made, &mut disks).await;
         if let Err(cause) = access.close(job).await {
             context.warn(None, crate::chain(&cause));

@@ -160,7 +160,9 @@ async fn snapshots(
     let vm = match matching.as_slice() {
         [one] => one,
         [] => {
-            return Err(hvbak_plan::SelectError::Unknown { what: "vm", text: wanted.clone() }.into());
+            return Err(
+                hvbak_plan::SelectError::Unknown { what: "vm", text: wanted.clone() }.into()
+            );
         }
         many => {
             let ids = many.iter().map(|v| v.id).collect();
