@@ -4,10 +4,11 @@
 //! host, so refused kinds are taken from the offer until one matches or none is left.
 
 use std::{
+    collections::HashMap,
     future::Future,
     io,
     sync::{
-        Arc,
+        Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -67,18 +68,13 @@ impl Connection {
     /// Network and handshake failures, [`Error::HostKeyMismatch`],
     /// [`Error::HostKeyUnknown`], [`Error::AuthRefused`] and the key file errors.
     pub async fn connect(target: &Target) -> Result<Self> {
-        let jump = match &target.jump {
-            None => None,
-            Some(hop) => {
-                let wrap = |cause| Error::Jump {
-                    host: target.name.clone(),
-                    jump: hop.name.clone(),
-                    cause: Box::new(cause),
-                };
-                Some(Box::pin(Self::connect(hop)).await.map_err(wrap)?)
+        let jump = connect_jump(target).await?;
+        let (mut handle, notes) = match shake_hands(target, jump.as_ref()).await? {
+            Verdict::Accepted(handle, notes) => (handle, notes),
+            Verdict::Refused(offered) => {
+                return Err(target.trust.refusal(&target.name, &offered));
             }
         };
-        let (mut handle, notes) = shake_hands(target, jump.as_ref()).await?;
         let limit = target.options.connect_timeout;
         within(target, "login", limit, auth::authenticate(&mut handle, target, &notes)).await??;
         tracing::debug!(host = %target.name, agreed = ?notes.lock().negotiated, "logged in");
@@ -92,6 +88,21 @@ impl Connection {
                 _jump: jump,
             }),
         })
+    }
+
+    /// All keys a host shows, one per kind, like `ssh-keyscan`: for asking somebody whether
+    /// one of them is right. Nothing is sent to the host; its `trust` is not looked at.
+    ///
+    /// # Errors
+    /// Network and handshake failures.
+    pub async fn scan(target: &Target) -> Result<Vec<HostKey>> {
+        let jump = connect_jump(target).await?;
+        // Pinned to nothing: every kind is asked for and none accepted.
+        let asking = Target { trust: HostTrust::Pinned(Vec::new()), ..target.clone() };
+        match shake_hands(&asking, jump.as_ref()).await? {
+            Verdict::Refused(offered) => Ok(offered),
+            Verdict::Accepted(..) => Ok(Vec::new()),
+        }
     }
 
     /// The name given in the target.
@@ -204,18 +215,44 @@ impl Inner {
     }
 }
 
+async fn connect_jump(target: &Target) -> Result<Option<Connection>> {
+    let Some(hop) = &target.jump else { return Ok(None) };
+    let wrap = |cause| Error::Jump {
+        host: target.name.clone(),
+        jump: hop.name.clone(),
+        cause: Box::new(cause),
+    };
+    Ok(Some(Box::pin(Connection::connect(hop)).await.map_err(wrap)?))
+}
+
+/// Which kind of key matched a fingerprint last, per `host:port`: the next connection
+/// asks for it first instead of trying all kinds again.
+static MATCHED: LazyLock<Mutex<HashMap<String, Family>>> = LazyLock::new(Mutex::default);
+
+/// A handshake that ended with a verdict on the host key.
+enum Verdict {
+    Accepted(client::Handle<Client>, Notes),
+    Refused(Vec<HostKey>),
+}
+
 /// Attempts until the host key is accepted or refused for good.
-async fn shake_hands(
-    target: &Target,
-    jump: Option<&Connection>,
-) -> Result<(client::Handle<Client>, Notes)> {
+async fn shake_hands(target: &Target, jump: Option<&Connection>) -> Result<Verdict> {
     let (mut families, mut rest) = target.trust.families();
+    let place = format!("{}:{}", target.host, target.port);
+    let matched = MATCHED.lock().unwrap_or_else(PoisonError::into_inner).get(&place).copied();
+    families.sort_by_key(|f| Some(*f) != matched);
     let mut ciphers = CipherSet::Aes;
     let mut offered = Vec::new();
     loop {
         let notes = Notes::default();
         let error = match attempt(target, jump, &families, ciphers, &notes).await? {
-            Ok(handle) => return Ok((handle, notes)),
+            Ok(handle) => {
+                let key = notes.lock().accepted.clone();
+                if let Some(family) = key.and_then(|key| Family::named(&key.algorithm)) {
+                    MATCHED.lock().unwrap_or_else(PoisonError::into_inner).insert(place, family);
+                }
+                return Ok(Verdict::Accepted(handle, notes));
+            }
             Err(error) => error,
         };
         let refused = {
@@ -230,11 +267,11 @@ async fn shake_hands(
             if pinned && family.is_some() && !families.is_empty() {
                 continue;
             }
-            return Err(target.trust.refusal(&target.name, &offered));
+            return Ok(Verdict::Refused(offered));
         }
         match error {
             russh::Error::NoCommonAlgo { kind: AlgorithmKind::Key, .. } if !offered.is_empty() => {
-                return Err(target.trust.refusal(&target.name, &offered));
+                return Ok(Verdict::Refused(offered));
             }
             // The host has no key of the recorded kind: ask what it has, to show it.
             russh::Error::NoCommonAlgo { kind: AlgorithmKind::Key, .. } if !rest.is_empty() => {

@@ -7,7 +7,7 @@
 //! The directory is named by a tag the caller chooses, so that its removal can be written
 //! to the journal before anything is sent.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, str::FromStr};
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -30,6 +30,21 @@ pub enum WorkerMode {
     Installed,
     /// Always push.
     Push,
+}
+
+impl FromStr for WorkerMode {
+    type Err = Error;
+    /// Reads `auto`, `installed` or `push`.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "installed" => Ok(Self::Installed),
+            "push" => Ok(Self::Push),
+            _ => {
+                Err(Error::BadValue { what: "worker mode", text: text.chars().take(80).collect() })
+            }
+        }
+    }
 }
 
 /// Where a worker may come from.
@@ -61,9 +76,6 @@ pub struct WorkerCommand {
 
 /// A binary larger than this is no worker of ours.
 const MAX_BINARY: u64 = 64 << 20;
-
-/// Sending a few MiB over a slow line.
-const PUSH_LIMIT: Duration = Duration::from_secs(300);
 
 const PUSH: &str = r#"
 set -eu
@@ -206,10 +218,7 @@ async fn push(
     );
     let want: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
     let command = info.privileged(PUSH, &[&dir, &name, &want]);
-    let sending = session.exec(&command, bytes);
-    let output = tokio::time::timeout(PUSH_LIMIT, sending).await.map_err(|_| {
-        Error::CommandTimeout { host: session.host().to_owned(), seconds: PUSH_LIMIT.as_secs() }
-    })??;
+    let output = session.exec(&command, bytes).await?;
     match judge(session.host(), &output, &want, source.protocol) {
         Ok(version) => {
             let path = format!("{dir}/{name}");

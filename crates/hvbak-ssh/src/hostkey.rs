@@ -76,10 +76,13 @@ pub enum Pin {
 impl std::str::FromStr for Pin {
     type Err = Error;
 
-    /// Reads an OpenSSH public key line, `SHA256:…` (with or without padding), or an MD5
-    /// fingerprint with or without the `MD5:` in front.
+    /// Reads an OpenSSH public key line, `SHA256:…` (with or without padding), an MD5
+    /// fingerprint with or without the `MD5:` in front, or a line with a fingerprint in it
+    /// as `ssh-keygen -l` and our own messages print it.
     fn from_str(text: &str) -> Result<Self> {
         let text = text.trim();
+        let marked = |word: &&str| word.starts_with("SHA256:") || word.starts_with("MD5:");
+        let text = text.split_whitespace().find(marked).unwrap_or(text);
         let bad = || Error::BadPin { text: text.chars().take(80).collect() };
         if let Some(rest) = text.strip_prefix("SHA256:") {
             let rest = rest.trim_end_matches('=');
@@ -203,6 +206,9 @@ impl HostTrust {
     pub(crate) fn families(&self) -> (Vec<Family>, Vec<Family>) {
         let all = Family::ALL.to_vec();
         let Self::Pinned(pins) = self else { return (all, Vec::new()) };
+        if pins.is_empty() {
+            return (all, Vec::new());
+        }
         let mut first = Vec::new();
         for pin in pins {
             match pin {

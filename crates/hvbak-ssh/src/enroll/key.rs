@@ -5,6 +5,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use hvbak_types::Secret;
@@ -29,6 +30,21 @@ pub enum KeyKind {
     Ed25519,
     /// RSA with 3072 bits.
     Rsa3072,
+}
+
+impl FromStr for KeyKind {
+    type Err = Error;
+    /// Reads `ecdsa`, `ed25519` or `rsa`.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "ecdsa" => Ok(Self::EcdsaP256),
+            "ed25519" => Ok(Self::Ed25519),
+            "rsa" => Ok(Self::Rsa3072),
+            _ => {
+                Err(Error::BadValue { what: "kind of key", text: text.chars().take(80).collect() })
+            }
+        }
+    }
 }
 
 /// Makes a key pair: the private half at `path` (0600, OpenSSH format, encrypted when a

@@ -3,7 +3,8 @@
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use hvbak_ssh::{
-    Connection, Error, Identity, Russh, Target,
+    Connection, Error, Identity, Russh, SudoRight, Target,
+    deliver::{WorkerMode, WorkerSource, ensure_worker, remove_worker, worker_line},
     enroll::{self, Change, Grant, KeyKind, Revoke, SudoScope},
     probe,
 };
@@ -159,4 +160,111 @@ async fn sudo_for_a_login_that_is_not_root() {
     assert!(enroll::remove_sudoers(&boot, &info).await.unwrap());
     assert!(fs::read_dir(file.parent().unwrap()).unwrap().next().is_none());
     boot.close().await;
+}
+
+/// A machine with an ordinary user `hv`, seen by one sshd alone. The user's home and the
+/// directories that would change are mounts of that sshd.
+fn host_with_user() -> Option<(Sshd, tempfile::TempDir)> {
+    if current_user() != "root" {
+        eprintln!("SKIPPED: another user needs root and a mount namespace");
+        return None;
+    }
+    let home = tempfile::Builder::new().prefix("hvbak-home-").tempdir().unwrap();
+    let add = |file: &str, line: &str| format!("{}{line}\n", fs::read_to_string(file).unwrap());
+    let sshd = Sshd::with(Setup {
+        config: format!(
+            "Match User hv\n  AuthorizedKeysFile {}/.ssh/authorized_keys\nMatch all",
+            home.path().display()
+        ),
+        files: vec![
+            (
+                "passwd",
+                add("/etc/passwd", &format!("hv:x:61234:61234::{}:/bin/sh", home.path().display())),
+                0o644,
+            ),
+            ("group", add("/etc/group", "hv:x:61234:"), 0o644),
+            ("shadow", add("/etc/shadow", "hv:*:19000::::::"), 0o600),
+        ],
+        namespace: Some(
+            "for f in passwd group shadow; do mount --bind $D/$f /etc/$f; done\n\
+             mount -t tmpfs -o mode=755 tmpfs /run\nmkdir /run/sshd\n\
+             if [ -d /etc/sudoers.d ]; then mount --bind $D/root/etc/sudoers.d /etc/sudoers.d; fi"
+                .into(),
+        ),
+        ..Setup::default()
+    });
+    std::os::unix::fs::chown(home.path(), Some(61234), Some(61234)).unwrap();
+    Some((sshd, home))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn root_enrols_a_user_who_becomes_root_by_sudo() {
+    let Some((sshd, home)) = host_with_user() else { return };
+    let boot = Connection::connect(&sshd.target()).await.unwrap();
+    let root = probe(&boot).await.unwrap();
+    assert_eq!((root.uid, root.host_root.as_str()), (0, ""));
+    let (grant, mut target) = new_key(&sshd, "ours");
+    target.user = "hv".into();
+    let change = enroll::install(&boot, &root, Some("hv"), &grant).await.unwrap();
+    assert_eq!(change, Change::Installed);
+    let file = home.path().join(".ssh/authorized_keys");
+    let meta = fs::metadata(&file).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&meta), 61234);
+    assert_eq!(meta.permissions().mode() & 0o777, 0o600);
+    enroll::prove(&Russh, &target).await.unwrap();
+    let error = enroll::install(&boot, &root, Some("nobody-here"), &grant).await.unwrap_err();
+    assert!(error.to_string().contains("no user nobody-here"), "{error}");
+
+    let own = Connection::connect(&target).await.unwrap();
+    let info = probe(&own).await.unwrap();
+    assert_eq!((info.uid, info.user.as_str(), info.sudo), (61234, "hv", SudoRight::None));
+    // Without sudo a push says why it cannot be.
+    let source = WorkerSource {
+        mode: WorkerMode::Push,
+        binary: Some(worker(&sshd)),
+        tag: "job-1".into(),
+        protocol: 1,
+    };
+    let error = ensure_worker(&own, &info, &source).await.unwrap_err();
+    assert!(error.to_string().contains("cannot be made"), "{error}");
+
+    if root.tools.contains("visudo") {
+        with_sudo(&boot, &own, &source).await;
+    } else {
+        eprintln!("SKIPPED: no sudo on this machine, the rest was not tried");
+    }
+    let tag = Revoke::Tag(TAG.into());
+    assert_eq!(enroll::revoke(&boot, &root, Some("hv"), &tag).await.unwrap(), 1);
+    assert!(enroll::prove(&Russh, &target).await.unwrap_err().is_login());
+    own.close().await;
+    boot.close().await;
+}
+
+/// The rest where sudo is there: the rule, what it gives, a push as root, and the end.
+async fn with_sudo(boot: &Connection, own: &Connection, source: &WorkerSource) {
+    let root = probe(boot).await.unwrap();
+    for (scope, right) in
+        [(SudoScope::InstalledWorker, SudoRight::Worker), (SudoScope::All, SudoRight::All)]
+    {
+        enroll::install_sudoers(boot, &root, "hv", scope).await.unwrap();
+        let info = probe(own).await.unwrap();
+        assert_eq!(info.sudo, right);
+    }
+    let info = probe(own).await.unwrap();
+    let pushed = ensure_worker(own, &info, source).await.unwrap();
+    assert!(pushed.command.starts_with("exec sudo -n /run/hvbak-job-1/"), "{}", pushed.command);
+    assert_eq!(own.exec(&worker_line(&pushed, &["who"])).await.unwrap().text(), "0");
+    remove_worker(own, &pushed).await.unwrap();
+    assert!(boot.exec("test ! -e /run/hvbak-job-1").await.unwrap().status.success());
+    // With sudo the user enrols as root would.
+    assert!(enroll::remove_sudoers(own, &info).await.unwrap());
+    assert_eq!(probe(own).await.unwrap().sudo, SudoRight::None);
+}
+
+/// A stand-in for the worker that says who it is.
+fn worker(sshd: &Sshd) -> std::path::PathBuf {
+    let path = sshd.path().join("worker");
+    let text = "#!/bin/sh\ncase $1 in --version) echo hvbak-worker 0.1.0 protocols 1 ;; *) id -u ;; esac\n";
+    fs::write(&path, text).unwrap();
+    path
 }

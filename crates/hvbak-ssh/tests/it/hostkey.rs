@@ -128,6 +128,23 @@ async fn an_unknown_host_needs_consent() {
     assert!(pins.trust("127.0.0.1", sshd.port + 1).is_none());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_shows_every_key_and_proves_nothing() {
+    let sshd = three_keys();
+    let keys = Connection::scan(&sshd.target()).await.unwrap();
+    let mut found: Vec<_> = keys.iter().map(|key| key.sha256.clone()).collect();
+    let mut real: Vec<_> =
+        ["rsa", "ecdsa", "ed25519"].iter().map(|k| sshd.fingerprint(k, "sha256")).collect();
+    found.sort();
+    real.sort();
+    assert_eq!(found, real);
+    assert!(!sshd.log().contains("Accepted"));
+    // What a message shows can be given back as the record.
+    let mut target = sshd.target();
+    target.trust = HostTrust::pinned([keys[0].describe().as_str()]).unwrap();
+    Connection::connect(&target).await.unwrap().close().await;
+}
+
 #[test]
 fn the_pin_file_fails_safe() {
     let dir = tempfile::tempdir().unwrap();

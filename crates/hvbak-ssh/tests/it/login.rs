@@ -181,7 +181,8 @@ async fn a_password_opens_real_sshd() {
     let shadow = format!("root:{}:19000:0:99999:7:::\nsshd:!:19000::::::\n", hash.trim());
     let sshd = Sshd::with(Setup {
         config: "PasswordAuthentication yes".into(),
-        files: vec![("/etc/shadow", shadow)],
+        files: vec![("shadow", shadow, 0o600)],
+        namespace: Some("mount --bind $D/shadow /etc/shadow".into()),
         ..Setup::default()
     });
     let mut target = sshd.target();

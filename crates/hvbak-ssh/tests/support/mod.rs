@@ -28,9 +28,11 @@ pub struct Setup {
     pub config: String,
     /// Whether `HVBAK_HOST_ROOT` is set to the directory's `root`.
     pub host_root: bool,
-    /// Run in a mount namespace of its own with these files in place of the machine's
-    /// (as root only): target path and content.
-    pub files: Vec<(&'static str, String)>,
+    /// Shell text to run first, in a mount namespace that only this sshd is in (as root
+    /// only): bind mounts over files of the machine. `$D` is the directory of everything.
+    pub namespace: Option<String>,
+    /// Files to write into that directory beforehand: name, content and mode.
+    pub files: Vec<(&'static str, String, u32)>,
 }
 
 impl Default for Setup {
@@ -39,6 +41,7 @@ impl Default for Setup {
             host_keys: vec!["ed25519"],
             config: String::new(),
             host_root: false,
+            namespace: None,
             files: Vec::new(),
         }
     }
@@ -71,6 +74,10 @@ impl Sshd {
         fs::copy(at.join("key.pub"), root.join("root/.ssh/authorized_keys")).unwrap();
         for kind in &setup.host_keys {
             keygen(&at.join(format!("host_{kind}")), kind, "");
+        }
+        for (name, content, mode) in &setup.files {
+            fs::write(at.join(name), content).unwrap();
+            fs::set_permissions(at.join(name), fs::Permissions::from_mode(*mode)).unwrap();
         }
         if current_user() == "root" {
             let _ = fs::create_dir("/run/sshd");
@@ -227,21 +234,18 @@ fn config(at: &Path, port: u16, setup: &Setup) -> String {
 fn spawn(at: &Path, setup: &Setup) -> Child {
     let log = at.join("log");
     let sshd = format!("exec /usr/sbin/sshd -D -f {0}/config -E {0}/log", at.display());
-    let mut command = if setup.files.is_empty() {
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", &sshd]);
-        command
-    } else {
-        let mut script = String::from("set -e; mount --make-rprivate /; ");
-        for (n, (target, content)) in setup.files.iter().enumerate() {
-            let source = at.join(format!("file{n}"));
-            fs::write(&source, content).unwrap();
-            fs::set_permissions(&source, fs::metadata(target).unwrap().permissions()).unwrap();
-            script.push_str(&format!("mount --bind {} {target}; ", source.display()));
+    let mut command = match &setup.namespace {
+        None => {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", &sshd]);
+            command
         }
-        let mut command = Command::new("unshare");
-        command.args(["-m", "/bin/sh", "-c", &(script + &sshd)]);
-        command
+        Some(first) => {
+            let script = format!("set -e; mount --make-rprivate /; {first}\n{sshd}");
+            let mut command = Command::new("unshare");
+            command.args(["-m", "/bin/sh", "-c", &script]).env("D", at);
+            command
+        }
     };
     let _ = fs::write(&log, "");
     // A process group of its own, so that Ctrl-C in a terminal does not race the drop.
