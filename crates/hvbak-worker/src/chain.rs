@@ -1,0 +1,162 @@
+//! Walks a disk's chain from a volume to its base, believing nobody alone: header and
+//! metadata must agree on every step (hypervisor.md §5.3, §7).
+//!
+//! Never opens what a header names: names are read as ids, and the file with that id in
+//! the disk's own directory is looked at next.
+
+use std::{
+    collections::HashSet,
+    fs,
+    io::{self, Read},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use hvbak_qcow2::Header;
+use hvbak_types::VolumeId;
+use hvbak_vdsm::{Legality, VolumeFormat, VolumeMeta, VolumeRole, backing_name};
+use hvbak_wire::{ChainIs, Format, Layer, VolumeAddress};
+
+use crate::{
+    buffer::Aligned,
+    error::{Error, Result},
+    host::Host,
+    locate::{find_domain, find_volume, identity, regular},
+    volume::{Meter, Volume, allocated},
+};
+
+/// Deeper chains than any engine allows (it stops at about 30).
+const MAX_LAYERS: usize = 64;
+
+/// Answers `Chain`.
+///
+/// # Errors
+/// Anything that does not fit together; see [`Error`].
+pub fn walk(host: &Host, at: &VolumeAddress, meter: &Arc<Meter>) -> Result<ChainIs> {
+    let domain = find_domain(host, at)?;
+    let mut layers: Vec<Layer> = Vec::new();
+    let mut seen = HashSet::new();
+    let mut next = Some(at.volume);
+    while let Some(volume) = next {
+        let bad = |what| Err(Error::BadChain { volume, what });
+        if !seen.insert(volume) {
+            return bad("it comes twice");
+        }
+        if layers.len() == MAX_LAYERS {
+            return bad("more than 64 layers");
+        }
+        let path = find_volume(&domain, &VolumeAddress { volume, ..*at })?;
+        let meta = read_meta(&path, volume)?;
+        check_meta(&meta, at, volume, layers.is_empty())?;
+        let layer = describe(path, volume, meta, meter)?;
+        next = layer.parent;
+        layers.push(layer);
+    }
+    Ok(ChainIs { layers })
+}
+
+/// Reads `<VOL>.meta` past the page cache where possible: NFS may show an old one else.
+///
+/// # Errors
+/// Not readable, or no metadata.
+pub fn read_meta(volume_path: &Path, volume: VolumeId) -> Result<VolumeMeta> {
+    let path = PathBuf::from(format!("{}.meta", volume_path.display()));
+    let mut block = Aligned::new(4096);
+    let direct = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_DIRECT)
+        .open(&path)
+        .and_then(|mut file| read_block(&mut file, block.as_mut()));
+    let length = match direct {
+        Ok(length) => length,
+        // tmpfs of old kernels refuses O_DIRECT.
+        Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => fs::File::open(&path)
+            .and_then(|mut file| read_block(&mut file, block.as_mut()))
+            .map_err(Error::file("read", &path))?,
+        Err(e) => return Err(Error::file("read", path)(e)),
+    };
+    VolumeMeta::parse(&block.as_mut()[..length]).map_err(|source| Error::Meta { volume, source })
+}
+
+fn read_block(file: &mut fs::File, block: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match file.read(block) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+fn check_meta(meta: &VolumeMeta, at: &VolumeAddress, volume: VolumeId, newest: bool) -> Result<()> {
+    if meta.legality != Legality::Legal {
+        return Err(Error::Illegal { volume, legality: meta.legality.as_str() });
+    }
+    let wrong =
+        |key, found: String, expected: String| Err(Error::MetaIs { volume, key, found, expected });
+    if meta.domain != at.domain {
+        return wrong("DOMAIN", meta.domain.to_string(), at.domain.to_string());
+    }
+    // A template's base is hard-linked into the disk's directory and keeps its owner.
+    let of_template = meta.role == VolumeRole::Shared && !newest;
+    if meta.image != at.image && !of_template {
+        return wrong("IMAGE", meta.image.to_string(), at.image.to_string());
+    }
+    if meta.format == VolumeFormat::Raw && meta.parent.is_some() {
+        return Err(Error::BadChain { volume, what: "a raw volume has a parent" });
+    }
+    Ok(())
+}
+
+fn describe(
+    path: PathBuf,
+    volume: VolumeId,
+    meta: VolumeMeta,
+    meter: &Arc<Meter>,
+) -> Result<Layer> {
+    let file = regular(&path)?;
+    let (header_size, backing) = match meta.format {
+        VolumeFormat::Raw => (file.len(), None),
+        VolumeFormat::Cow => {
+            let source = Volume::open(&path, false, Arc::clone(meter))?;
+            let header = Header::read(&source)
+                .map_err(|source| Error::Image { path: path.clone(), source })?;
+            (header.virtual_size, header.backing_name)
+        }
+    };
+    let named = backing
+        .as_deref()
+        .map(|name| backing_name(name).map_err(|source| Error::Backing { volume, source }))
+        .transpose()?;
+    if named.map(|n| n.volume) != meta.parent {
+        let say = |id: Option<VolumeId>| id.map_or_else(|| "none".to_owned(), |v| v.to_string());
+        return Err(Error::Disagree {
+            volume,
+            header: say(named.map(|n| n.volume)),
+            metadata: say(meta.parent),
+        });
+    }
+    Ok(Layer {
+        volume,
+        image: meta.image,
+        format: match meta.format {
+            VolumeFormat::Raw => Format::Raw,
+            VolumeFormat::Cow => Format::Cow,
+        },
+        allocation: meta.allocation.as_str().to_owned(),
+        voltype: meta.role.as_str().to_owned(),
+        legality: meta.legality.as_str().to_owned(),
+        capacity: meta.capacity,
+        header_size,
+        parent: meta.parent,
+        backing_name: backing,
+        file_size: file.len(),
+        allocated: allocated(&file),
+        ctime: meta.ctime,
+        generation: meta.generation,
+        disk_type: meta.disk_type,
+        links: file.nlink(),
+        identity: identity(&file),
+        path: path.to_string_lossy().into_owned(),
+    })
+}

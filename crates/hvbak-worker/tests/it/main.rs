@@ -1,0 +1,8 @@
+//! The real binary over pipes, against chains made by qemu-img and qemu-io in a tree laid
+//! out as vdsm lays it out.
+
+mod hostile;
+mod locate;
+mod read;
+mod support;
+mod write;
