@@ -9,10 +9,11 @@ use hvbak_types::Secret;
 use reqwest::header::{self, HeaderName, HeaderValue};
 
 use crate::{
-    client::{Broken, Cause, Engine, Request, innermost, pauses},
+    client::{Engine, Request, pauses},
     config::AuthMode,
     error::{EngineError, clean},
     fault, tls,
+    transport::{Broken, Cause, innermost, receive},
 };
 
 /// What is known about the login.
@@ -158,7 +159,7 @@ impl Engine {
             url: path.clone(),
             detail,
         };
-        let raw = match crate::client::receive(builder, 1 << 20).await {
+        let raw = match receive(builder, 1 << 20).await {
             Ok(raw) => raw,
             Err(Broken { error: Cause::TooLarge, .. }) => {
                 return Err(unexpected("a body of more than 1 MiB".into()));
@@ -258,7 +259,7 @@ impl Engine {
                 .header(header::COOKIE, format!("JSESSIONID={}", cookie.expose())),
             _ => return,
         };
-        match crate::client::receive(builder.timeout(timeout), 1 << 20).await {
+        match receive(builder.timeout(timeout), 1 << 20).await {
             Ok(raw) => tracing::debug!(status = raw.status, "logged out"),
             Err(_) => tracing::debug!("the logout request failed; the session ends by itself"),
         }

@@ -10,10 +10,10 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    client::{Broken, Cause, http_client, innermost, receive, urls},
     config::{CaSource, EngineConfig},
     error::EngineError,
     tls,
+    transport::{Broken, Cause, http_client, innermost, receive, urls},
 };
 
 /// A CA as served by the engine.

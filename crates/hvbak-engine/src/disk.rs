@@ -126,7 +126,7 @@ impl Engine {
             }
             Ok((disk, answer.correlation))
         };
-        self.create(post, || self.disk(id)).await
+        self.create(None, post, || self.disk(id)).await
     }
 
     /// Waits until a disk is `ok`.

@@ -194,9 +194,11 @@ impl Engine {
     /// empty, and so are collections that a recorded engine does not have.
     pub async fn inventory(&self) -> Result<Inventory, EngineError> {
         let data_centers = absent(self.data_centers().await)?;
+        // Something must be there: a wrong path would otherwise look like an empty site.
+        let vms = self.vms(None).await;
+        let mut vms = if data_centers.is_empty() { vms? } else { absent(vms)? };
         let centers: Vec<_> = data_centers.iter().map(|c| c.id).collect();
         let tags = optional(self.tags().await)?;
-        let mut vms = self.vms(None).await?;
         if tags.iter().any(|t| !t.id.is_nil() && t.name != "root") {
             self.add_tags(&mut vms).await?;
         }

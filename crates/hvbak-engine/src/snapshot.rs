@@ -84,6 +84,21 @@ impl Engine {
         description: &str,
         disks: Option<&[DiskId]>,
     ) -> Result<Created<Snapshot>, EngineError> {
+        self.create_snapshot_within(None, vm, description, disks).await
+    }
+
+    /// As `create_snapshot`, but repeats for no longer than `patience`: with a frozen guest
+    /// minutes of waiting for a lock would be minutes of a hanging guest.
+    ///
+    /// # Errors
+    /// As `create_snapshot`.
+    pub async fn create_snapshot_within(
+        &self,
+        patience: Option<Duration>,
+        vm: VmId,
+        description: &str,
+        disks: Option<&[DiskId]>,
+    ) -> Result<Created<Snapshot>, EngineError> {
         let body = Body::default()
             .nest("snapshot", &[], |b| {
                 let b = b.text("description", description).text("persist_memorystate", "false");
@@ -100,7 +115,8 @@ impl Engine {
         let what = format!("creating a snapshot of VM {vm}");
         let post = || async {
             let path = format!("/vms/{vm}/snapshots");
-            let answer = self.send(Request::post(path, body.clone(), &what).no_waiting()).await?;
+            let request = Request::post(path, body.clone(), &what).no_waiting().patience(patience);
+            let answer = self.send(request).await?;
             Ok((answer.one::<Snapshot>()?, answer.correlation))
         };
         let find = || async {
@@ -108,7 +124,7 @@ impl Engine {
             let all = self.snapshots(vm).await?;
             Ok(all.into_iter().find(|s| s.description == description))
         };
-        self.create(post, find).await
+        self.create(patience, post, find).await
     }
 
     /// Waits until a snapshot is `ok`. The engine's own limit is 30 minutes.

@@ -103,10 +103,12 @@ impl Engine {
 
     /// Creates by `post`; when its outcome is unknown, looks by `find` before any repetition.
     ///
+    /// `patience` bounds the repetitions; the look after a lost request is always made.
     /// `post` must not wait for locks itself (`no_waiting`), because after an unknown
     /// outcome the lock may be our own first request still at work.
     pub(crate) async fn create<T, P, PFut, L, LFut>(
         &self,
+        patience: Option<Duration>,
         mut post: P,
         mut find: L,
     ) -> Result<Created<T>, EngineError>
@@ -144,7 +146,12 @@ impl Engine {
                 _ if lost.is_some() => Duration::ZERO,
                 _ => return Err(error),
             };
+            let budget = patience.map_or(budget, |p| p.min(budget));
             let pause = pauses.next().unwrap_or(t.retry_max);
+            // Without a lost request there is nothing to look for: fail without a pause.
+            if lost.is_none() && start.elapsed() + pause > budget {
+                return Err(error);
+            }
             tracing::info!(%error, "creating: looking and trying again in {} ms", pause.as_millis());
             tokio::time::sleep(pause).await;
             if let Some(correlation) = &lost

@@ -356,3 +356,11 @@ async fn the_ca_is_fetched_without_trust_and_shown_by_fingerprint() {
         Err(EngineError::Unexpected { .. })
     ));
 }
+
+#[tokio::test]
+async fn a_path_where_nothing_is_does_not_look_like_an_empty_site() {
+    let server = Server::start(|_, _| Reply::empty(404)).await;
+    let engine = server.connect().await.unwrap();
+    assert_eq!(engine.version().full, "");
+    assert!(engine.inventory().await.unwrap_err().is_not_found());
+}

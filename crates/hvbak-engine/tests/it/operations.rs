@@ -183,6 +183,17 @@ async fn locks_are_waited_for_and_states_are_not() {
 }
 
 #[tokio::test]
+async fn with_a_frozen_guest_locks_are_waited_for_only_shortly() {
+    let (server, engine) =
+        serve(|_, _| Reply::fault(409, "Cannot create Snapshot: VM is locked.")).await;
+    let patience = Some(Duration::from_millis(60));
+    let error = engine.create_snapshot_within(patience, vm(), "d", None).await.unwrap_err();
+    assert!(matches!(error, EngineError::Conflict { transient: true, .. }), "{error:?}");
+    let few = server.count(&format!("POST {}", path("/snapshots")));
+    assert!((1..=6).contains(&few), "{few}");
+}
+
+#[tokio::test]
 async fn a_snapshot_that_is_rolled_back_or_too_slow_is_a_failure() {
     let (_server, engine) =
         serve(|_, n| if n < 2 { Reply::xml(snapshot("locked")) } else { Reply::empty(404) }).await;
