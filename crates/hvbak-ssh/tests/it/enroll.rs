@@ -162,6 +162,10 @@ async fn sudo_for_a_login_that_is_not_root() {
     boot.close().await;
 }
 
+/// A stand-in for the worker that says who it is.
+const WORKER: &str = "#!/bin/sh\n\
+    case $1 in --version) echo hvbak-worker 0.1.0 protocols 1 ;; *) id -u ;; esac\n";
+
 /// A machine with an ordinary user `hv`, seen by one sshd alone. The user's home and the
 /// directories that would change are mounts of that sshd.
 fn host_with_user() -> Option<(Sshd, tempfile::TempDir)> {
@@ -182,13 +186,18 @@ fn host_with_user() -> Option<(Sshd, tempfile::TempDir)> {
                 add("/etc/passwd", &format!("hv:x:61234:61234::{}:/bin/sh", home.path().display())),
                 0o644,
             ),
+            ("worker", WORKER.into(), 0o755),
             ("group", add("/etc/group", "hv:x:61234:"), 0o644),
             ("shadow", add("/etc/shadow", "hv:*:19000::::::"), 0o600),
         ],
         namespace: Some(
             "for f in passwd group shadow; do mount --bind $D/$f /etc/$f; done\n\
              mount -t tmpfs -o mode=755 tmpfs /run\nmkdir /run/sshd\n\
-             if [ -d /etc/sudoers.d ]; then mount --bind $D/root/etc/sudoers.d /etc/sudoers.d; fi"
+             if [ -d /etc/sudoers.d ]; then mount --bind $D/root/etc/sudoers.d /etc/sudoers.d; fi\n\
+             mkdir $D/layer; mount -t tmpfs tmpfs $D/layer; mkdir $D/layer/up $D/layer/work\n\
+             o=lowerdir=/usr/libexec,upperdir=$D/layer/up,workdir=$D/layer/work\n\
+             mount -t overlay -o $o overlay /usr/libexec\n\
+             mkdir -p /usr/libexec/hvbak; cp $D/worker /usr/libexec/hvbak/hvbak-worker"
                 .into(),
         ),
         ..Setup::default()
@@ -218,10 +227,10 @@ async fn root_enrols_a_user_who_becomes_root_by_sudo() {
     let own = Connection::connect(&target).await.unwrap();
     let info = probe(&own).await.unwrap();
     assert_eq!((info.uid, info.user.as_str(), info.sudo), (61234, "hv", SudoRight::None));
-    // Without sudo a push says why it cannot be.
+    // Without sudo the installed worker runs as the user, and a push says why it cannot be.
     let source = WorkerSource {
         mode: WorkerMode::Push,
-        binary: Some(worker(&sshd)),
+        binary: Some(sshd.path().join("worker")),
         tag: "job-1".into(),
         protocol: 1,
     };
@@ -249,6 +258,10 @@ async fn with_sudo(boot: &Connection, own: &Connection, source: &WorkerSource) {
         enroll::install_sudoers(boot, &root, "hv", scope).await.unwrap();
         let info = probe(own).await.unwrap();
         assert_eq!(info.sudo, right);
+        // Either is enough for the installed worker.
+        let installed = WorkerSource { mode: WorkerMode::Auto, binary: None, ..source.clone() };
+        let worker = ensure_worker(own, &info, &installed).await.unwrap();
+        assert_eq!(own.exec(&worker_line(&worker, &["who"])).await.unwrap().text(), "0");
     }
     let info = probe(own).await.unwrap();
     let pushed = ensure_worker(own, &info, source).await.unwrap();
@@ -259,12 +272,4 @@ async fn with_sudo(boot: &Connection, own: &Connection, source: &WorkerSource) {
     // With sudo the user enrols as root would.
     assert!(enroll::remove_sudoers(own, &info).await.unwrap());
     assert_eq!(probe(own).await.unwrap().sudo, SudoRight::None);
-}
-
-/// A stand-in for the worker that says who it is.
-fn worker(sshd: &Sshd) -> std::path::PathBuf {
-    let path = sshd.path().join("worker");
-    let text = "#!/bin/sh\ncase $1 in --version) echo hvbak-worker 0.1.0 protocols 1 ;; *) id -u ;; esac\n";
-    fs::write(&path, text).unwrap();
-    path
 }
