@@ -91,6 +91,11 @@ pub enum Error {
         #[source]
         source: WireError,
     },
+    #[error("the stream from the coordinator is broken")]
+    Stream {
+        #[source]
+        source: WireError,
+    },
     #[error("cannot encode the answer")]
     Encode {
         #[from]
@@ -140,7 +145,7 @@ impl Error {
             Self::Changed { .. } => Code::Changed,
             Self::Guard { .. } => Code::Guard,
             Self::BadCluster { .. } | Self::BadFrame { .. } => Code::BadData,
-            Self::BadRequest { .. } => Code::BadRequest,
+            Self::BadRequest { .. } | Self::Stream { .. } => Code::BadRequest,
             Self::Encode { .. } | Self::Compress { .. } => Code::Io,
             Self::Cancelled | Self::Gone => Code::Cancelled,
         }

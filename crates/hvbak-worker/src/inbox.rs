@@ -50,6 +50,7 @@ struct Queue {
 #[derive(Default)]
 pub struct Stop {
     all: AtomicBool,
+    broken: AtomicBool,
     /// Requests to stop; bounded, because a cancel that comes too late stays here.
     requests: Mutex<VecDeque<u32>>,
 }
@@ -58,6 +59,11 @@ impl Stop {
     /// Whether work on a request should end.
     pub fn is_set(&self, request: u32) -> bool {
         self.is_gone() || self.lock().contains(&request)
+    }
+
+    /// Whether the coordinator closed our input between two frames.
+    pub fn has_left(&self) -> bool {
+        self.is_gone() && !self.broken.load(Ordering::Relaxed)
     }
 
     fn cancel(&self, request: u32) {
@@ -74,7 +80,7 @@ impl Stop {
 
     /// Whether the coordinator is gone.
     pub fn is_gone(&self) -> bool {
-        self.all.load(Ordering::Relaxed)
+        self.all.load(Ordering::Acquire)
     }
 }
 
@@ -115,13 +121,14 @@ impl Inbox {
                 Ok(None) => Incoming::Eof,
                 Err(e) => Incoming::Broken(e),
             };
-            self.stop.all.store(true, Ordering::Relaxed);
-            let code = i32::from(matches!(last, Incoming::Broken(_)));
+            let broken = matches!(last, Incoming::Broken(_));
+            self.stop.broken.store(broken, Ordering::Relaxed);
+            self.stop.all.store(true, Ordering::Release);
             self.lock().items.push_back(last);
             self.changed.notify_all();
             thread::sleep(GRACE);
             // Nothing outside this process has to be undone: files are closed by the kernel.
-            std::process::exit(code);
+            std::process::exit(i32::from(broken));
         }
     }
 

@@ -31,7 +31,12 @@ pub fn run() -> ExitCode {
     let session = Inbox::start(io::stdin())
         .and_then(|inbox| Ok((inbox, Output::stdout()?)))
         .map(|(inbox, output)| Session::new(inbox, output));
-    match session.map(|mut s| s.run()) {
+    let outcome = session.map(|mut s| match s.run() {
+        // Told by the reading thread amid other work.
+        Err(Error::Gone) if s.meter.stop.has_left() => Ok(()),
+        other => other,
+    });
+    match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             eprintln!("hvbak-worker: {}", error.to_failed(0).message);
@@ -79,9 +84,9 @@ impl Session {
             host_root: self.host.root().to_string_lossy().into_owned(),
         })?;
         let choice = match self.inbox.next() {
-            Incoming::Other(frame) => frame.choice()?,
+            Incoming::Other(frame) => frame.choice().map_err(|source| Error::Stream { source })?,
             Incoming::Eof => return Ok(()),
-            Incoming::Broken(source) => return Err(source.into()),
+            Incoming::Broken(source) => return Err(Error::Stream { source }),
             _ => return Err(Error::bad_request("the first frame must choose a version")),
         };
         match choice.version {
@@ -104,7 +109,7 @@ impl Session {
                 Incoming::Clusters(frame) => self.take_clusters(frame)?,
                 Incoming::Unreadable(failed) => self.output.failed(&failed)?,
                 Incoming::Eof => return Ok(()),
-                Incoming::Broken(source) => return Err(source.into()),
+                Incoming::Broken(source) => return Err(Error::Stream { source }),
                 Incoming::Other(frame) => return Err(out_of_place(frame.kind())),
             }
         }

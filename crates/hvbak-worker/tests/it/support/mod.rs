@@ -4,7 +4,7 @@ mod tree;
 mod worker;
 
 pub use tree::{Tree, Volume, kind, qemu_img};
-pub use worker::{ReadBack, Worker};
+pub use worker::Worker;
 
 use hvbak_wire::{Format, Guards, Op, VolumeAddress, Zeros};
 

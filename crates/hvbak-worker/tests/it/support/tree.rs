@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -119,6 +119,10 @@ impl Tree {
             }
         }
         self.write_meta(&v, parent.map_or(VolumeId::nil(), |p| p.volume));
+        if fs::metadata(&path).unwrap().uid() == 0 {
+            // As vdsm owns it; the worker becomes that user when it is started as root.
+            chown(&path, Some(36), Some(36)).unwrap();
+        }
         v
     }
 
