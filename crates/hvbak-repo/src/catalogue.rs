@@ -144,7 +144,12 @@ impl Repository {
             return Err(missing());
         }
         let file = path.join(MANIFEST);
-        let length = fs::metadata(&file).reading(&file)?.len();
+        let length = match fs::metadata(&file) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::Damaged { path: file, why: "it is missing".into() });
+            }
+            other => other.reading(&file)?.len(),
+        };
         if length > MANIFEST_MAX {
             return Err(Error::Inconsistent { path: file, why: "it is too long".into() });
         }
@@ -193,9 +198,14 @@ impl Repository {
         Ok(chain)
     }
 
-    /// Opens a disk as it was at `point`, merged over its chain.
+    /// Opens a disk as it was at `point`, merged over its chain. While the reader lives, no
+    /// point is removed or rewritten.
+    ///
+    /// # Errors
+    /// [`Error::Locked`], [`Error::NoDisk`], damage of the chain.
     pub fn disk_reader(&self, point: &Point, disk: DiskId) -> Result<DiskReader> {
-        DiskReader::open(self.disk_chain(point, disk)?, disk)
+        let lock = self.lock_shared()?;
+        DiskReader::open(self.disk_chain(point, disk)?, disk, Some(lock))
     }
 
     /// Bytes of all files of this point alone, as they lie on disk.
@@ -211,7 +221,11 @@ impl Repository {
     fn vm_ids(&self) -> Result<Vec<VmId>> {
         let dir = self.layout.vms();
         let mut ids = Vec::new();
-        for entry in fs::read_dir(&dir).reading(&dir)? {
+        let entries = match fs::read_dir(&dir) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(ids),
+            other => other.reading(&dir)?,
+        };
+        for entry in entries {
             let name = entry.reading(&dir)?.file_name();
             ids.extend(name.to_str().and_then(|n| n.parse::<VmId>().ok()));
         }

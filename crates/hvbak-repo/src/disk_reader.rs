@@ -13,6 +13,7 @@ use crate::{
     digests::{Digests, Kind, Run, Runs},
     error::{Error, Result},
     image::{ImageReader, Inflater, Stored},
+    lock::RepositoryLock,
 };
 
 /// What a cluster of the merged disk is.
@@ -80,6 +81,7 @@ pub struct DiskReader {
     virtual_size: u64,
     /// Base first.
     layers: Vec<Layer>,
+    _lock: Option<RepositoryLock>,
 }
 
 #[derive(Debug)]
@@ -92,7 +94,11 @@ struct Layer {
 
 impl DiskReader {
     /// Opens the same disk of all points of a chain, base first.
-    pub(crate) fn open(chain: Vec<Point>, disk: DiskId) -> Result<Self> {
+    pub(crate) fn open(
+        chain: Vec<Point>,
+        disk: DiskId,
+        lock: Option<RepositoryLock>,
+    ) -> Result<Self> {
         let mut layers = Vec::with_capacity(chain.len());
         let mut virtual_size = 0;
         for point in &chain {
@@ -115,7 +121,7 @@ impl DiskReader {
             }
             layers.push(Layer { point: point.id().clone(), path, image, digests });
         }
-        Ok(Self { disk, virtual_size, layers })
+        Ok(Self { disk, virtual_size, layers, _lock: lock })
     }
 
     /// Which disk this is.

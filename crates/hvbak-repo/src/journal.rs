@@ -170,6 +170,13 @@ impl Journal {
     }
 }
 
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // At once, even if a child that is just starting has a copy of the descriptor.
+        let _ = self.state().file.unlock();
+    }
+}
+
 /// Starts the journal of a new job.
 pub(crate) fn create(layout: &Layout, job: JobId) -> Result<Journal> {
     let path = layout.journal(job);
@@ -200,7 +207,11 @@ pub(crate) fn adopt(layout: &Layout, job: JobId, me: JobId) -> Result<(Journal, 
 pub(crate) fn list(layout: &Layout) -> Result<Vec<JournalView>> {
     let dir = layout.journals();
     let mut views = Vec::new();
-    for entry in fs::read_dir(&dir).reading(&dir)? {
+    let entries = match fs::read_dir(&dir) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(views),
+        other => other.reading(&dir)?,
+    };
+    for entry in entries {
         let entry = entry.reading(&dir)?;
         let name = entry.file_name();
         let job = name.to_str().and_then(|n| n.strip_suffix(".jsonl")).and_then(|n| n.parse().ok());
@@ -217,6 +228,7 @@ pub(crate) fn list(layout: &Layout) -> Result<Vec<JournalView>> {
             Err(TryLockError::Error(cause)) => return Err(cause).reading(&path),
         };
         let text = read_all(&mut file, &path)?;
+        let _ = file.unlock();
         views.push(parse(job, &text, alive).0);
     }
     views.sort_by_key(|view| view.job);

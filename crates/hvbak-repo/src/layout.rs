@@ -3,7 +3,7 @@
 //! Every variable part is an id that cannot hold a slash or a dot, or a document name
 //! that was checked, so no stored text can lead out of the repository.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use hvbak_types::{DiskId, JobId, PointId, VmId};
 
@@ -92,8 +92,9 @@ pub fn is_document_name(name: &str) -> bool {
         && ![".qcow2", ".digests", ".partial", ".tmp"].iter().any(|end| name.ends_with(end))
 }
 
-/// The last part of a path as text, for messages.
-pub fn file_name(path: &Path) -> String {
+/// The last part of a path as text.
+#[cfg(test)]
+pub fn file_name(path: &std::path::Path) -> String {
     path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
 }
 

@@ -9,7 +9,7 @@
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
-    io::{Read, Seek, Write},
+    io::{self, Read, Seek, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
 };
@@ -28,7 +28,8 @@ const TEXT_MAX: u64 = 4096;
 /// The repository is held, shared or exclusively, until this is dropped.
 #[derive(Debug)]
 pub struct RepositoryLock {
-    file: File,
+    /// None on a read-only file system without a lock file.
+    file: Option<File>,
     exclusive: bool,
 }
 
@@ -49,16 +50,21 @@ impl VmLock {
 
 impl Drop for VmLock {
     fn drop(&mut self) {
-        // Only so that a later reader of the file is not misled; the lock itself ends with
-        // the descriptor.
+        // The text goes so that a later reader of the file is not misled. The lock would end
+        // with the descriptor, but a child that another thread is just starting has a copy
+        // of that until it runs its program.
         let _ = self.file.set_len(0);
+        let _ = self.file.unlock();
     }
 }
 
 impl Drop for RepositoryLock {
     fn drop(&mut self) {
-        if self.exclusive {
-            let _ = self.file.set_len(0);
+        if let Some(file) = &self.file {
+            if self.exclusive {
+                let _ = file.set_len(0);
+            }
+            let _ = file.unlock();
         }
     }
 }
@@ -77,11 +83,22 @@ pub(crate) fn lock_vm(layout: &Layout, vm: VmId, job: JobId) -> Result<VmLock> {
 /// Held by everybody who reads points or adds one.
 pub(crate) fn lock_shared(layout: &Layout) -> Result<RepositoryLock> {
     let path = layout.repository_lock();
-    let file = open(&path)?;
+    let file = match open(&path) {
+        Ok(file) => file,
+        // Points on a read-only mount can be read; who could write them elsewhere is told
+        // by the lock file if there is one.
+        Err(Error::Write { cause, .. }) if cause.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            match File::open(&path) {
+                Ok(file) => file,
+                Err(_) => return Ok(RepositoryLock { file: None, exclusive: false }),
+            }
+        }
+        Err(error) => return Err(error),
+    };
     take(&file, &path, false)?.map_or(Ok(()), |holder| {
         Err(Error::Locked { what: "the repository".into(), holder: holder.map(Box::new) })
     })?;
-    Ok(RepositoryLock { file, exclusive: false })
+    Ok(RepositoryLock { file: Some(file), exclusive: false })
 }
 
 /// Held by whoever removes or rewrites points.
@@ -95,7 +112,7 @@ pub(crate) fn lock_exclusive(layout: &Layout, job: JobId) -> Result<RepositoryLo
         return Err(Error::Locked { what: "the repository".into(), holder });
     }
     sign(&file, &path, job)?;
-    Ok(RepositoryLock { file, exclusive: true })
+    Ok(RepositoryLock { file: Some(file), exclusive: true })
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -143,7 +160,10 @@ fn busy_vm(layout: &Layout) -> Option<Holder> {
         let file = File::open(entry.path()).ok()?;
         match file.try_lock_shared() {
             Err(TryLockError::WouldBlock) => read_holder(&file),
-            _ => None,
+            _ => {
+                let _ = file.unlock();
+                None
+            }
         }
     })
 }

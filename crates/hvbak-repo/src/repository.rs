@@ -112,9 +112,14 @@ impl Repository {
         }
         let identity: Identity = serde_json::from_value(value).map_err(parse)?;
         for dir in [layout.vms(), layout.locks(), layout.journals()] {
-            // A copy made without empty directories is still a repository.
+            // A copy made without empty directories is still a repository, and a read-only
+            // one can be read.
             if !dir.is_dir() {
-                durable::create_dir(&dir)?;
+                match durable::create_dir(&dir) {
+                    Err(Error::Write { cause, .. })
+                        if cause.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
+                    other => other?,
+                }
             }
         }
         Ok(Self { id: identity.id, layout: Arc::new(layout) })

@@ -34,11 +34,13 @@ pub fn render(mut entries: Vec<(String, Digest)>) -> String {
 
 /// Reads the file back; `None` for anything that [`render`] does not write.
 pub fn parse(text: &str) -> Option<Vec<(String, Digest)>> {
-    text.lines()
+    let entries: Option<Vec<_>> = text
+        .lines()
         .map(|line| {
             let (digest, name) = line.split_once("  ")?;
             let plain = !name.is_empty() && !name.contains(['/', '\\']) && !name.starts_with('.');
             plain.then_some((name.to_owned(), digest.parse().ok()?))
         })
-        .collect()
+        .collect();
+    entries.filter(|entries| render(entries.clone()) == text)
 }

@@ -88,11 +88,13 @@ impl Digests {
     }
 
     /// Number of data clusters.
+    #[cfg(test)]
     pub fn data(&self) -> u64 {
         self.0.data
     }
 
     /// Number of zero clusters.
+    #[cfg(test)]
     pub fn zero(&self) -> u64 {
         self.0.zero
     }

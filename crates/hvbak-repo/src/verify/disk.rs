@@ -69,6 +69,9 @@ impl Check<'_> {
         };
         let opened = Digests::open(&path);
         if found == record.digest {
+            if let Some((_, sha256)) = self.hash(point, &path) {
+                self.listed_as(point, &record.digests, sha256);
+            }
             // The right bytes, so anything wrong with them is older than the point.
             return opened
                 .map_err(|e| self.find(point, &path, FindingKind::Damaged, whole(&e)))
@@ -154,7 +157,7 @@ impl Check<'_> {
         if !self.options.data {
             return Ok(());
         }
-        let reader = match DiskReader::open(vec![point.clone()], record.id) {
+        let reader = match DiskReader::open(vec![point.clone()], record.id, None) {
             Ok(reader) => reader,
             // Told already: sizes that do not fit.
             Err(_) => return Ok(()),

@@ -21,28 +21,27 @@ const SUMS_MAX: u64 = 1 << 20;
 
 impl Check<'_> {
     pub(super) fn files(&mut self, point: &Point) {
-        let listed = self.sums(point);
-        self.manifest(point, listed.as_ref().and_then(|l| l.get(MANIFEST)));
+        self.listed = self.sums(point);
+        self.manifest(point);
         for document in &point.manifest.documents {
             let path = point.path.join(&document.name);
-            let listed = listed.as_ref().map(|l| l.get(&document.name));
             let Some((length, sha256)) = self.hash(point, &path) else { continue };
-            if length < document.size {
-                let text = format!("it has {length} of {} bytes", document.size);
-                self.find(point, &path, FindingKind::Truncated, text);
-            } else if sha256 != document.sha256 {
-                match swap::document(self.repository, point, &document.name, sha256) {
-                    Some(owner) => self.find(point, &path, FindingKind::Swapped, owner),
+            if sha256 != document.sha256 {
+                let owner = swap::document(self.repository, point, &document.name, sha256);
+                let (kind, text) = match owner {
+                    Some(owner) => (FindingKind::Swapped, owner),
+                    None if length < document.size => {
+                        let text = format!("it has {length} of {} bytes", document.size);
+                        (FindingKind::Truncated, text)
+                    }
                     None => {
                         let text = "its SHA-256 is not the one in the manifest".into();
-                        self.find(point, &path, FindingKind::Damaged, text);
+                        (FindingKind::Damaged, text)
                     }
-                }
-            } else if let Some(listed) = listed
-                && listed != Some(&sha256)
-            {
-                let text = format!("it does not list {} as it is", document.name);
-                self.find(point, &point.path.join(SUMS), FindingKind::Damaged, text);
+                };
+                self.find(point, &path, kind, text);
+            } else {
+                self.listed_as(point, &document.name, sha256);
             }
         }
         if point.manifest.repository != self.repository.id() {
@@ -90,17 +89,27 @@ impl Check<'_> {
         Some(listed)
     }
 
-    fn manifest(&mut self, point: &Point, listed: Option<&Digest>) {
+    fn manifest(&mut self, point: &Point) {
         let path = point.path.join(MANIFEST);
         let Some((_, sha256)) = self.hash(point, &path) else { return };
+        let listed = self.listed.as_ref().and_then(|l| l.get(MANIFEST));
         if listed.is_some_and(|listed| *listed != sha256) {
             let text = format!("its SHA-256 is not the one in {SUMS}: it was edited or damaged");
             self.find(point, &path, FindingKind::ManifestEdited, text);
         }
     }
 
+    /// A file that the manifest confirms must be confirmed by the list as well.
+    pub(super) fn listed_as(&mut self, point: &Point, name: &str, sha256: Digest) {
+        let listed = self.listed.as_ref().and_then(|l| l.get(name));
+        if listed.is_some_and(|listed| *listed != sha256) {
+            let text = format!("its sum of {name} is not the one of that file, which is whole");
+            self.find(point, &point.path.join(SUMS), FindingKind::Damaged, text);
+        }
+    }
+
     /// Length and SHA-256 of a file, or a finding.
-    fn hash(&mut self, point: &Point, path: &Path) -> Option<(u64, Digest)> {
+    pub(super) fn hash(&mut self, point: &Point, path: &Path) -> Option<(u64, Digest)> {
         let answer = fs::metadata(path)
             .and_then(|meta| Ok((meta.len(), sums::of_reader(fs::File::open(path)?)?)));
         match answer {

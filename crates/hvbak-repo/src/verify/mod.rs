@@ -10,12 +10,12 @@ mod files;
 mod swap;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use hvbak_types::{CLUSTER_SIZE, DiskId, PointId};
+use hvbak_types::{CLUSTER_SIZE, Digest, DiskId, PointId};
 use serde::Serialize;
 
 use crate::{
@@ -131,6 +131,7 @@ impl Repository {
             report: VerifyReport::default(),
             done: AtomicU64::new(0),
             total: 0,
+            listed: None,
         };
         let work = check.plan(point);
         for (point, disks) in &work {
@@ -151,9 +152,7 @@ impl Repository {
     /// The finding for a directory whose manifest cannot be read.
     pub fn damage_of(&self, damaged: &DamagedPoint) -> Finding {
         let (kind, text) = match &damaged.error {
-            Error::Read { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
-                (FindingKind::Missing, "the manifest is missing".into())
-            }
+            Error::Damaged { why, .. } => (FindingKind::Missing, format!("the manifest: {why}")),
             Error::Parse { cause, .. } => {
                 (FindingKind::ManifestEdited, format!("the manifest makes no sense: {cause}"))
             }
@@ -179,6 +178,8 @@ struct Check<'a> {
     report: VerifyReport,
     done: AtomicU64,
     total: u64,
+    /// `SHA256SUMS` of the point at hand, when it can be read.
+    listed: Option<BTreeMap<String, Digest>>,
 }
 
 impl Check<'_> {
