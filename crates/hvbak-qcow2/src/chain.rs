@@ -28,7 +28,7 @@ pub struct Chain<R> {
 pub enum Fetched {
     /// No layer says anything about the cluster; the buffer is empty.
     Absent,
-    /// The cluster reads as zero; the buffer is empty.
+    /// The cluster reads as zero (parts may be absent); the buffer is empty.
     Zero,
     /// 65536 guest bytes, zero-padded behind the end of the disk. May still be all zero.
     Plain,
@@ -185,19 +185,25 @@ impl<R: ReadAt> Chain<R> {
         }
         let length = CLUSTER_SIZE.min(size - offset);
         let mut walker = Walker::new(self, self.layers.len());
-        let piece = walker.at(offset, length)?;
-        if piece.length == length {
+        let (mut at, mut absent) = (offset, true);
+        let data = loop {
+            let piece = walker.at(at, offset + length - at)?;
             match piece.mapping {
-                Mapping::Absent => return Ok(Fetched::Absent),
-                Mapping::Zero => return Ok(Fetched::Zero),
-                Mapping::Compressed(host, packed)
-                    if self.passes(piece.layer, offset)
-                        && self.pass_on(buf, piece.layer, host, packed)? =>
-                {
-                    return Ok(Fetched::Compressed);
-                }
-                Mapping::Compressed(..) | Mapping::Data(_) => {}
+                Mapping::Absent => {}
+                Mapping::Zero => absent = false,
+                Mapping::Data(_) | Mapping::Compressed(..) => break piece,
             }
+            at += piece.length;
+            if at == offset + length {
+                return Ok(if absent { Fetched::Absent } else { Fetched::Zero });
+            }
+        };
+        if let Mapping::Compressed(host, packed) = data.mapping
+            && data.length == length
+            && self.passes(data.layer, offset)
+            && self.pass_on(buf, data.layer, host, packed)?
+        {
+            return Ok(Fetched::Compressed);
         }
         buf.clear();
         buf.resize(CLUSTER_SIZE as usize, 0);

@@ -252,6 +252,9 @@ impl<R: ReadAt> Layer<R> {
         let there = self.size.saturating_sub(offset).min(length);
         let (stored, rest) = buf.split_at_mut(usize::try_from(there).unwrap_or(0));
         rest.fill(0);
+        if stored.is_empty() {
+            return Ok(());
+        }
         self.src.read_at(stored, offset).map_err(|source| Error::Read { what, offset, source })
     }
 

@@ -255,7 +255,7 @@ impl<W: WriteAt + ReadAt> Writer<W> {
 
     /// Writes refcount blocks that nothing can change any more.
     fn retire(&mut self) -> Result<()> {
-        if self.alloc.open_blocks() <= 4 {
+        if self.alloc.open_blocks() <= 1 {
             return Ok(());
         }
         let low = [self.packed.low(), self.plain.low()].into_iter().flatten().min();

@@ -4,8 +4,6 @@
 //! boundary although the other kind is appended in between. Storage sees large sequential
 //! writes of whole clusters only.
 
-use std::ops::Range;
-
 use hvbak_types::CLUSTER_SIZE;
 
 use super::{alloc::Allocator, write};
@@ -13,9 +11,10 @@ use crate::{Result, WriteAt};
 
 /// Bytes gathered before they are written.
 const FLUSH: usize = 1 << 20;
-/// First and largest chunk in clusters: small deltas stay small, and at 2 MiB the rest of a
-/// chunk that a payload does not fit into is under 2 % (a hole, not written).
-const CHUNKS: Range<u64> = 4..32;
+/// Smallest and largest chunk in clusters. At the end one region may leave the rest of its
+/// chunk as a hole, so chunks are at most 1/32 of the file; 2 MiB keeps what a payload does
+/// not fit into under 2 %.
+const CHUNK: (u64, u64) = (4, 32);
 
 pub(super) struct Region {
     what: &'static str,
@@ -26,12 +25,11 @@ pub(super) struct Region {
     pos: u64,
     /// Behind the last byte owned.
     end: u64,
-    chunk: u64,
 }
 
 impl Region {
     pub fn new(what: &'static str) -> Self {
-        Self { what, buffer: Vec::new(), buffer_at: 0, pos: 0, end: 0, chunk: CHUNKS.start }
+        Self { what, buffer: Vec::new(), buffer_at: 0, pos: 0, end: 0 }
     }
 
     /// Behind the last byte owned; 0 when nothing is.
@@ -80,9 +78,9 @@ impl Region {
             self.buffer_at = self.pos;
             self.end = self.pos;
         }
-        alloc.take(self.chunk);
-        self.end += self.chunk * CLUSTER_SIZE;
-        self.chunk = (self.chunk * 2).min(CHUNKS.end);
+        let chunk = (alloc.end() / 32).clamp(CHUNK.0, CHUNK.1);
+        alloc.take(chunk);
+        self.end += chunk * CLUSTER_SIZE;
         Ok(())
     }
 

@@ -1,0 +1,12 @@
+//! qcow2 against foreign oracles (qemu-img, qemu-io) and against damage.
+
+#[cfg(test)]
+mod damage;
+#[cfg(test)]
+mod mutate;
+#[cfg(test)]
+mod read;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod write;
