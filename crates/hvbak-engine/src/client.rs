@@ -159,8 +159,11 @@ impl Answer {
     }
 
     pub fn list<T: crate::parse::Entity>(&self) -> Result<Vec<T>, EngineError> {
-        let root = self.element()?;
-        Ok(crate::parse::list_in(&root).map_err(|e| self.unexpected(e.to_string()))?.items)
+        if self.body.iter().all(u8::is_ascii_whitespace) {
+            return Err(self.unexpected("an empty body"));
+        }
+        let list = crate::parse::list(&self.body).map_err(|e| self.unexpected(e.to_string()))?;
+        Ok(list.items)
     }
 
     pub fn one<T: crate::parse::Entity>(&self) -> Result<T, EngineError> {

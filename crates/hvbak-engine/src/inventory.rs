@@ -345,7 +345,7 @@ impl Engine {
                 }
             }
             // The last page is short; a server that ignores paging repeats itself.
-            if elements.len() < PAGE || !fresh || seen.len() >= total && elements.len() != PAGE {
+            if elements.len() < PAGE || !fresh {
                 break;
             }
         }

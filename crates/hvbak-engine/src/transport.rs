@@ -102,7 +102,9 @@ pub(crate) async fn receive(
         .filter_map(|v| v.to_str().ok().map(str::to_owned))
         .collect();
     let status = response.status().as_u16();
-    let mut body = Vec::new();
+    // A promise of the peer, so taken with a limit.
+    let promised = response.content_length().unwrap_or(0).min(max_body).min(64 << 20);
+    let mut body = Vec::with_capacity(promised as usize);
     loop {
         match response.chunk().await {
             Ok(Some(chunk)) => {

@@ -43,6 +43,28 @@ impl Element {
     /// # Errors
     /// Anything not well-formed, an undeclared entity, or a document beyond the limits.
     pub fn parse(bytes: &[u8]) -> Result<Self, XmlError> {
+        Self::read(bytes, |root, child| root.children.push(child))
+    }
+
+    /// Parses a document and hands each child of the root to `each` as it ends, with the
+    /// root as far as it is read (name and attributes). Returns the root without children.
+    ///
+    /// A list of thousands of VMs is tens of megabytes of XML; as a tree it would be five
+    /// times that, one record at a time it is nothing.
+    ///
+    /// # Errors
+    /// As `parse`; children handed out before the error stay handed out.
+    pub fn parse_each(
+        bytes: &[u8],
+        mut each: impl FnMut(&Element, Element),
+    ) -> Result<Self, XmlError> {
+        Self::read(bytes, |root, child| each(root, child))
+    }
+
+    fn read(
+        bytes: &[u8],
+        mut of_root: impl FnMut(&mut Element, Element),
+    ) -> Result<Self, XmlError> {
         let text = std::str::from_utf8(bytes)
             .map_err(|e| XmlError { at: e.valid_up_to() as u64, reason: "not UTF-8".into() })?;
         let mut reader = Reader::from_str(text.strip_prefix('\u{feff}').unwrap_or(text));
@@ -70,18 +92,20 @@ impl Element {
                         return Err(fail("too long or more than one root element".into()));
                     }
                     let element = Element::begin(&start).map_err(fail)?;
-                    match open.last_mut() {
-                        Some(parent) => parent.children.push(element),
-                        None => root = Some(element),
+                    match open.as_mut_slice() {
+                        [] => root = Some(element),
+                        [only] => of_root(only, element),
+                        [.., parent] => parent.children.push(element),
                     }
                 }
                 Event::End(_) => {
                     let Some(element) = open.pop() else {
                         return Err(fail("end tag without a start".into()));
                     };
-                    match open.last_mut() {
-                        Some(parent) => parent.children.push(element),
-                        None => root = Some(element),
+                    match open.as_mut_slice() {
+                        [] => root = Some(element),
+                        [only] => of_root(only, element),
+                        [.., parent] => parent.children.push(element),
                     }
                 }
                 Event::Text(text) => {
@@ -296,6 +320,17 @@ mod tests {
         assert_eq!(root.every("b")[1].text, "<&");
         assert_eq!(root.value::<u64>("n"), Some(7));
         assert_eq!((root.string("c"), root.value::<u64>("c"), root.flag("c")), (None, None, None));
+    }
+
+    #[test]
+    fn children_of_the_root_come_one_by_one() {
+        let mut seen = Vec::new();
+        let root = Element::parse_each(b"<vms a='1'><vm><x/></vm><link/></vms>", |root, child| {
+            seen.push((root.name.clone(), child.name.clone(), child.children.len()));
+        })
+        .unwrap();
+        assert_eq!(seen, [("vms".into(), "vm".into(), 1), ("vms".into(), "link".into(), 0)]);
+        assert!(root.children.is_empty() && root.attr("a") == Some("1"));
     }
 
     #[test]

@@ -1,3 +1,5 @@
+//! Edits on a small document with everything in it that an edit must meet.
+
 use super::*;
 
 const SMALL: &str = r#"<?xml version='1.0'?><o:Envelope xmlns:o='http://schemas.dmtf.org/ovf/envelope/1/' xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance'>

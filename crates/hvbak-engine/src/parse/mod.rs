@@ -60,12 +60,39 @@ pub struct List<T> {
     pub skipped: Vec<ParseError>,
 }
 
-/// Reads a list document.
+impl<T: Entity> List<T> {
+    fn new() -> Self {
+        Self { items: Vec::new(), skipped: Vec::new() }
+    }
+
+    /// Takes a child of the list's element; others than records are passed over.
+    fn take(&mut self, element: &Element) {
+        if element.name != T::ITEM {
+            return;
+        }
+        match T::read(element) {
+            Ok(item) => self.items.push(item),
+            Err(error) => {
+                tracing::warn!(list = T::LIST, %error, "a record of the engine is left out");
+                self.skipped.push(error);
+            }
+        }
+    }
+}
+
+/// Reads a list document, holding one record at a time.
 ///
 /// # Errors
 /// Not XML, or another root element.
 pub fn list<T: Entity>(document: &[u8]) -> Result<List<T>, ParseError> {
-    list_in(&Element::parse(document)?)
+    let mut list = List::new();
+    let root = Element::parse_each(document, |root, child| {
+        if root.name == T::LIST {
+            list.take(&child);
+        }
+    })?;
+    expect_root(&root, T::LIST)?;
+    Ok(list)
 }
 
 /// Reads a document of one entity.
@@ -82,16 +109,8 @@ pub fn one<T: Entity>(document: &[u8]) -> Result<T, ParseError> {
 /// Another element name.
 pub fn list_in<T: Entity>(root: &Element) -> Result<List<T>, ParseError> {
     expect_root(root, T::LIST)?;
-    let mut list = List { items: Vec::new(), skipped: Vec::new() };
-    for element in root.all(T::ITEM) {
-        match T::read(element) {
-            Ok(item) => list.items.push(item),
-            Err(error) => {
-                tracing::warn!(list = T::LIST, %error, "a record of the engine is left out");
-                list.skipped.push(error);
-            }
-        }
-    }
+    let mut list = List::new();
+    root.children.iter().for_each(|child| list.take(child));
     Ok(list)
 }
 
