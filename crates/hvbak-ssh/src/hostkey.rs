@@ -134,7 +134,8 @@ impl fmt::Debug for Pin {
 pub enum HostTrust {
     /// The key must match one of these.
     Pinned(Vec<Pin>),
-    /// Nothing is recorded; this decides. It is asked once per connection.
+    /// Nothing is recorded; this decides. It is asked once per connection and must answer
+    /// at once: to ask a person, show them `Connection::scan` and pin what they choose.
     Consent(Arc<dyn Fn(&HostKey) -> bool + Send + Sync>),
     /// Nothing is recorded and nobody consented: connecting fails with
     /// [`Error::HostKeyUnknown`], which shows what the host offers.

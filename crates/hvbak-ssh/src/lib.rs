@@ -15,6 +15,7 @@ pub mod deliver;
 pub mod enroll;
 mod error;
 mod guard;
+mod handshake;
 mod hostkey;
 mod limiter;
 mod output;
@@ -22,6 +23,7 @@ mod pins;
 mod probe;
 mod process;
 mod quote;
+mod reading;
 mod target;
 mod transport;
 

@@ -220,9 +220,9 @@ fn config(at: &Path, port: u16, setup: &Setup) -> String {
     for kind in &setup.host_keys {
         text.push_str(&format!("HostKey {dir}/host_{kind}\n"));
     }
-    if setup.host_root {
-        text.push_str(&format!("SetEnv HVBAK_HOST_ROOT={dir}/root\n"));
-    }
+    // Bash reads ~/.bashrc in sessions of sshd at shell level 1 alone; it may be slow.
+    let root = if setup.host_root { format!(" HVBAK_HOST_ROOT={dir}/root") } else { String::new() };
+    text.push_str(&format!("SetEnv SHLVL=1{root}\n"));
     text.push_str(&format!(
         "ListenAddress 127.0.0.1\nPort {port}\nAuthorizedKeysFile {dir}/root/root/.ssh/authorized_keys\n\
          StrictModes no\nUsePAM no\nUseDNS no\nPasswordAuthentication no\nPermitRootLogin yes\n\
