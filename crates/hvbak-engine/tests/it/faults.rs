@@ -1,6 +1,6 @@
 //! An engine that refuses, stalls, lies and dies: what the client makes of it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hvbak_engine::{AuthMode, CaSource, Engine, EngineError, download_ca, fingerprint};
 use hvbak_types::Secret;
@@ -132,11 +132,10 @@ async fn an_engine_that_restarts_is_waited_for() {
 async fn an_engine_that_stays_down_is_unreachable() {
     let server = vms(|_| Reply::html(503, "503 Service Unavailable")).await;
     let engine = server.connect().await.unwrap();
-    let start = Instant::now();
     let error = engine.vms(None).await.unwrap_err();
     let EngineError::Unreachable { detail, .. } = &error else { panic!("{error:?}") };
     assert!(detail.contains("503"), "{detail}");
-    assert!(error.retryable() && start.elapsed() < Duration::from_secs(5));
+    assert!(error.retryable());
     assert!(server.count("GET /ovirt-engine/api/vms") > 3);
 }
 
