@@ -179,19 +179,29 @@ async fn a_password_opens_real_sshd() {
     let hash = Command::new("openssl").args(["passwd", "-6", "correct horse"]).output().unwrap();
     let hash = String::from_utf8(hash.stdout).unwrap();
     let shadow = format!("root:{}:19000:0:99999:7:::\nsshd:!:19000::::::\n", hash.trim());
-    let sshd = Sshd::with(Setup {
-        config: "PasswordAuthentication yes".into(),
-        files: vec![("shadow", shadow, 0o600)],
-        namespace: Some("mount --bind $D/shadow /etc/shadow".into()),
-        ..Setup::default()
-    });
-    let mut target = sshd.target();
-    target.identity = vec![Identity::Password(Secret::new("correct horse"))];
-    works(&target).await;
-    target.identity = vec![Identity::Password(Secret::new("battery staple"))];
-    let error = Connection::connect(&target).await.unwrap_err();
-    assert!(matches!(error, Error::AuthRefused { .. }), "{error:?}");
-    assert!(!format!("{error:?} {error}").contains("staple"));
+    // By the password method, and as a question of PAM.
+    let question = "UsePAM yes\nKbdInteractiveAuthentication yes\nPasswordAuthentication no";
+    for config in ["PasswordAuthentication yes", question] {
+        if config == question && !Path::new("/etc/pam.d/sshd").exists() {
+            eprintln!("SKIPPED: no PAM here, keyboard-interactive was not tried");
+            continue;
+        }
+        let sshd = Sshd::with(Setup {
+            config: config.into(),
+            files: vec![("shadow", shadow.clone(), 0o600)],
+            namespace: Some("mount --bind $D/shadow /etc/shadow".into()),
+            ..Setup::default()
+        });
+        let mut target = sshd.target();
+        target.identity = vec![Identity::Password(Secret::new("correct horse"))];
+        works(&target).await;
+        target.identity = vec![Identity::Password(Secret::new("battery staple"))];
+        let error = Connection::connect(&target).await.unwrap_err();
+        let Error::AuthRefused { tried, .. } = &error else { panic!("{error:?}") };
+        let last = if config == question { "keyboard-interactive" } else { "password" };
+        assert!(tried.iter().any(|t| t == last), "{tried:?}");
+        assert!(!format!("{error:?} {error}").contains("staple"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
