@@ -5,6 +5,7 @@
 
 use std::{
     cell::RefCell,
+    collections::VecDeque,
     fs::{File, OpenOptions},
     io,
     os::{
@@ -13,7 +14,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -38,6 +39,8 @@ use crate::{
 const BOUNCE: usize = 256 * 1024;
 /// Pages looked at to tell whether a file lies in the page cache.
 const SAMPLES: u64 = 32;
+/// Answers of `lseek` that are kept: readers lag a few units behind the planner.
+const STRETCHES: usize = 128;
 
 /// Shared by all volumes of a session: limit, count, and the wish to stop.
 #[derive(Default)]
@@ -60,7 +63,16 @@ pub struct Volume {
     /// `lseek(SEEK_DATA)` may be believed.
     holes: bool,
     identity: FileIdentity,
+    /// The last answers of `lseek`, oldest first; the file does not change while it is open.
+    stretches: Mutex<VecDeque<Stretch>>,
     meter: Arc<Meter>,
+}
+
+/// A hole (perhaps empty) and the data behind it.
+struct Stretch {
+    from: u64,
+    start: u64,
+    stop: u64,
 }
 
 impl Volume {
@@ -101,6 +113,7 @@ impl Volume {
             holes: !block && fs != FsKind::Fuse,
             identity: locate::identity(&meta),
             file,
+            stretches: Mutex::new(VecDeque::new()),
             meter,
         };
         if volume.direct.is_none() {
@@ -172,20 +185,42 @@ impl Volume {
         if !self.holes {
             return Some((offset, end));
         }
+        // A hole up to the end of the file is known as data of no length there.
+        let (start, stop) = self.known_stretch(offset).unwrap_or_else(|| self.seek_data(offset));
+        (start < end).then(|| (start.max(offset), stop.min(end)))
+    }
+
+    /// Looks the stretch up that a seek found before. Asking the file system again for each
+    /// megabyte would make tmpfs walk its pages to the next hole every time.
+    fn known_stretch(&self, offset: u64) -> Option<(u64, u64)> {
+        let known = self.stretches.lock().unwrap_or_else(PoisonError::into_inner);
+        known
+            .iter()
+            .rev()
+            .find(|s| (s.from..s.stop).contains(&offset))
+            .map(|s| (s.start.max(offset), s.stop))
+    }
+
+    fn seek_data(&self, offset: u64) -> (u64, u64) {
         let seek = |from: u64, whence| {
             lseek(&self.file, from as libc::off_t, whence).map(|at| u64::try_from(at).unwrap_or(0))
         };
-        let start = match seek(offset, Whence::SeekData) {
-            Ok(at) => at.max(offset),
-            Err(Errno::ENXIO) => return None,
+        let (start, stop) = match seek(offset, Whence::SeekData) {
+            Ok(at) => {
+                let start = at.max(offset);
+                let stop = seek(start, Whence::SeekHole).unwrap_or(self.size);
+                (start, stop.clamp(start.saturating_add(1), self.size.max(start + 1)))
+            }
+            Err(Errno::ENXIO) => (self.size, self.size),
             // Any other answer: the file system cannot tell.
-            Err(_) => return Some((offset, end)),
+            Err(_) => (offset, self.size),
         };
-        if start >= end {
-            return None;
+        let mut known = self.stretches.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() == STRETCHES {
+            known.pop_front();
         }
-        let stop = seek(start, Whence::SeekHole).unwrap_or(end).clamp(start + 1, end);
-        Some((start, stop))
+        known.push_back(Stretch { from: offset, start, stop });
+        (start, stop)
     }
 
     /// Whether most of the file lies in the page cache, by a few pages of it.
