@@ -192,6 +192,23 @@ impl Sealed {
         &self.buf[self.start..]
     }
 
+    /// The table of a `Clusters` frame, as the receiver will see it.
+    ///
+    /// # Errors
+    /// A frame of another kind.
+    pub fn clusters(&self) -> Result<Clusters<'_>, WireError> {
+        let frame = self.as_bytes();
+        let Some(prefix) = frame.first_chunk::<PREFIX>() else {
+            return Err(WireError::Truncated { within: "a frame" });
+        };
+        let prefix = Prefix::parse(*prefix)?;
+        if prefix.kind != Kind::Clusters {
+            return Err(WireError::Unexpected { expected: "clusters", got: prefix.kind });
+        }
+        let (header, bulk) = frame[PREFIX..frame.len() - SUM].split_at(prefix.header);
+        Clusters::parse(header, bulk)
+    }
+
     /// The buffer and the offset of the frame in it, for owners of shared buffers.
     pub fn into_parts(self) -> (Vec<u8>, usize) {
         (self.buf, self.start)

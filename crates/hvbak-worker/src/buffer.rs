@@ -31,5 +31,7 @@ impl AsMut<[u8]> for Aligned {
 
 /// Whether a read of this buffer at this offset satisfies O_DIRECT.
 pub fn is_aligned(buf: &[u8], offset: u64) -> bool {
-    buf.as_ptr().addr() % ALIGN == 0 && buf.len() % ALIGN == 0 && offset % ALIGN as u64 == 0
+    buf.as_ptr().addr().is_multiple_of(ALIGN)
+        && buf.len().is_multiple_of(ALIGN)
+        && offset.is_multiple_of(ALIGN as u64)
 }

@@ -241,12 +241,10 @@ fn is_locked(file: &File) -> bool {
 pub fn claim(at: &VolumeAddress, file: &File) -> Result<()> {
     for start in [QEMU_USED, QEMU_UNSHARED] {
         let lock = range(libc::F_RDLCK, start);
-        match fcntl(file, FcntlArg::F_OFD_SETLK(&lock)) {
-            Err(Errno::EAGAIN | Errno::EACCES) => {
-                return Err(refuse(at.volume, "a program on this host has just opened it"));
-            }
-            // Kernels and file systems without such locks: the other guards must do.
-            Ok(_) | Err(_) => {}
+        // Other failures: kernels and file systems without such locks. The other guards
+        // must do there.
+        if let Err(Errno::EAGAIN | Errno::EACCES) = fcntl(file, FcntlArg::F_OFD_SETLK(&lock)) {
+            return Err(refuse(at.volume, "a program on this host has just opened it"));
         }
     }
     Ok(())

@@ -71,7 +71,9 @@ impl Host {
             let tree = self.path("/rhev/data-center");
             if access(&tree, AccessFlags::X_OK | AccessFlags::R_OK).is_err() {
                 eprintln!("hvbak-worker: user 36 cannot enter {}, staying root", tree.display());
-                return setresuid(root, root, root).map_err(fail);
+                setresuid(root, root, root).map_err(fail)?;
+                let group = Gid::from_raw(0);
+                return setresgid(group, group, group).map_err(fail);
             }
             // Only root may set all three; come back for it.
             setresuid(root, root, root).map_err(fail)?;

@@ -17,7 +17,7 @@ const MAX_LAYERS: usize = 64;
 const MAX_PIECES: u32 = 64;
 
 /// An open chain.
-pub struct Open {
+pub struct OpenChain {
     chain: Chain<Arc<Volume>>,
     /// How to open it again past the page cache.
     paths: Vec<(PathBuf, Format, Option<u64>)>,
@@ -25,7 +25,7 @@ pub struct Open {
     meter: Arc<Meter>,
 }
 
-impl Open {
+impl OpenChain {
     /// Opens layers, given newest first.
     ///
     /// # Errors
@@ -88,7 +88,7 @@ impl Open {
     /// Opens the same layers again, past the page cache.
     ///
     /// # Errors
-    /// As [`Open::open`].
+    /// As [`OpenChain::open`].
     pub fn reopen_uncached(&mut self) -> Result<()> {
         let mut opened = Vec::new();
         for (path, format, capacity) in &self.paths {
@@ -104,7 +104,7 @@ impl Open {
     /// # Errors
     /// An offset that is no multiple of 64 KiB.
     pub fn clusters_of(&self, offset: u64, length: u64) -> Result<(u64, u64)> {
-        if offset % CLUSTER_SIZE != 0 {
+        if !offset.is_multiple_of(CLUSTER_SIZE) {
             return Err(Error::bad_request("the offset is no multiple of 64 KiB"));
         }
         let end = offset.saturating_add(length).min(self.chain.virtual_size());

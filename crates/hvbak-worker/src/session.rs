@@ -16,7 +16,7 @@ use crate::{
     error::{Error, Result},
     host::{self, Host},
     inbox::{Inbox, Incoming},
-    layers::Open,
+    layers::OpenChain,
     locate,
     output::Output,
     reader::{self, Job},
@@ -54,7 +54,7 @@ struct Session {
     output: Output,
     host: Host,
     meter: Arc<Meter>,
-    open: Option<Open>,
+    open: Option<OpenChain>,
     filling: Option<Filling>,
     /// A stream whose clusters are dropped, because its end was told.
     dead_stream: u32,
@@ -145,7 +145,7 @@ impl Session {
             Op::Chain { at } => Answer::Chain(chain::walk(&self.host, &at, &self.meter)?),
             Op::Open { layers, top } => {
                 self.open = None;
-                let (open, answer) = Open::open(&self.host, &layers, top, &self.meter)?;
+                let (open, answer) = OpenChain::open(&self.host, &layers, top, &self.meter)?;
                 self.open = Some(open);
                 Answer::Opened(answer)
             }
@@ -184,7 +184,7 @@ impl Session {
         })
     }
 
-    fn opened(&self) -> Result<&Open> {
+    fn opened(&self) -> Result<&OpenChain> {
         self.open.as_ref().ok_or_else(|| Error::bad_request("no chain is open"))
     }
 

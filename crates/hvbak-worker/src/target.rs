@@ -100,7 +100,7 @@ impl ReadAt for Place {
 pub enum Sink {
     Raw(Arc<Place>),
     /// A fresh image; `None` once it is finished.
-    Cow(Mutex<Option<Writer<Arc<Place>>>>, Arc<Place>),
+    Cow(Mutex<Option<Box<Writer<Arc<Place>>>>>, Arc<Place>),
 }
 
 /// What the writing threads share.
@@ -161,7 +161,9 @@ impl Target {
         });
         let sink = match header {
             None => Sink::Raw(place),
-            Some(header) => Sink::Cow(Mutex::new(Some(new_image(&place, &header)?)), place),
+            Some(header) => {
+                Sink::Cow(Mutex::new(Some(Box::new(new_image(&place, &header)?))), place)
+            }
         };
         let target = Self {
             sink,
@@ -256,7 +258,7 @@ fn bounds(wanted: &Wanted, clusters: u64) -> Result<(u64, u64)> {
         .offset
         .checked_add(slice.length)
         .ok_or_else(|| Error::bad_request("slice is larger than any disk"))?;
-    let aligned = |at: u64| at % CLUSTER_SIZE == 0 || at == wanted.virtual_size;
+    let aligned = |at: u64| at.is_multiple_of(CLUSTER_SIZE) || at == wanted.virtual_size;
     if wanted.format != Format::Raw || !aligned(slice.offset) || !aligned(stop) {
         return Err(Error::bad_request("a slice needs a raw target and multiples of 64 KiB"));
     }

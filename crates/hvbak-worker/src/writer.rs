@@ -136,10 +136,11 @@ fn write_all(target: &Target, receiver: &Mutex<Receiver<Frame>>, inbox: &Inbox) 
     loop {
         let frame = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(frame) = frame else { return };
-        if !target.has_failed() && !inbox.stop().is_gone() {
-            if let Err(error) = write_frame(target, &frame, &mut inflater) {
-                target.fail(error);
-            }
+        if !target.has_failed()
+            && !inbox.stop().is_gone()
+            && let Err(error) = write_frame(target, &frame, &mut inflater)
+        {
+            target.fail(error);
         }
         inbox.recycle(frame.into_buffer());
     }

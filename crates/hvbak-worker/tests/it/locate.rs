@@ -150,3 +150,38 @@ fn very_deep_chains_are_refused() {
     v = tree.overlay(&v, MIB);
     assert_eq!(chain(&tree, &v).unwrap_err().code, Code::BadChain);
 }
+
+/// Effective user of a process.
+fn user_of(worker: &Worker) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", worker.child.id())).unwrap();
+    let line = status.lines().find(|l| l.starts_with("Uid:")).unwrap();
+    let ids: Vec<u32> = line.split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect();
+    assert!(ids.iter().all(|id| *id == ids[0]), "real, effective, saved, fs: {line}");
+    ids[0]
+}
+
+#[test]
+fn root_becomes_vdsm_before_it_looks() {
+    let tree = Tree::nfs();
+    let v = tree.disk(Format::Raw, MIB);
+    let mut worker = Worker::start(tree.dir.path());
+    if worker.hello.uid != 0 {
+        eprintln!("SKIPPED root_becomes_vdsm_before_it_looks: not run as root");
+        return;
+    }
+    worker.ask(Op::Locate { at: tree.at(&v) }).unwrap();
+    assert_eq!(user_of(&worker), 36);
+    // The other user's files are closed to it now.
+    let path = tree.path(&v);
+    std::os::unix::fs::chown(&path, Some(0), Some(0)).unwrap();
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&path, private).unwrap();
+    let failed = worker.ask(Op::Open { layers: vec![tree.layer(&v)], top: None }).unwrap_err();
+    assert_eq!(failed.code, Code::Permission);
+    // A lab in a directory that user 36 cannot enter.
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(tree.dir.path(), private).unwrap();
+    let mut worker = Worker::start(tree.dir.path());
+    worker.ask(Op::Locate { at: tree.at(&v) }).unwrap();
+    assert_eq!(user_of(&worker), 0);
+}

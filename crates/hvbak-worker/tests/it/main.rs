@@ -1,6 +1,9 @@
 //! The real binary over pipes, against chains made by qemu-img and qemu-io in a tree laid
 //! out as vdsm lays it out.
 
+// Helpers outside of test functions panic as tests do.
+#![allow(clippy::unwrap_used)]
+
 mod hostile;
 mod locate;
 mod read;

@@ -12,7 +12,7 @@ fn clusters(indices: &[u64]) -> Vec<(u64, Vec<u8>)> {
     let mut rng = rand::rngs::StdRng::seed_from_u64(7);
     let fill = |index: &u64| {
         let mut content = vec![*index as u8 | 1; 65_536];
-        if index % 2 == 0 {
+        if index.is_multiple_of(2) {
             rng.fill_bytes(&mut content);
         }
         (*index, content)
