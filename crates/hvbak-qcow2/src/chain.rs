@@ -20,7 +20,7 @@ const CACHE_BYTES: u64 = 8 << 20;
 /// Layers, base first, seen as one disk of the top layer's size.
 pub struct Chain<R> {
     layers: Vec<Layer<R>>,
-    idle: Mutex<Vec<Box<Scratch>>>,
+    idle: Mutex<Vec<Scratch>>,
 }
 
 /// What [`Chain::fetch_cluster`] left in its buffer.
@@ -229,7 +229,7 @@ impl<R: ReadAt> Chain<R> {
 
     fn with_scratch<T>(&self, work: impl FnOnce(&mut Scratch) -> Result<T>) -> Result<T> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut scratch = idle.unwrap_or_else(|| Box::new(Scratch::new()));
+        let mut scratch = idle.unwrap_or_else(Scratch::new);
         let result = work(&mut scratch);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
         result

@@ -111,3 +111,46 @@ pub(crate) fn decode(
     }
     Ok(if host == 0 { Mapping::Absent } else { Mapping::Data(host) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn standard(version: u32, entry: u64) -> Result<Mapping> {
+        decode(Geometry::new(16, false, version), entry, 0, 0, 0)
+    }
+
+    #[test]
+    fn standard_entries() {
+        assert_eq!(standard(3, 0).unwrap(), Mapping::Absent);
+        assert_eq!(standard(3, COPIED).unwrap(), Mapping::Absent);
+        assert_eq!(standard(3, ZERO).unwrap(), Mapping::Zero);
+        assert_eq!(standard(3, COPIED | 0x5_0000 | ZERO).unwrap(), Mapping::Zero);
+        assert_eq!(standard(2, COPIED | 0x5_0000).unwrap(), Mapping::Data(0x5_0000));
+        assert!(standard(2, ZERO).is_err());
+        assert!(standard(3, 0x5_0200).is_err());
+    }
+
+    #[test]
+    fn subclusters() {
+        let geometry = Geometry::new(16, true, 3);
+        let at = |entry, bitmap, sub| decode(geometry, entry, bitmap, sub, 0);
+        assert_eq!(at(0x5_0000, 1 << 4, 4).unwrap(), Mapping::Data(0x5_0000 + 4 * 2048));
+        assert_eq!(at(0x5_0000, 1 << 4, 5).unwrap(), Mapping::Absent);
+        assert_eq!(at(0, 1 << 63, 31).unwrap(), Mapping::Zero);
+        assert!(at(0x5_0000, 1 << 32 | 1, 0).is_err());
+        assert!(at(0, 1, 0).is_err());
+    }
+
+    #[test]
+    fn compressed_descriptors() {
+        // 64 KiB clusters: 54 bits of offset, 8 bits of sectors.
+        let geometry = Geometry::new(16, false, 3);
+        assert_eq!(geometry.compressed(COMPRESSED | 0x1234), (0x1234, 512 - 0x34));
+        assert_eq!(geometry.compressed(COMPRESSED | 3 << 54 | 512), (512, 2048));
+        let widest = Geometry::new(21, false, 3);
+        assert_eq!(widest.compressed(COPIED - 1), ((1 << 49) - 1, 8192 * 512 - 511));
+        let narrowest = Geometry::new(9, false, 2);
+        assert_eq!(narrowest.compressed(COMPRESSED | 1 << 61), (0, 1024));
+    }
+}

@@ -52,7 +52,7 @@ impl<'a, R: ReadAt + ?Sized> Refcounts<'a, R> {
             if entry != block {
                 report.problem(at, "a refcount table entry has reserved bits set");
             }
-            let aligned = block % cluster == 0;
+            let aligned = block.is_multiple_of(cluster);
             let good = aligned && inside("", block, cluster, size).is_ok();
             if !aligned {
                 report.problem(at, "a refcount block is not aligned");
@@ -67,7 +67,7 @@ impl<'a, R: ReadAt + ?Sized> Refcounts<'a, R> {
     }
 
     fn per_block(&self) -> u64 {
-        self.cluster * 8 >> self.order
+        (self.cluster * 8) >> self.order
     }
 
     /// First cluster behind what the blocks can count.
@@ -127,4 +127,21 @@ fn count_at(raw: &[u8], order: u32, index: usize) -> u16 {
     let bytes = &raw[index * width / 8..(index + 1) * width / 8];
     let count = bytes.iter().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
     u16::try_from(count).unwrap_or(u16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::count_at;
+
+    #[test]
+    fn counts_of_every_width() {
+        let raw = [0b1110_0100, 0x0f, 0, 2, 0, 0, 0, 1];
+        assert_eq!([0, 2, 5].map(|index| count_at(&raw, 0, index)), [0, 1, 1]);
+        assert_eq!([0, 1, 2, 3].map(|index| count_at(&raw, 1, index)), [0, 1, 2, 3]);
+        assert_eq!([0, 1, 2].map(|index| count_at(&raw, 2, index)), [4, 14, 15]);
+        assert_eq!(count_at(&raw, 3, 3), 2);
+        assert_eq!(count_at(&raw, 4, 1), 2);
+        assert_eq!(count_at(&raw, 5, 1), 1);
+        assert_eq!(count_at(&raw, 6, 0), u16::MAX);
+    }
 }

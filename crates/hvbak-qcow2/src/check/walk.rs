@@ -43,7 +43,7 @@ impl<'a, R: ReadAt + ?Sized> Walk<'a, R> {
             if table == 0 {
                 continue;
             }
-            if table % cluster != 0 {
+            if !table.is_multiple_of(cluster) {
                 report.problem(at, "an L2 table is not aligned");
             } else if inside("", table, cluster, size).is_err() {
                 report.problem(at, "an L2 table lies behind the end of the file");
@@ -146,7 +146,7 @@ impl<R: ReadAt + ?Sized> Table<'_, '_, R> {
         if host == 0 {
             return;
         }
-        if host % bytes != 0 {
+        if !host.is_multiple_of(bytes) {
             self.problem(at, "a data cluster is not aligned");
         } else if host >= self.walk.size {
             self.problem(at, "a data cluster lies behind the end of the file");

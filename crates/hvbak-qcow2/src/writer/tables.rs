@@ -158,7 +158,7 @@ impl Tables {
             if table.iter().all(|entry| *entry == 0) {
                 return Ok(());
             }
-            *entry = alloc.take_one() * CLUSTER_SIZE | COPIED;
+            *entry = (alloc.take_one() * CLUSTER_SIZE) | COPIED;
         }
         write(out, "an L2 table", &stored(table), *entry & OFFSET_MASK)
     }

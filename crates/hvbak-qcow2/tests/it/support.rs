@@ -100,13 +100,15 @@ pub fn read_all(chain: &Chain<File>, step: usize) -> Vec<u8> {
 pub fn scribble(image: &Path, size: u64, seed: u64, packed: Option<u64>) {
     let mut random = StdRng::seed_from_u64(seed);
     let mut commands: Vec<String> = Vec::new();
-    for _ in 0..40 {
+    for nth in 0..60 {
+        // Packed clusters last, so that not all of them are overwritten.
+        let choice = if nth < 40 { random.random_range(0..8) } else { 4 };
         let unit = 512u64 << random.random_range(0..10);
         let unit = unit.min(size);
         let offset = random.random_range(0..size / unit) * unit;
         let length = (random.random_range(1..32) * unit).min(size - offset).min(1 << 20);
         let pattern = random.random_range(1..256);
-        commands.push(match (random.random_range(0..8), packed) {
+        commands.push(match (choice, packed) {
             (0, _) => format!("write -z {offset} {length}"),
             (1, _) => format!("write -z -u {offset} {length}"),
             (2, _) => format!("discard {offset} {length}"),
