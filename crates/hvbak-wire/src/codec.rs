@@ -8,6 +8,9 @@ use crate::{
     frame::{PREFIX, Prefix},
 };
 
+/// Memory that is taken on the word of a length; the rest follows when bytes arrive.
+const EAGER: usize = 64 * 1024;
+
 /// What a decoder found.
 #[derive(Debug)]
 pub enum Event {
@@ -115,9 +118,8 @@ impl Decoder {
             let prefix = Prefix::parse(*raw)?;
             let mut frame = self.spare.pop().unwrap_or_default();
             frame.clear();
-            // Room is taken as bytes arrive for the first 64 KiB, then at once: a length
-            // alone must not cost 4 MiB for each of many idle connections.
-            frame.reserve(prefix.total.min(64 * 1024));
+            // A length alone must not cost 4 MiB for each of many idle connections.
+            frame.reserve(prefix.total.min(EAGER));
             self.current = Some((prefix, frame));
         }
         let Some((prefix, frame)) = &mut self.current else { return Ok(Event::NeedMore) };
@@ -126,7 +128,7 @@ impl Decoder {
         frame.extend_from_slice(&pending[..take]);
         self.taken += take;
         if frame.len() < prefix.total {
-            if frame.len() >= 32 * 1024 {
+            if frame.len() >= EAGER / 2 {
                 frame.reserve_exact(prefix.total - frame.len());
             }
             return Ok(Event::NeedMore);
@@ -281,14 +283,18 @@ pub fn read_frame(input: &mut impl Read, buffer: Vec<u8>) -> Result<Option<Frame
     let mut frame = buffer;
     frame.clear();
     frame.extend_from_slice(&raw);
-    // Not `resize` + `read_exact`: a length must not cost pages before bytes come.
-    let rest = (prefix.total - PREFIX) as u64;
-    let got = input.take(rest).read_to_end(&mut frame);
-    match got {
-        Ok(n) if n as u64 == rest => Frame::from_whole(&prefix, frame).map(Some),
-        Ok(_) => Err(WireError::Truncated { within: "a frame" }),
-        Err(source) => Err(WireError::Io { action: "read", source }),
+    // In two steps: a length alone must not cost 4 MiB, and growing by doubling would
+    // take twice the memory of each frame that waits.
+    for upto in [prefix.total.min(EAGER), prefix.total] {
+        let rest = upto - frame.len();
+        frame.reserve_exact(rest);
+        match input.take(rest as u64).read_to_end(&mut frame) {
+            Ok(n) if n == rest => {}
+            Ok(_) => return Err(WireError::Truncated { within: "a frame" }),
+            Err(source) => return Err(WireError::Io { action: "read", source }),
+        }
     }
+    Frame::from_whole(&prefix, frame).map(Some)
 }
 
 fn read_exact(

@@ -22,7 +22,10 @@ mod volume;
 mod writer;
 mod zero;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
 
 const HELP: &str = "\
 Reads and writes volumes on an oVirt hypervisor for hvbak; started by it over SSH.
@@ -37,7 +40,8 @@ HVBAK_HOST_ROOT=DIR  look below DIR instead of / (test labs only)
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     match arguments.first().and_then(|a| a.to_str()) {
-        None if arguments.is_empty() => session::run(),
+        // Somebody at a keyboard wants to know what this is, not a magic on the screen.
+        None if arguments.is_empty() && !io::stdin().is_terminal() => session::run(),
         Some("--version" | "-V") if arguments.len() == 1 => {
             println!("{}", hvbak_wire::version_line());
             ExitCode::SUCCESS
