@@ -305,6 +305,27 @@ fn internal_snapshots_and_bitmaps_are_passed_by() {
 }
 
 #[test]
+fn an_image_that_was_not_closed_reads_without_its_refcounts() {
+    if !qemu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("a.qcow2");
+    let options = "lazy_refcounts=on";
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, path(&image), "4M"]);
+    // Ends by a signal, as a host that loses power does.
+    let crash = ["-c", "write -P 9 1M 1M", "-c", "flush", "-c", "abort", path(&image)];
+    let mut crashing = std::process::Command::new("qemu-io");
+    crashing.args(crash).current_dir(dir.path()).output().unwrap();
+    let chain = chain(&[&image]);
+    assert!(chain.layers()[0].header().unwrap().dirty());
+    assert_eq!(extents(&chain, 1), map(&image, true));
+    assert!(read_all(&chain, 65536)[1 << 20..2 << 20].iter().all(|byte| *byte == 9));
+    let report = check(&File::open(&image).unwrap()).unwrap();
+    assert!(report.is_clean() && report.limited.is_some(), "{report:?}");
+}
+
+#[test]
 fn the_map_of_a_huge_empty_disk_is_one_extent() {
     if !qemu() {
         return;
