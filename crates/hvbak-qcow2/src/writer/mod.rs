@@ -113,7 +113,8 @@ impl<W: WriteAt + ReadAt> Writer<W> {
 
     /// Stores a guest cluster as the payload of the image's compression: for zstd one whole
     /// frame that inflates to 65536 bytes. The payload is stored byte for byte; only its
-    /// frame structure is looked at.
+    /// frame structure is looked at. A zlib payload is raw deflate with distances of at most
+    /// 4 KiB (QEMU inflates with that window) and is not looked at.
     ///
     /// # Errors
     /// [`Error::Duplicate`], [`Error::Range`], [`Error::Payload`], [`Error::Write`].
