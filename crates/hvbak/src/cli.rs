@@ -39,7 +39,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Write a configuration, pin the engine's CA, check the login, create the repository
+    /// Write a configuration (or use the one there is), check the login, create the repository
     Init(InitArgs),
     /// Give hvbak its SSH key on the hypervisors
     Enroll(EnrollArgs),
@@ -74,9 +74,9 @@ pub enum Command {
     after_help = "Example:\n  hvbak init --engine https://engine.example.com/ovirt-engine/api \\\n      --username admin@internal --password-file /root/pw --repository /var/lib/hvbak"
 )]
 pub struct InitArgs {
-    /// The engine's API, as https://ENGINE/ovirt-engine/api
+    /// The engine's API, as https://ENGINE/ovirt-engine/api; not with an existing configuration
     #[arg(long, value_name = "URL")]
-    pub engine: String,
+    pub engine: Option<String>,
     /// User name as typed at login; `admin@ovirt@internalsso` with Keycloak
     #[arg(long, default_value = "admin@internal")]
     pub username: String,

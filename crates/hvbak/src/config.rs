@@ -212,16 +212,13 @@ impl Config {
         let fix = |p: &mut PathBuf| *p = base.join(&*p);
         fix(&mut config.repository.path);
         fix(&mut config.ssh.key_file);
-        for optional in [
+        let optional = [
             &mut config.engine.ca_file,
             &mut config.engine.password_file,
             &mut config.ssh.passphrase_file,
             &mut config.worker.path,
-        ] {
-            if let Some(p) = optional {
-                fix(p);
-            }
-        }
+        ];
+        optional.into_iter().flatten().for_each(fix);
         Ok(config)
     }
 

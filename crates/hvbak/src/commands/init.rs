@@ -25,27 +25,31 @@ pub async fn run(face: &Face, args: InitArgs) -> Outcome {
         text: format!("cannot use {}", face.config_path.display()),
         cause,
     })?;
-    if path.exists() {
-        return Err(CliError::Usage {
-            text: format!("{} exists", path.display()),
-            hint: Some("edit it, or name another with `--config`".into()),
-        });
-    }
+    let url = match (&args.engine, path.exists()) {
+        (None, true) => return complete(face).await,
+        (Some(_), true) => {
+            return Err(CliError::Usage {
+                text: format!("{} exists", path.display()),
+                hint: Some(
+                    "leave `--engine` out to use it, or name another with `--config`".into(),
+                ),
+            });
+        }
+        (None, false) => {
+            return Err(CliError::usage("`--engine` is needed for a new configuration"));
+        }
+        (Some(url), false) => url.clone(),
+    };
     let dir = path.parent().unwrap_or(Path::new("/")).to_owned();
-    let (ca, ca_text) = ca(face, &args).await?;
+    let (ca, ca_text) = ca(face, &args, &url).await?;
     let password = password(&args)?;
     let engine =
-        hvbak_run::login(&args.engine, Some(ca.clone()), &args.username, password.clone(), None)
-            .await?;
+        hvbak_run::login(&url, Some(ca.clone()), &args.username, password.clone(), None).await?;
     let version = engine.version();
     engine.logout().await;
     face.printer.say(&format!("logged in to {} {}", version.product, version.full));
     make_dir(&dir)?;
-    let repository = match hvbak_run::open_repository(&args.repository) {
-        Ok(repository) => repository,
-        Err(_) => hvbak_repo::Repository::init(&args.repository)
-            .map_err(repo_error("create the repository"))?,
-    };
+    let repository = open_or_create(&args.repository)?;
     let ca_file = match &args.ca_file {
         Some(path) => absolute(path),
         None => {
@@ -64,7 +68,7 @@ pub async fn run(face: &Face, args: InitArgs) -> Outcome {
     };
     let text = format!(
         "# hvbak configuration; written by `hvbak init`.\n[engine]\nurl = {}\nca_file = {}{ca_text}\nusername = {}\npassword_file = {}\n\n[repository]\npath = {}\n\n[ssh]\nkey_file = {}\n",
-        quote(&args.engine),
+        quote(&url),
         quote(&ca_file.to_string_lossy()),
         quote(&args.username),
         quote(&password_file.to_string_lossy()),
@@ -86,8 +90,33 @@ pub async fn run(face: &Face, args: InitArgs) -> Outcome {
     ))
 }
 
+/// With a configuration that is there: checks its login and creates its repository.
+async fn complete(face: &Face) -> Outcome {
+    let config = face.config()?;
+    let engine = face.engine(&config).await?;
+    let version = engine.version();
+    engine.logout().await;
+    face.printer.say(&format!("logged in to {} {}", version.product, version.full));
+    let repository = open_or_create(&config.repository.path)?;
+    let place = repository.path().display().to_string();
+    face.printer.data(&format!("repository    {place} ({})", repository.id()));
+    Ok((DONE, json!({ "repository": place, "engine_version": version.full })))
+}
+
+/// Opens the repository, or makes it where nothing is. One that cannot be read, or is
+/// newer, is an error and never made over.
+fn open_or_create(path: &Path) -> Result<hvbak_repo::Repository, CliError> {
+    match hvbak_repo::Repository::open(path) {
+        Ok(repository) => Ok(repository),
+        Err(hvbak_repo::Error::NoRepository { .. }) => {
+            Ok(hvbak_repo::Repository::init(path).map_err(repo_error("create the repository"))?)
+        }
+        Err(cause) => Err(repo_error("open the repository")(cause).into()),
+    }
+}
+
 /// The engine's CA: given, or fetched and compared with what the user says of it.
-async fn ca(face: &Face, args: &InitArgs) -> Result<(Vec<u8>, String), CliError> {
+async fn ca(face: &Face, args: &InitArgs, url: &str) -> Result<(Vec<u8>, String), CliError> {
     if let Some(path) = &args.ca_file {
         let pem = std::fs::read(path).map_err(|cause| CliError::Io {
             text: format!("cannot read CA file {}", path.display()),
@@ -95,7 +124,7 @@ async fn ca(face: &Face, args: &InitArgs) -> Result<(Vec<u8>, String), CliError>
         })?;
         return Ok((pem, String::new()));
     }
-    let found = hvbak_run::fetch_ca(&args.engine).await?;
+    let found = hvbak_run::fetch_ca(url).await?;
     let shown = found.fingerprints.first().cloned().unwrap_or_default();
     let plain = |text: &str| text.replace([':', ' '], "").to_ascii_uppercase();
     let compare = "compare it on the manager: openssl x509 -noout -fingerprint -sha256 -in /etc/pki/ovirt-engine/ca.pem";
