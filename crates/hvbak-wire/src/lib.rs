@@ -7,14 +7,20 @@
 //! Invariant: a stream of clusters is complete only with its `End` answer whose totals
 //! and digest equal the receiver's own [`Tally`]; end of file alone proves nothing.
 
+mod answer;
 mod clusters;
 mod codec;
 mod error;
 mod frame;
 mod message;
+mod request;
 mod tally;
 mod version;
 
+pub use answer::{
+    Answer, ChainIs, End, FsKind, Layer, Located, MapIs, MountKind, Opened, Stats, TargetReady,
+    Totals, Written,
+};
 pub use clusters::{
     Body, CLUSTER_BYTES, Cluster, Clusters, ClustersBuilder, MAX_CLUSTERS, MAX_COMPRESSED,
 };
@@ -22,10 +28,9 @@ pub use codec::{Decoder, Encoder, Event, read_frame, read_magic, write_frame, wr
 pub use error::WireError;
 pub use frame::{Frame, Kind, MAX_BULK, MAX_FRAME, MAX_HEADER, OVERHEAD, Sealed};
 pub use message::{
-    Answer, ChainIs, Choice, Code, End, Failed, FileIdentity, Format, FsKind, Guards, Hello, Layer,
-    LayerAddress, Located, MapIs, MountKind, Op, Opened, Place, ReadOptions, Reply, Request, Slice,
-    Stats, TargetReady, Totals, Tune, VolumeAddress, Written, Zeros,
+    Choice, Code, Failed, FileIdentity, Format, Hello, Reply, Request, VolumeAddress,
 };
+pub use request::{Guards, LayerAddress, Op, Place, ReadOptions, Slice, Tune, Zeros};
 pub use tally::Tally;
 pub use version::{
     FEATURES, MAGIC, PROTOCOLS, WorkerVersion, build_id, choose, parse_version_line, version_line,

@@ -15,6 +15,7 @@ mod locate;
 mod output;
 mod planner;
 mod reader;
+mod seen;
 mod session;
 mod target;
 mod throttle;

@@ -16,7 +16,8 @@ use hvbak_wire::{Body, CLUSTER_BYTES, Cluster, Frame, Tally, Written};
 use crate::{
     error::{Error, Result},
     inbox::Inbox,
-    target::{Seen, Sink, Target, check_count},
+    seen::Seen,
+    target::{Sink, Target, check_count},
 };
 
 /// Clusters joined to one write.
