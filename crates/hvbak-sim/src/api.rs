@@ -10,7 +10,7 @@ use crate::{
     fault::Refusal,
     model::{Attachment, Disk, Lab, Named, Nic, Snapshot, State, Vm},
     ops, ovf, render,
-    xml::{at, child, flag, id_of, text, X},
+    xml::{X, at, child, flag, id_of, text},
 };
 
 /// A request as the router sees it.
@@ -60,29 +60,53 @@ pub fn handle(lab: &Arc<Lab>, request: &Request) -> Answer {
             return Answer::json(200, "{}".into());
         }
         "/ovirt-engine/services/pki-resource" => {
-            return Answer { status: 200, content_type: "application/x-pem-file", body: lab.ca_pem.clone(), correlation: None };
+            return Answer {
+                status: 200,
+                content_type: "application/x-pem-file",
+                body: lab.ca_pem.clone(),
+                correlation: None,
+            };
         }
         "/ovirt-engine/services/health" => {
-            return Answer { status: 200, content_type: "text/plain", body: "DB Up!Welcome to Health Status!".into(), correlation: None };
+            return Answer {
+                status: 200,
+                content_type: "text/plain",
+                body: "DB Up!Welcome to Health Status!".into(),
+                correlation: None,
+            };
         }
         _ => {}
     }
     let Some(rest) = path.strip_prefix("/ovirt-engine/api") else {
-        return Answer { status: 404, content_type: "text/html", body: "<html><body>Not Found</body></html>".into(), correlation: None };
+        return Answer {
+            status: 404,
+            content_type: "text/html",
+            body: "<html><body>Not Found</body></html>".into(),
+            correlation: None,
+        };
     };
     let rest = rest.strip_prefix("/v4").unwrap_or(rest);
     let bearer = request.headers.get("authorization").and_then(|a| a.strip_prefix("Bearer "));
     if !bearer.is_some_and(|t| lab.state().tokens.contains(t)) {
-        return Answer { status: 401, content_type: "text/html", body: LOGIN_HTML.into(), correlation: None };
+        return Answer {
+            status: 401,
+            content_type: "text/html",
+            body: LOGIN_HTML.into(),
+            correlation: None,
+        };
     }
     let correlation: String = request
         .headers
         .get("correlation-id")
         .or_else(|| request.query.get("correlation_id"))
-        .map(|c| c.chars().filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).take(36).collect())
+        .map(|c| {
+            c.chars().filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).take(36).collect()
+        })
         .unwrap_or_else(|| Uuid::new_v4().to_string());
     let parts: Vec<&str> = rest.split('/').filter(|p| !p.is_empty()).collect();
-    let is_action = request.method == "POST" && parts.len() == 3 && !["snapshots", "diskattachments", "nics", "tags"].contains(&parts[2]);
+    let is_action = request.method == "POST"
+        && parts.len() == 3
+        && !["snapshots", "diskattachments", "nics", "tags"].contains(&parts[2]);
     let reply = match std::str::from_utf8(&request.body) {
         Ok(body) => route(lab, request, &parts, body, &correlation),
         Err(_) => Err(Refusal::bad("Request syntactically incorrect.", "not UTF-8")),
@@ -132,13 +156,22 @@ pub fn decode_pairs(text: &str) -> HashMap<String, String> {
 
 fn token(lab: &Lab, request: &Request) -> Answer {
     if !request.headers.get("accept").is_some_and(|a| a.contains("application/json")) {
-        return Answer::json(400, "{\"error\":\"invalid_request\",\"error_description\":\"Accept\"}".into());
+        return Answer::json(
+            400,
+            "{\"error\":\"invalid_request\",\"error_description\":\"Accept\"}".into(),
+        );
     }
     let form = form(&request.body);
     let get = |key: &str| form.get(key).map_or("", String::as_str);
     if get("username") != lab.username || get("password") != lab.password {
-        let text = format!("Cannot authenticate user '{}': The user name or password is incorrect..", get("username"));
-        return Answer::json(400, serde_json::json!({ "error_code": "access_denied", "error": text }).to_string());
+        let text = format!(
+            "Cannot authenticate user '{}': The user name or password is incorrect..",
+            get("username")
+        );
+        return Answer::json(
+            400,
+            serde_json::json!({ "error_code": "access_denied", "error": text }).to_string(),
+        );
     }
     let token = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
     lab.state().tokens.insert(token.clone());
@@ -150,27 +183,47 @@ fn uuid(text: &str) -> Result<Uuid, Refusal> {
     text.parse().map_err(|_| Refusal::bad("Operation failed", "Invalid UUID"))
 }
 
-fn root<'a>(doc: &'a roxmltree::Document<'a>, names: &[&str]) -> Result<roxmltree::Node<'a, 'a>, Refusal> {
+fn root<'a>(
+    doc: &'a roxmltree::Document<'a>,
+    names: &[&str],
+) -> Result<roxmltree::Node<'a, 'a>, Refusal> {
     let root = doc.root_element();
     if names.contains(&root.tag_name().name()) {
         return Ok(root);
     }
-    Err(Refusal::bad("Request syntactically incorrect.", "For correct usage, see the API documentation"))
+    Err(Refusal::bad(
+        "Request syntactically incorrect.",
+        "For correct usage, see the API documentation",
+    ))
 }
 
 fn parse(body: &str) -> Result<roxmltree::Document<'_>, Refusal> {
-    roxmltree::Document::parse(body).map_err(|_| Refusal::bad("Request syntactically incorrect.", "For correct usage, see the API documentation"))
+    roxmltree::Document::parse(body).map_err(|_| {
+        Refusal::bad(
+            "Request syntactically incorrect.",
+            "For correct usage, see the API documentation",
+        )
+    })
 }
 
 fn done() -> Reply {
     let id = Uuid::new_v4();
-    Ok((200, X::default().n("action", "", X::default().n("job", &at("jobs", id), X::default()).t("status", "complete"))))
+    Ok((
+        200,
+        X::default().n(
+            "action",
+            "",
+            X::default().n("job", &at("jobs", id), X::default()).t("status", "complete"),
+        ),
+    ))
 }
 
 fn route(lab: &Arc<Lab>, q: &Request, parts: &[&str], body: &str, correlation: &str) -> Reply {
     let method = q.method.as_str();
-    let follow: Vec<&str> = q.query.get("follow").map_or_else(Vec::new, |f| f.split(',').map(str::trim).collect());
-    let all_content = q.query.get("all_content").is_some_and(|v| v == "true") || q.headers.get("all-content").is_some_and(|v| v == "true");
+    let follow: Vec<&str> =
+        q.query.get("follow").map_or_else(Vec::new, |f| f.split(',').map(str::trim).collect());
+    let all_content = q.query.get("all_content").is_some_and(|v| v == "true")
+        || q.headers.get("all-content").is_some_and(|v| v == "true");
     match (method, parts) {
         ("GET", []) => Ok((200, api_root(lab))),
         ("GET", ["vms", rest @ ..]) => vms_get(lab, q, rest, &follow, all_content),
@@ -186,9 +239,19 @@ fn route(lab: &Arc<Lab>, q: &Request, parts: &[&str], body: &str, correlation: &
 }
 
 fn api_root(lab: &Lab) -> X {
-    let version = X::default().t("major", 4).t("minor", 5).t("build", 5).t("revision", 0).t("full_version", "4.5.5-1.el8");
-    let product = X::default().t("instance_id", lab.instance).t("name", "oVirt Engine").t("vendor", "ovirt.org").n("version", "", version);
-    let inner = X::default().n("product_info", "", product).t("time", crate::xml::time(Timestamp::now()));
+    let version = X::default()
+        .t("major", 4)
+        .t("minor", 5)
+        .t("build", 5)
+        .t("revision", 0)
+        .t("full_version", "4.5.5-1.el8");
+    let product = X::default()
+        .t("instance_id", lab.instance)
+        .t("name", "oVirt Engine")
+        .t("vendor", "ovirt.org")
+        .n("version", "", version);
+    let inner =
+        X::default().n("product_info", "", product).t("time", crate::xml::time(Timestamp::now()));
     X::default().n("api", "", inner)
 }
 
@@ -219,7 +282,9 @@ fn select<T>(q: &Request, items: Vec<T>, name: impl Fn(&T) -> (String, String)) 
         .into_iter()
         .filter(|item| {
             let (n, id) = name(item);
-            wanted.as_ref().is_none_or(|(by_name, value)| if *by_name { n.to_lowercase() == *value } else { id == *value })
+            wanted.as_ref().is_none_or(|(by_name, value)| {
+                if *by_name { n.to_lowercase() == *value } else { id == *value }
+            })
         })
         .collect();
     if sorted {
@@ -235,14 +300,21 @@ fn inventory(lab: &Lab, q: &Request, parts: &[&str]) -> Reply {
     let s = lab.state();
     let ok = |x| Ok((200, x));
     match parts {
-        ["datacenters"] => ok(X::list("data_centers", s.data_centers.iter().map(render::data_center))),
+        ["datacenters"] => {
+            ok(X::list("data_centers", s.data_centers.iter().map(render::data_center)))
+        }
         ["datacenters", id] => {
             let id = uuid(id)?;
-            ok(render::data_center(s.data_centers.iter().find(|d| d.id == id).ok_or(Refusal::NotFound)?))
+            ok(render::data_center(
+                s.data_centers.iter().find(|d| d.id == id).ok_or(Refusal::NotFound)?,
+            ))
         }
         ["datacenters", id, "storagedomains"] => {
             let id = uuid(id)?;
-            ok(X::list("storage_domains", s.domains.iter().filter(|d| d.data_center == id).map(|d| render::domain(d, true))))
+            ok(X::list(
+                "storage_domains",
+                s.domains.iter().filter(|d| d.data_center == id).map(|d| render::domain(d, true)),
+            ))
         }
         ["clusters"] => ok(X::list("clusters", s.clusters.iter().map(render::cluster))),
         ["clusters", _, "affinitygroups"] => ok(X::list("affinity_groups", [])),
@@ -250,19 +322,29 @@ fn inventory(lab: &Lab, q: &Request, parts: &[&str]) -> Reply {
             let id = uuid(id)?;
             ok(render::cluster(s.clusters.iter().find(|c| c.id == id).ok_or(Refusal::NotFound)?))
         }
-        ["hosts"] => ok(X::list("hosts", select(q, s.hosts.iter().collect(), |h| (h.name.clone(), h.id.to_string())).into_iter().map(|h| render::host(&s, h)))),
+        ["hosts"] => ok(X::list(
+            "hosts",
+            select(q, s.hosts.iter().collect(), |h| (h.name.clone(), h.id.to_string()))
+                .into_iter()
+                .map(|h| render::host(&s, h)),
+        )),
         ["hosts", id] => {
             let id = uuid(id)?;
             ok(render::host(&s, s.hosts.iter().find(|h| h.id == id).ok_or(Refusal::NotFound)?))
         }
-        ["storagedomains"] => ok(X::list("storage_domains", s.domains.iter().map(|d| render::domain(d, false)))),
+        ["storagedomains"] => {
+            ok(X::list("storage_domains", s.domains.iter().map(|d| render::domain(d, false))))
+        }
         ["storagedomains", id] => {
             let id = uuid(id)?;
             ok(render::domain(s.domain(id).ok_or(Refusal::NotFound)?, false))
         }
         ["storagedomains", id, "disks"] => {
             let id = uuid(id)?;
-            ok(X::list("disks", s.disks.iter().filter(|d| d.domain == id).map(|d| render::disk(&s, d))))
+            ok(X::list(
+                "disks",
+                s.disks.iter().filter(|d| d.domain == id).map(|d| render::disk(&s, d)),
+            ))
         }
         ["storagedomains", id, "disksnapshots"] => {
             let id = uuid(id)?;
@@ -270,8 +352,16 @@ fn inventory(lab: &Lab, q: &Request, parts: &[&str]) -> Reply {
         }
         ["storagedomains", id, "storageconnections"] => {
             let d = s.domain(uuid(id)?).ok_or(Refusal::NotFound)?;
-            let inner = X::default().t("address", &d.address).t("path", &d.path).t("type", d.kind.word());
-            ok(X::list("storage_connections", [X::default().n("storage_connection", &at("storageconnections", Uuid::new_v4()), inner)]))
+            let inner =
+                X::default().t("address", &d.address).t("path", &d.path).t("type", d.kind.word());
+            ok(X::list(
+                "storage_connections",
+                [X::default().n(
+                    "storage_connection",
+                    &at("storageconnections", Uuid::new_v4()),
+                    inner,
+                )],
+            ))
         }
         ["templates"] => ok(X::list("templates", s.templates.iter().map(template))),
         ["templates", id] => {
@@ -281,16 +371,31 @@ fn inventory(lab: &Lab, q: &Request, parts: &[&str]) -> Reply {
         ["templates", id, "diskattachments"] => {
             let id = uuid(id)?;
             let t = s.templates.iter().find(|t| t.id == id).ok_or(Refusal::NotFound)?;
-            ok(render::attachments(&s, &format!("templates/{id}"), &t.attachments, q.query.contains_key("follow")))
+            ok(render::attachments(
+                &s,
+                &format!("templates/{id}"),
+                &t.attachments,
+                q.query.contains_key("follow"),
+            ))
         }
-        ["networks"] => ok(X::list("networks", s.networks.iter().map(|n| {
-            let inner = X::default().t("name", &n.name).t("mtu", 0).r("data_center", "datacenters", n.of);
-            X::default().n("network", &at("networks", n.id), inner)
-        }))),
-        ["vnicprofiles"] => ok(X::list("vnic_profiles", s.profiles.iter().map(|p| {
-            let inner = X::default().t("name", &p.name).r("network", "networks", p.of);
-            X::default().n("vnic_profile", &at("vnicprofiles", p.id), inner)
-        }))),
+        ["networks"] => ok(X::list(
+            "networks",
+            s.networks.iter().map(|n| {
+                let inner = X::default().t("name", &n.name).t("mtu", 0).r(
+                    "data_center",
+                    "datacenters",
+                    n.of,
+                );
+                X::default().n("network", &at("networks", n.id), inner)
+            }),
+        )),
+        ["vnicprofiles"] => ok(X::list(
+            "vnic_profiles",
+            s.profiles.iter().map(|p| {
+                let inner = X::default().t("name", &p.name).r("network", "networks", p.of);
+                X::default().n("vnic_profile", &at("vnicprofiles", p.id), inner)
+            }),
+        )),
         ["jobs"] => ok(X::list("jobs", [])),
         ["affinitylabels"] => ok(X::list("affinity_labels", [])),
         ["permissions"] => ok(X::list("permissions", [])),
@@ -300,7 +405,12 @@ fn inventory(lab: &Lab, q: &Request, parts: &[&str]) -> Reply {
 }
 
 fn template(t: &crate::model::Template) -> X {
-    let inner = X::default().t("name", &t.name).t("description", "").t("status", "ok").n("version", "", X::default().t("version_name", "base version").t("version_number", 1)).r("cluster", "clusters", t.cluster);
+    let inner = X::default()
+        .t("name", &t.name)
+        .t("description", "")
+        .t("status", "ok")
+        .n("version", "", X::default().t("version_name", "base version").t("version_number", 1))
+        .r("cluster", "clusters", t.cluster);
     X::default().n("template", &at("templates", t.id), inner)
 }
 
@@ -309,8 +419,18 @@ fn disk_snapshots(s: &State, domain: Uuid) -> Vec<X> {
     for x in s.vms.iter().flat_map(|v| &v.snapshots) {
         for (disk, volume) in &x.disks {
             let Some(d) = s.disk(*disk).filter(|d| d.domain == domain) else { continue };
-            let inner = X::default().t("alias", &d.alias).t("status", d.status).t("provisioned_size", d.size).id("snapshot", x.id).id("disk", disk).id("storage_domain", domain);
-            out.push(X::default().n("disk_snapshot", &at(&format!("storagedomains/{domain}/disksnapshots"), volume), inner));
+            let inner = X::default()
+                .t("alias", &d.alias)
+                .t("status", d.status)
+                .t("provisioned_size", d.size)
+                .id("snapshot", x.id)
+                .id("disk", disk)
+                .id("storage_domain", domain);
+            out.push(X::default().n(
+                "disk_snapshot",
+                &at(&format!("storagedomains/{domain}/disksnapshots"), volume),
+                inner,
+            ));
         }
     }
     out
@@ -326,11 +446,18 @@ fn vms_get(lab: &Lab, q: &Request, parts: &[&str], follow: &[&str], all_content:
     let v = s.vm(uuid(first)?).ok_or(Refusal::NotFound)?;
     match &parts[1..] {
         [] => {
-            let locked = v.attachments.iter().any(|a| s.disk(a.disk).is_some_and(|d| d.status == "locked"));
-            let ovf = (all_content && !locked && v.status != "image_locked").then(|| ovf::write(&s, v));
+            let locked =
+                v.attachments.iter().any(|a| s.disk(a.disk).is_some_and(|d| d.status == "locked"));
+            let ovf =
+                (all_content && !locked && v.status != "image_locked").then(|| ovf::write(&s, v));
             ok(render::vm(&s, v, follow, ovf))
         }
-        ["diskattachments"] => ok(render::attachments(&s, &format!("vms/{}", v.id), &v.attachments, follow.contains(&"disk"))),
+        ["diskattachments"] => ok(render::attachments(
+            &s,
+            &format!("vms/{}", v.id),
+            &v.attachments,
+            follow.contains(&"disk"),
+        )),
         ["diskattachments", id] => {
             let id = uuid(id)?;
             let a = v.attachments.iter().find(|a| a.disk == id).ok_or(Refusal::NotFound)?;
@@ -348,7 +475,10 @@ fn vms_get(lab: &Lab, q: &Request, parts: &[&str], follow: &[&str], all_content:
             let x = v.snapshots.iter().find(|x| x.id == id).ok_or(Refusal::NotFound)?;
             match rest {
                 [] => ok(render::snapshot(v, x)),
-                ["disks"] => ok(X::list("disks", x.disks.iter().map(|(d, volume)| render::snapshot_disk(&s, id, *d, *volume)))),
+                ["disks"] => ok(X::list(
+                    "disks",
+                    x.disks.iter().map(|(d, volume)| render::snapshot_disk(&s, id, *d, *volume)),
+                )),
                 ["nics"] => ok(X::list("nics", [])),
                 _ => Err(Refusal::NotFound),
             }
@@ -366,26 +496,39 @@ fn vm_create(lab: &Arc<Lab>, body: &str) -> Reply {
     let config = child(vm, "initialization").and_then(|i| child(i, "configuration"));
     let data = config.and_then(|c| text(c, "data")).filter(|d| !d.is_empty());
     let from = match &data {
-        Some(data) => Some(ovf::read(data).ok_or_else(|| Refusal::bad("Operation Failed", "Cannot import VM. The OVF is malformed."))?),
+        Some(data) => Some(ovf::read(data).ok_or_else(|| {
+            Refusal::bad("Operation Failed", "Cannot import VM. The OVF is malformed.")
+        })?),
         None => None,
     };
-    let regenerate = child(vm, "initialization").and_then(|i| flag(i, "regenerate_ids")).unwrap_or(false);
-    let name = text(vm, "name").or_else(|| from.as_ref().map(|f| f.name.clone())).filter(|n| !n.is_empty());
-    let name = name.ok_or_else(|| Refusal::bad("Incomplete parameters", "Vm [name] required for add"))?;
+    let regenerate =
+        child(vm, "initialization").and_then(|i| flag(i, "regenerate_ids")).unwrap_or(false);
+    let name = text(vm, "name")
+        .or_else(|| from.as_ref().map(|f| f.name.clone()))
+        .filter(|n| !n.is_empty());
+    let name =
+        name.ok_or_else(|| Refusal::bad("Incomplete parameters", "Vm [name] required for add"))?;
     let mut s = lab.state();
-    let cluster = child(vm, "cluster").ok_or_else(|| Refusal::bad("Incomplete parameters", "Vm [cluster.id|name] required for add"))?;
+    let cluster = child(vm, "cluster").ok_or_else(|| {
+        Refusal::bad("Incomplete parameters", "Vm [cluster.id|name] required for add")
+    })?;
     let wanted = (id_of(vm, "cluster"), text(cluster, "name"));
-    let found = s.clusters.iter().find(|c| Some(c.id) == wanted.0 || Some(&c.name) == wanted.1.as_ref());
+    let found =
+        s.clusters.iter().find(|c| Some(c.id) == wanted.0 || Some(&c.name) == wanted.1.as_ref());
     let cluster = found.ok_or(Refusal::NotFound)?.id;
     if s.vms.iter().any(|v| v.name == name) {
-        return Err(Refusal::conflict("Cannot add VM. The VM name is already in use, please choose a unique name and try again."));
+        return Err(Refusal::conflict(
+            "Cannot add VM. The VM name is already in use, please choose a unique name and try again.",
+        ));
     }
     let id = match &from {
         Some(f) if !regenerate => f.id.unwrap_or_else(Uuid::new_v4),
         _ => Uuid::new_v4(),
     };
     if s.vm(id).is_some() {
-        return Err(Refusal::conflict("Cannot import VM. VM with the same identifier already exists."));
+        return Err(Refusal::conflict(
+            "Cannot import VM. VM with the same identifier already exists.",
+        ));
     }
     let number = |path: &str| text(vm, path).and_then(|t| t.parse::<u64>().ok());
     let mut nics = from.as_ref().map_or_else(Vec::new, |f| f.nics.clone());
@@ -399,24 +542,40 @@ fn vm_create(lab: &Arc<Lab>, body: &str) -> Reply {
     let mut attachments = Vec::new();
     for disk in from.iter().flat_map(|f| &f.disks) {
         if s.disk(*disk).is_some() && s.owners(*disk).is_empty() {
-            attachments.push(Attachment { disk: *disk, interface: "virtio_scsi".into(), bootable: false, active: true, read_only: false, pass_discard: false });
+            attachments.push(Attachment {
+                disk: *disk,
+                interface: "virtio_scsi".into(),
+                bootable: false,
+                active: true,
+                read_only: false,
+                pass_discard: false,
+            });
         }
     }
-    let topology = ["sockets", "cores", "threads"].map(|k| number(&format!("cpu/topology/{k}")).unwrap_or(1) as u32);
+    let topology = ["sockets", "cores", "threads"]
+        .map(|k| number(&format!("cpu/topology/{k}")).unwrap_or(1) as u32);
     let mut template = Uuid::nil();
     if from.is_none() {
         let wanted = (id_of(vm, "template"), text(vm, "template/name"));
         if wanted.0.is_none() && wanted.1.is_none() {
-            return Err(Refusal::bad("Incomplete parameters", "Vm [template.id|name] required for add"));
+            return Err(Refusal::bad(
+                "Incomplete parameters",
+                "Vm [template.id|name] required for add",
+            ));
         }
-        let known = s.templates.iter().find(|t| Some(t.id) == wanted.0 || Some(&t.name) == wanted.1.as_ref());
+        let known = s
+            .templates
+            .iter()
+            .find(|t| Some(t.id) == wanted.0 || Some(&t.name) == wanted.1.as_ref());
         template = known.ok_or(Refusal::NotFound)?.id;
     }
     let f = from.as_ref();
     let new = Vm {
         id,
         name,
-        description: text(vm, "description").or_else(|| f.map(|f| f.description.clone())).unwrap_or_default(),
+        description: text(vm, "description")
+            .or_else(|| f.map(|f| f.description.clone()))
+            .unwrap_or_default(),
         comment: text(vm, "comment").unwrap_or_default(),
         status: "image_locked".into(),
         host: None,
@@ -424,8 +583,12 @@ fn vm_create(lab: &Arc<Lab>, body: &str) -> Reply {
         template,
         memory: number("memory").or_else(|| f.map(|f| f.memory)).unwrap_or(1 << 30),
         topology: f.map_or((topology[0], topology[1], topology[2]), |f| f.topology),
-        os: text(vm, "os/type").or_else(|| f.map(|f| f.os.clone())).unwrap_or_else(|| "other".into()),
-        bios: text(vm, "bios/type").or_else(|| f.map(|f| f.bios.clone())).unwrap_or_else(|| "q35_sea_bios".into()),
+        os: text(vm, "os/type")
+            .or_else(|| f.map(|f| f.os.clone()))
+            .unwrap_or_else(|| "other".into()),
+        bios: text(vm, "bios/type")
+            .or_else(|| f.map(|f| f.bios.clone()))
+            .unwrap_or_else(|| "q35_sea_bios".into()),
         agent: false,
         frozen: false,
         stateless: false,
@@ -453,10 +616,24 @@ fn vm_create(lab: &Arc<Lab>, body: &str) -> Reply {
 
 /// The entry that every VM has.
 pub fn active() -> Snapshot {
-    Snapshot { id: Uuid::new_v4(), description: "Active VM".into(), kind: "active", status: "ok", date: Timestamp::now(), disks: Vec::new() }
+    Snapshot {
+        id: Uuid::new_v4(),
+        description: "Active VM".into(),
+        kind: "active",
+        status: "ok",
+        date: Timestamp::now(),
+        disks: Vec::new(),
+    }
 }
 
-fn vm_change(lab: &Arc<Lab>, q: &Request, id: Uuid, parts: &[&str], body: &str, correlation: &str) -> Reply {
+fn vm_change(
+    lab: &Arc<Lab>,
+    q: &Request,
+    id: Uuid,
+    parts: &[&str],
+    body: &str,
+    correlation: &str,
+) -> Reply {
     if lab.state().vm(id).is_none() {
         return Err(Refusal::NotFound);
     }
@@ -466,7 +643,11 @@ fn vm_change(lab: &Arc<Lab>, q: &Request, id: Uuid, parts: &[&str], body: &str, 
             let vm = root(&doc, &["vm"])?;
             let mut s = lab.state();
             let v = s.vm_mut(id).ok_or(Refusal::NotFound)?;
-            for (path, field) in [("name", &mut v.name), ("description", &mut v.description), ("comment", &mut v.comment)] {
+            for (path, field) in [
+                ("name", &mut v.name),
+                ("description", &mut v.description),
+                ("comment", &mut v.comment),
+            ] {
                 if let Some(value) = text(vm, path) {
                     *field = value;
                 }
@@ -477,7 +658,9 @@ fn vm_change(lab: &Arc<Lab>, q: &Request, id: Uuid, parts: &[&str], body: &str, 
             let v = s.vm(id).ok_or(Refusal::NotFound)?;
             Ok((200, render::vm(&s, v, &[], None)))
         }
-        ("DELETE", []) => vm_delete(lab, id, q.query.get("detach_only").is_some_and(|v| v == "true")),
+        ("DELETE", []) => {
+            vm_delete(lab, id, q.query.get("detach_only").is_some_and(|v| v == "true"))
+        }
         ("POST", ["start"]) => ops::start(lab, id).and_then(|()| done()),
         ("POST", ["stop" | "shutdown"]) => ops::stop(lab, id).and_then(|()| done()),
         ("POST", ["freezefilesystems"]) => {
@@ -488,7 +671,11 @@ fn vm_change(lab: &Arc<Lab>, q: &Request, id: Uuid, parts: &[&str], body: &str, 
                 return Err(Refusal::conflict("Cannot freeze VM. VM is not running."));
             }
             if fails || !v.agent {
-                return Err(Refusal::Fault(400, "Operation Failed", "General command validation failure. Guest agent is not responding.".into()));
+                return Err(Refusal::Fault(
+                    400,
+                    "Operation Failed",
+                    "General command validation failure. Guest agent is not responding.".into(),
+                ));
             }
             v.frozen = true;
             done()
@@ -503,15 +690,22 @@ fn vm_change(lab: &Arc<Lab>, q: &Request, id: Uuid, parts: &[&str], body: &str, 
             let doc = parse(body)?;
             let x = root(&doc, &["snapshot"])?;
             let description = text(x, "description").filter(|d| !d.is_empty());
-            let description = description.ok_or_else(|| Refusal::bad("Incomplete parameters", "Snapshot [description] required for add"))?;
+            let description = description.ok_or_else(|| {
+                Refusal::bad("Incomplete parameters", "Snapshot [description] required for add")
+            })?;
             if flag(x, "persist_memorystate").unwrap_or(true) {
                 return Err(Refusal::conflict("Cannot create Snapshot. The lab keeps no memory."));
             }
             let disks = child(x, "disk_attachments").map(|list| {
-                list.children().filter_map(|a| {
-                    let disk = child(a, "disk")?;
-                    Some((disk.attribute("id")?.parse().ok()?, text(disk, "image_id").and_then(|t| t.parse().ok())))
-                }).collect()
+                list.children()
+                    .filter_map(|a| {
+                        let disk = child(a, "disk")?;
+                        Some((
+                            disk.attribute("id")?.parse().ok()?,
+                            text(disk, "image_id").and_then(|t| t.parse().ok()),
+                        ))
+                    })
+                    .collect()
             });
             let made = ops::create_snapshot(lab, id, description, disks, correlation.to_owned())?;
             let s = lab.state();
@@ -519,7 +713,9 @@ fn vm_change(lab: &Arc<Lab>, q: &Request, id: Uuid, parts: &[&str], body: &str, 
             let x = v.snapshots.iter().find(|x| x.id == made).ok_or(Refusal::NotFound)?;
             Ok((202, render::snapshot(v, x)))
         }
-        ("DELETE", ["snapshots", x]) => ops::delete_snapshot(lab, id, uuid(x)?, correlation.to_owned()).and_then(|()| done()),
+        ("DELETE", ["snapshots", x]) => {
+            ops::delete_snapshot(lab, id, uuid(x)?, correlation.to_owned()).and_then(|()| done())
+        }
         ("POST", ["diskattachments"]) => attach(lab, id, body),
         ("PUT", ["diskattachments", disk]) => {
             let disk = uuid(disk)?;
@@ -532,7 +728,8 @@ fn vm_change(lab: &Arc<Lab>, q: &Request, id: Uuid, parts: &[&str], body: &str, 
                 d.description = value;
             }
             let v = s.vm_mut(id).ok_or(Refusal::NotFound)?;
-            let found = v.attachments.iter_mut().find(|a| a.disk == disk).ok_or(Refusal::NotFound)?;
+            let found =
+                v.attachments.iter_mut().find(|a| a.disk == disk).ok_or(Refusal::NotFound)?;
             if let Some(value) = flag(a, "active") {
                 found.active = value;
             }
@@ -544,7 +741,9 @@ fn vm_change(lab: &Arc<Lab>, q: &Request, id: Uuid, parts: &[&str], body: &str, 
             let mut s = lab.state();
             let v = s.vm_mut(id).ok_or(Refusal::NotFound)?;
             if v.snapshots.iter().any(|x| x.disks.iter().any(|(d, _)| *d == disk)) {
-                return Err(Refusal::conflict("Cannot detach Virtual Disk. The disk has snapshots."));
+                return Err(Refusal::conflict(
+                    "Cannot detach Virtual Disk. The disk has snapshots.",
+                ));
             }
             v.attachments.retain(|a| a.disk != disk);
             done()
@@ -571,9 +770,14 @@ fn vm_change(lab: &Arc<Lab>, q: &Request, id: Uuid, parts: &[&str], body: &str, 
         ("POST", ["tags"]) => {
             let doc = parse(body)?;
             let x = root(&doc, &["tag"])?;
-            let (name, tag) = (text(x, "name"), x.attribute("id").and_then(|t| t.parse::<Uuid>().ok()));
+            let (name, tag) =
+                (text(x, "name"), x.attribute("id").and_then(|t| t.parse::<Uuid>().ok()));
             let mut s = lab.state();
-            let known = s.tags.iter().find(|t| Some(&t.name) == name.as_ref() || Some(t.id) == tag).cloned();
+            let known = s
+                .tags
+                .iter()
+                .find(|t| Some(&t.name) == name.as_ref() || Some(t.id) == tag)
+                .cloned();
             let known = known.ok_or(Refusal::NotFound)?;
             let v = s.vm_mut(id).ok_or(Refusal::NotFound)?;
             if !v.tags.contains(&known.id) {
@@ -596,7 +800,9 @@ fn vm_delete(lab: &Arc<Lab>, id: Uuid, detach_only: bool) -> Reply {
     let mut s = lab.state();
     let v = s.vm(id).ok_or(Refusal::NotFound)?.clone();
     if v.delete_protected {
-        return Err(Refusal::conflict("Cannot remove VM. Delete protection is enabled. In order to delete, disable Delete protection first."));
+        return Err(Refusal::conflict(
+            "Cannot remove VM. Delete protection is enabled. In order to delete, disable Delete protection first.",
+        ));
     }
     if v.status != "down" {
         return Err(Refusal::conflict("Cannot remove VM. VM is running."));
@@ -617,11 +823,18 @@ fn vm_delete(lab: &Arc<Lab>, id: Uuid, detach_only: bool) -> Reply {
 fn attach(lab: &Arc<Lab>, id: Uuid, body: &str) -> Reply {
     let doc = parse(body)?;
     let a = root(&doc, &["disk_attachment"])?;
-    let interface = text(a, "interface").ok_or_else(|| Refusal::bad("Incomplete parameters", "DiskAttachment [interface] required for add"))?;
+    let interface = text(a, "interface").ok_or_else(|| {
+        Refusal::bad("Incomplete parameters", "DiskAttachment [interface] required for add")
+    })?;
     if !["virtio", "virtio_scsi", "ide", "sata", "spapr_vscsi"].contains(&interface.as_str()) {
-        return Err(Refusal::bad("Invalid value", format!("{interface} is not a member of DiskInterface")));
+        return Err(Refusal::bad(
+            "Invalid value",
+            format!("{interface} is not a member of DiskInterface"),
+        ));
     }
-    let inline = child(a, "disk").ok_or_else(|| Refusal::bad("Incomplete parameters", "DiskAttachment [disk] required for add"))?;
+    let inline = child(a, "disk").ok_or_else(|| {
+        Refusal::bad("Incomplete parameters", "DiskAttachment [disk] required for add")
+    })?;
     let existing: Option<Uuid> = inline.attribute("id").and_then(|t| t.parse().ok());
     let disk = match existing {
         Some(disk) => disk,
@@ -635,20 +848,29 @@ fn attach(lab: &Arc<Lab>, id: Uuid, body: &str) -> Reply {
     let mut s = lab.state();
     let d = s.disk(disk).ok_or(Refusal::NotFound)?.clone();
     if existing.is_some() && d.status != "ok" {
-        return Err(Refusal::conflict(format!("Cannot attach Virtual Disk: The following disks are locked: {}. Please try again in a few minutes.", d.alias)));
+        return Err(Refusal::conflict(format!(
+            "Cannot attach Virtual Disk: The following disks are locked: {}. Please try again in a few minutes.",
+            d.alias
+        )));
     }
     let owners = s.owners(disk);
     if owners.contains(&id) || (!owners.is_empty() && !d.shareable) {
-        return Err(Refusal::conflict("Cannot attach Virtual Disk. The disk is already attached to a VM."));
+        return Err(Refusal::conflict(
+            "Cannot attach Virtual Disk. The disk is already attached to a VM.",
+        ));
     }
     let guest = s.guest_disk(disk);
     let v = s.vm_mut(id).ok_or(Refusal::NotFound)?;
     if v.status == "image_locked" {
-        return Err(Refusal::conflict("Cannot attach Virtual Disk. VM is locked. Please try again in a few minutes."));
+        return Err(Refusal::conflict(
+            "Cannot attach Virtual Disk. VM is locked. Please try again in a few minutes.",
+        ));
     }
     let bootable = flag(a, "bootable").unwrap_or(false);
     if bootable && v.attachments.iter().any(|x| x.bootable) {
-        return Err(Refusal::conflict("Cannot attach Virtual Disk. The VM already has a bootable disk."));
+        return Err(Refusal::conflict(
+            "Cannot attach Virtual Disk. The VM already has a bootable disk.",
+        ));
     }
     let new = Attachment {
         disk,
@@ -676,11 +898,14 @@ fn attach(lab: &Arc<Lab>, id: Uuid, body: &str) -> Reply {
 fn nic(lab: &Lab, id: Uuid, body: &str) -> Reply {
     let doc = parse(body)?;
     let x = root(&doc, &["nic"])?;
-    let name = text(x, "name").ok_or_else(|| Refusal::bad("Incomplete parameters", "Nic [name] required for add"))?;
+    let name = text(x, "name")
+        .ok_or_else(|| Refusal::bad("Incomplete parameters", "Nic [name] required for add"))?;
     let mut s = lab.state();
     let mac = match child(x, "mac").and_then(|m| text(m, "address")) {
         Some(mac) if s.mac_taken(&mac) => {
-            return Err(Refusal::conflict(format!("Cannot add Network Interface. The MAC address {mac} is already in use.")));
+            return Err(Refusal::conflict(format!(
+                "Cannot add Network Interface. The MAC address {mac} is already in use."
+            )));
         }
         Some(mac) => mac,
         None => s.new_mac(),
@@ -708,13 +933,20 @@ fn nic(lab: &Lab, id: Uuid, body: &str) -> Reply {
 
 fn read_disk(s: &State, x: roxmltree::Node<'_, '_>) -> Result<Disk, Refusal> {
     let size = text(x, "provisioned_size").and_then(|t| t.parse::<u64>().ok());
-    let size = size.ok_or_else(|| Refusal::bad("Incomplete parameters", "Disk [provisionedSize] required for add"))?;
-    let format = text(x, "format").ok_or_else(|| Refusal::bad("Incomplete parameters", "Disk [format] required for add"))?;
+    let size = size.ok_or_else(|| {
+        Refusal::bad("Incomplete parameters", "Disk [provisionedSize] required for add")
+    })?;
+    let format = text(x, "format")
+        .ok_or_else(|| Refusal::bad("Incomplete parameters", "Disk [format] required for add"))?;
     let cow = format == "cow";
     let domain = child(x, "storage_domains").and_then(|l| child(l, "storage_domain"));
-    let domain = domain.ok_or_else(|| Refusal::bad("Incomplete parameters", "Disk [storageDomains] required for add"))?;
-    let wanted = (domain.attribute("id").and_then(|t| t.parse::<Uuid>().ok()), text(domain, "name"));
-    let found = s.domains.iter().find(|d| Some(d.id) == wanted.0 || Some(&d.name) == wanted.1.as_ref());
+    let domain = domain.ok_or_else(|| {
+        Refusal::bad("Incomplete parameters", "Disk [storageDomains] required for add")
+    })?;
+    let wanted =
+        (domain.attribute("id").and_then(|t| t.parse::<Uuid>().ok()), text(domain, "name"));
+    let found =
+        s.domains.iter().find(|d| Some(d.id) == wanted.0 || Some(&d.name) == wanted.1.as_ref());
     let domain = found.ok_or(Refusal::NotFound)?.id;
     let parse_id = |t: Option<String>| t.and_then(|t| t.parse().ok());
     Ok(Disk {
@@ -738,7 +970,9 @@ fn disks(lab: &Arc<Lab>, q: &Request, parts: &[&str], body: &str) -> Reply {
     match (q.method.as_str(), parts) {
         ("GET", []) => {
             let s = lab.state();
-            let list = select(q, s.disks.iter().collect(), |d: &&Disk| (d.alias.clone(), d.id.to_string()));
+            let list = select(q, s.disks.iter().collect(), |d: &&Disk| {
+                (d.alias.clone(), d.id.to_string())
+            });
             Ok((200, X::list("disks", list.into_iter().map(|d| render::disk(&s, d)))))
         }
         ("POST", []) => {
@@ -761,7 +995,8 @@ fn disks(lab: &Arc<Lab>, q: &Request, parts: &[&str], body: &str) -> Reply {
             let mut s = lab.state();
             let d = s.disk_mut(id).ok_or(Refusal::NotFound)?;
             d.description = text(x, "description").unwrap_or_else(|| d.description.clone());
-            d.alias = text(x, "alias").or_else(|| text(x, "name")).unwrap_or_else(|| d.alias.clone());
+            d.alias =
+                text(x, "alias").or_else(|| text(x, "name")).unwrap_or_else(|| d.alias.clone());
             Ok((200, render::disk(&s, s.disk(id).ok_or(Refusal::NotFound)?)))
         }
         ("DELETE", [id]) => ops::delete_disk(lab, uuid(id)?).and_then(|()| done()),
@@ -777,7 +1012,9 @@ fn events(lab: &Lab, q: &Request) -> Reply {
     let from = q.query.get("from").and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
     let max = q.query.get("max").and_then(|m| m.parse::<usize>().ok()).unwrap_or(usize::MAX);
     let list = s.events.iter().rev().filter(|e| {
-        e.id > from && wanted.is_none_or(|w| e.correlation == w) && vm.is_none_or(|v| e.vm.is_some_and(|id| id.to_string() == v))
+        e.id > from
+            && wanted.is_none_or(|w| e.correlation == w)
+            && vm.is_none_or(|v| e.vm.is_some_and(|id| id.to_string() == v))
     });
     Ok((200, X::list("events", list.take(max).map(render::event))))
 }
@@ -785,11 +1022,19 @@ fn events(lab: &Lab, q: &Request) -> Reply {
 fn event_post(lab: &Lab, body: &str) -> Reply {
     let doc = parse(body)?;
     let x = root(&doc, &["event"])?;
-    let need = |name: &str| text(x, name).ok_or_else(|| Refusal::bad("Incomplete parameters", format!("Event [{name}] required for add")));
-    let (description, severity, origin) = (need("description")?, need("severity")?, need("origin")?);
-    let custom: i64 = need("custom_id")?.parse().map_err(|_| Refusal::bad("Invalid value", "custom_id"))?;
+    let need = |name: &str| {
+        text(x, name).ok_or_else(|| {
+            Refusal::bad("Incomplete parameters", format!("Event [{name}] required for add"))
+        })
+    };
+    let (description, severity, origin) =
+        (need("description")?, need("severity")?, need("origin")?);
+    let custom: i64 =
+        need("custom_id")?.parse().map_err(|_| Refusal::bad("Invalid value", "custom_id"))?;
     let mut s = lab.state();
-    if origin == "oVirt" || s.events.iter().any(|e| e.origin == origin && e.custom_id == Some(custom)) {
+    if origin == "oVirt"
+        || s.events.iter().any(|e| e.origin == origin && e.custom_id == Some(custom))
+    {
         return Err(Refusal::bad("Operation Failed", "External event is invalid or exists"));
     }
     s.event(9801, &severity, description, "", id_of(x, "vm"));
@@ -805,7 +1050,9 @@ fn tags(lab: &Lab, q: &Request, parts: &[&str], body: &str) -> Reply {
         ("GET", ["tags"]) => Ok((200, X::list("tags", s.tags.iter().map(render::tag)))),
         ("POST", ["tags"]) => {
             let doc = parse(body)?;
-            let name = text(root(&doc, &["tag"])?, "name").ok_or_else(|| Refusal::bad("Incomplete parameters", "Tag [name] required for add"))?;
+            let name = text(root(&doc, &["tag"])?, "name").ok_or_else(|| {
+                Refusal::bad("Incomplete parameters", "Tag [name] required for add")
+            })?;
             if s.tags.iter().any(|t| t.name == name) {
                 return Err(Refusal::conflict("Cannot add Tag. The name is already in use."));
             }

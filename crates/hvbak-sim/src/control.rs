@@ -9,11 +9,15 @@ use std::{
     thread,
 };
 
-use anyhow::{bail, Context, Result};
-use serde_json::{json, Value};
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::{model::{HttpFault, Lab, State}, ops, qsd::Running};
+use crate::{
+    model::{HttpFault, Lab, State},
+    ops,
+    qsd::Running,
+};
 
 /// Listens for the rest of the process's life.
 pub fn listen(lab: Arc<Lab>) -> Result<()> {
@@ -50,7 +54,8 @@ fn serve(lab: &Arc<Lab>, stream: UnixStream) -> Result<()> {
 /// Sends a request to a running lab.
 pub fn call(dir: &Path, request: &Value) -> Result<Value> {
     let path = dir.join("control.sock");
-    let stream = UnixStream::connect(&path).with_context(|| format!("no lab runs in {}", dir.display()))?;
+    let stream =
+        UnixStream::connect(&path).with_context(|| format!("no lab runs in {}", dir.display()))?;
     (&stream).write_all(format!("{request}\n").as_bytes())?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
@@ -109,10 +114,13 @@ fn act(lab: &Arc<Lab>, q: &Value) -> Result<Value> {
             let (vm, id) = {
                 let s = lab.state();
                 let v = find_vm(&s, &text("vm"))?;
-                let x = v.snapshots.iter().find(|x| x.description.starts_with(&text("description")) && x.kind == "regular");
+                let x = v.snapshots.iter().find(|x| {
+                    x.description.starts_with(&text("description")) && x.kind == "regular"
+                });
                 (v.id, x.context("no such snapshot")?.id)
             };
-            ops::delete_snapshot(lab, vm, id, String::new()).map_err(|e| anyhow::anyhow!("{e:?}"))?;
+            ops::delete_snapshot(lab, vm, id, String::new())
+                .map_err(|e| anyhow::anyhow!("{e:?}"))?;
             Ok(json!({ "id": id }))
         }
         "state" => Ok(state(&lab.state())),
@@ -133,7 +141,10 @@ pub fn shutdown(lab: &Arc<Lab>) {
 }
 
 fn find_vm<'a>(s: &'a State, text: &str) -> Result<&'a crate::model::Vm> {
-    s.vms.iter().find(|v| v.name == text || v.id.to_string() == text).with_context(|| format!("no VM `{text}`"))
+    s.vms
+        .iter()
+        .find(|v| v.name == text || v.id.to_string() == text)
+        .with_context(|| format!("no VM `{text}`"))
 }
 
 /// Where a guest's disk can be read and written now.
@@ -150,7 +161,11 @@ fn locate(lab: &Arc<Lab>, vm: &str, disk: &str) -> Result<Value> {
     let chain = domain.chain(d.id, d.top)?;
     let paths: Vec<_> = chain.iter().map(|volume| domain.volume_path(d.id, *volume)).collect();
     let live = ops::is_running(&v.status);
-    let image = if live { Running::nbd_uri(&lab.vm_dir(v.id), d.id) } else { paths[0].display().to_string() };
+    let image = if live {
+        Running::nbd_uri(&lab.vm_dir(v.id), d.id)
+    } else {
+        paths[0].display().to_string()
+    };
     Ok(json!({
         "vm": v.id, "disk": d.id, "volume": d.top, "size": d.size, "image": image, "live": live,
         "format": if live || !d.cow { "raw" } else { "qcow2" }, "chain": chain, "paths": paths,
@@ -161,7 +176,11 @@ fn locate(lab: &Arc<Lab>, vm: &str, disk: &str) -> Result<Value> {
 fn host(lab: &Arc<Lab>, name: &str, action: &str, status: &str) -> Result<Value> {
     let host = {
         let mut s = lab.state();
-        let host = s.hosts.iter_mut().find(|h| h.name == name).with_context(|| format!("no host `{name}`"))?;
+        let host = s
+            .hosts
+            .iter_mut()
+            .find(|h| h.name == name)
+            .with_context(|| format!("no host `{name}`"))?;
         if action == "status" {
             host.status = status.to_owned();
             return Ok(Value::Null);

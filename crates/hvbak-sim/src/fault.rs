@@ -27,8 +27,15 @@ impl Refusal {
         match self {
             Self::NotFound => (404, String::new()),
             Self::Fault(status, reason, detail) => {
-                let fault = format!("<fault><detail>[{}]</detail><reason>{reason}</reason></fault>", escape(detail));
-                let body = if action { format!("<action>{fault}<status>failed</status></action>") } else { fault };
+                let fault = format!(
+                    "<fault><detail>[{}]</detail><reason>{reason}</reason></fault>",
+                    escape(detail)
+                );
+                let body = if action {
+                    format!("<action>{fault}<status>failed</status></action>")
+                } else {
+                    fault
+                };
                 (*status, body)
             }
         }

@@ -3,8 +3,8 @@
 
 use std::{path::Path, process::Command};
 
-use anyhow::{ensure, Result};
-use serde_json::{json, Value};
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
 
 use crate::{control, storage::run};
 
@@ -21,7 +21,11 @@ impl Guest {
     pub fn find(dir: &Path, vm: &str, disk: &str) -> Result<Self> {
         let found = control::call(dir, &json!({ "op": "locate", "vm": vm, "disk": disk }))?;
         let text = |key: &str| found[key].as_str().unwrap_or("").to_owned();
-        Ok(Self { image: text("image"), format: text("format"), size: found["size"].as_u64().unwrap_or(0) })
+        Ok(Self {
+            image: text("image"),
+            format: text("format"),
+            size: found["size"].as_u64().unwrap_or(0),
+        })
     }
 
     /// Runs `qemu-io` commands one after the other.
@@ -46,7 +50,8 @@ impl Guest {
     pub fn write_file(&self, offset: u64, file: &Path) -> Result<()> {
         let length = std::fs::metadata(file)?.len().next_multiple_of(512);
         let padded = tempfile_copy(file, length)?;
-        let result = self.io(&[format!("write -s {} {offset} {length}", padded.display()), "flush".into()]);
+        let result =
+            self.io(&[format!("write -s {} {offset} {length}", padded.display()), "flush".into()]);
         std::fs::remove_file(&padded)?;
         result.map(drop)
     }
@@ -59,12 +64,18 @@ impl Guest {
 
     /// Copies what the guest sees now into a raw file.
     pub fn save(&self, output: &Path) -> Result<()> {
-        run(Command::new("qemu-img").args(["convert", "-U", "-f", &self.format, "-O", "raw", &self.image]).arg(output)).map(drop)
+        run(Command::new("qemu-img")
+            .args(["convert", "-U", "-f", &self.format, "-O", "raw", &self.image])
+            .arg(output))
+        .map(drop)
     }
 
     /// Whether what the guest sees equals an image.
     pub fn compare(&self, other: &Path, format: &str) -> Result<()> {
-        run(Command::new("qemu-img").args(["compare", "-U", "-f", &self.format, "-F", format, &self.image]).arg(other)).map(drop)
+        run(Command::new("qemu-img")
+            .args(["compare", "-U", "-f", &self.format, "-F", format, &self.image])
+            .arg(other))
+        .map(drop)
     }
 
     /// The JSON that tests read.

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{Context, Result, ensure};
 use uuid::Uuid;
 
 use crate::storage::run;
@@ -49,7 +49,9 @@ impl Host {
         // The engine's SSH client has historically recorded the RSA key.
         let public = fs::read_to_string(root.join("etc/ssh/ssh_host_rsa_key.pub"))?;
         let public_key = public.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
-        let shown = run(Command::new("ssh-keygen").arg("-lf").arg(root.join("etc/ssh/ssh_host_rsa_key.pub")))?;
+        let shown = run(Command::new("ssh-keygen")
+            .arg("-lf")
+            .arg(root.join("etc/ssh/ssh_host_rsa_key.pub")))?;
         let shown = String::from_utf8(shown)?;
         let fingerprint = shown.split_whitespace().nth(1).context("fingerprint")?.to_owned();
         let mut host = Self {
@@ -150,8 +152,12 @@ fn sshd() -> Result<PathBuf> {
 
 /// Kills a process and all that it started, children first.
 pub fn kill_tree(pid: i32) {
-    use nix::{sys::signal::{kill, Signal}, unistd::Pid};
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    use nix::{
+        sys::signal::{Signal, kill},
+        unistd::Pid,
+    };
+    let children =
+        fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let _ = kill(Pid::from_raw(pid), Signal::SIGSTOP);
     for child in children.split_whitespace().filter_map(|c| c.parse().ok()) {
         kill_tree(child);

@@ -10,13 +10,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use hvbak_sim::{
-    control, guest::Guest, model::Lab, ops, replay, seed, server,
-    storage::{run, Kind},
+    control,
+    guest::Guest,
+    model::Lab,
+    ops, replay, seed, server,
+    storage::{Kind, run},
 };
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 
 /// A simulated oVirt engine with real SSH hosts and real disks, for tests and the demo
 #[derive(Debug, Parser)]
@@ -178,10 +181,7 @@ enum FaultCmd {
     /// The engine's status of a host
     HostStatus { name: String, status: String },
     /// What the engine tells of a domain's free space
-    Space {
-        domain: String,
-        bytes: u64,
-    },
+    Space { domain: String, bytes: u64 },
     /// ok or illegal
     DiskStatus { disk: String, status: String },
     /// Delete the first snapshot whose description begins so, behind everybody's back
@@ -229,7 +229,8 @@ fn main() -> Result<()> {
         Cmd::Fault(Fault { dir, what }) => call(&dir, order(what)).map(drop),
         Cmd::State { dir } => call(&dir, json!({ "op": "state" })).map(|v| print(&v)),
         Cmd::Locate { disk } => {
-            call(&disk.dir, json!({ "op": "locate", "vm": disk.vm, "disk": disk.disk })).map(|v| print(&v))
+            call(&disk.dir, json!({ "op": "locate", "vm": disk.vm, "disk": disk.disk }))
+                .map(|v| print(&v))
         }
     }
 }
@@ -240,16 +241,28 @@ fn find(args: &DiskArgs) -> Result<Guest> {
 
 fn order(what: FaultCmd) -> Value {
     match what {
-        FaultCmd::Http { method, path, status, body, content_type, delay_ms, drop, times } => json!({
-            "op": "http-fault",
-            "fault": { "method": method, "path": path, "status": status, "body": body, "content_type": content_type, "delay_ms": delay_ms, "drop": drop, "times": times },
-        }),
-        FaultCmd::Operation { name, times } => json!({ "op": "fault", "name": name, "times": times }),
+        FaultCmd::Http { method, path, status, body, content_type, delay_ms, drop, times } => {
+            json!({
+                "op": "http-fault",
+                "fault": { "method": method, "path": path, "status": status, "body": body, "content_type": content_type, "delay_ms": delay_ms, "drop": drop, "times": times },
+            })
+        }
+        FaultCmd::Operation { name, times } => {
+            json!({ "op": "fault", "name": name, "times": times })
+        }
         FaultCmd::Host { name, action } => json!({ "op": "host", "name": name, "action": action }),
-        FaultCmd::HostStatus { name, status } => json!({ "op": "host", "name": name, "action": "status", "status": status }),
-        FaultCmd::Space { domain, bytes } => json!({ "op": "domain-available", "name": domain, "bytes": bytes }),
-        FaultCmd::DiskStatus { disk, status } => json!({ "op": "disk-status", "disk": disk, "status": status }),
-        FaultCmd::DeleteSnapshot { vm, description } => json!({ "op": "delete-snapshot", "vm": vm, "description": description }),
+        FaultCmd::HostStatus { name, status } => {
+            json!({ "op": "host", "name": name, "action": "status", "status": status })
+        }
+        FaultCmd::Space { domain, bytes } => {
+            json!({ "op": "domain-available", "name": domain, "bytes": bytes })
+        }
+        FaultCmd::DiskStatus { disk, status } => {
+            json!({ "op": "disk-status", "disk": disk, "status": status })
+        }
+        FaultCmd::DeleteSnapshot { vm, description } => {
+            json!({ "op": "delete-snapshot", "vm": vm, "description": description })
+        }
         FaultCmd::ExpireTokens => json!({ "op": "expire-tokens" }),
         FaultCmd::Clear => json!({ "op": "clear" }),
     }
@@ -267,7 +280,8 @@ fn detach(up: &Up) -> Result<()> {
         command.arg("--seed").arg(seed);
     }
     // A session of its own: Ctrl-C in the terminal is not for the lab.
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0).spawn()?;
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0).spawn()?;
     let mut line = String::new();
     let stdout = child.stdout.take().context("stdout")?;
     BufReader::new(stdout).read_line(&mut line)?;
@@ -282,7 +296,9 @@ fn detach(up: &Up) -> Result<()> {
 
 fn down(dir: &Path) -> Result<()> {
     let called = control::call(dir, &json!({ "op": "down" }));
-    if let Ok(pid) = fs::read_to_string(dir.join("lab.pid")).unwrap_or_default().trim().parse::<i32>() {
+    if let Ok(pid) =
+        fs::read_to_string(dir.join("lab.pid")).unwrap_or_default().trim().parse::<i32>()
+    {
         let alive = || Path::new(&format!("/proc/{pid}")).exists() && !zombie(pid);
         let deadline = Instant::now() + Duration::from_secs(20);
         while alive() && Instant::now() < deadline {
@@ -299,7 +315,7 @@ fn zombie(pid: i32) -> bool {
 }
 
 fn log() {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
@@ -315,18 +331,27 @@ fn serve(up: &Up) -> Result<()> {
     let dir = up.dir.canonicalize()?;
     ensure!(!dir.join("control.sock").exists(), "a lab is or was here; use another directory");
     let key = dir.join("bootstrap_key");
-    run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "bootstrap", "-f"]).arg(&key))?;
+    run(Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-C", "bootstrap", "-f"])
+        .arg(&key))?;
     let authorized = fs::read_to_string(dir.join("bootstrap_key.pub"))?;
     let kinds = kinds(&up.domains)?;
     let mut state = seed::infrastructure(&dir, up.hosts.max(1), &kinds, &authorized)?;
     let described = match &up.seed {
         None => seed::default_seed(),
-        Some(file) => serde_json::from_slice(&fs::read(file)?).with_context(|| format!("read {}", file.display()))?,
+        Some(file) => serde_json::from_slice(&fs::read(file)?)
+            .with_context(|| format!("read {}", file.display()))?,
     };
     let running = seed::populate(&mut state, &described)?;
     let certificates = server::certificates()?;
     let password = uuid::Uuid::new_v4().simple().to_string();
-    let lab = Arc::new(Lab::new(dir.clone(), password, Duration::from_millis(up.delay_ms), certificates.ca.clone(), state));
+    let lab = Arc::new(Lab::new(
+        dir.clone(),
+        password,
+        Duration::from_millis(up.delay_ms),
+        certificates.ca.clone(),
+        state,
+    ));
     for vm in running {
         ops::start(&lab, vm).map_err(|e| anyhow::anyhow!("start {vm}: {e:?}"))?;
     }
@@ -348,7 +373,7 @@ fn serve(up: &Up) -> Result<()> {
 }
 
 async fn wait_for_signal() -> Result<()> {
-    use tokio::signal::unix::{signal, SignalKind};
+    use tokio::signal::unix::{SignalKind, signal};
     let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {
         _ = int.recv() => {}
@@ -364,7 +389,9 @@ fn kinds(names: &[String]) -> Result<Vec<Kind>> {
             "nfs" => Ok(Kind::Nfs),
             "gluster" => Ok(Kind::Gluster),
             "localfs" => Ok(Kind::Local),
-            "block" => bail!("block domains need the guests of hvlab.sh; this lab has file domains only"),
+            "block" => {
+                bail!("block domains need the guests of hvlab.sh; this lab has file domains only")
+            }
             other => bail!("`{other}` is no kind of domain"),
         })
         .collect()

@@ -13,7 +13,11 @@ use std::{
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::{hosts::Host, qsd::{GuestDisk, Running}, storage::Domain};
+use crate::{
+    hosts::Host,
+    qsd::{GuestDisk, Running},
+    storage::Domain,
+};
 
 #[derive(Debug, Clone)]
 pub struct DataCenter {
@@ -199,7 +203,13 @@ pub struct Lab {
 }
 
 impl Lab {
-    pub fn new(dir: PathBuf, password: String, delay: Duration, ca_pem: String, state: State) -> Self {
+    pub fn new(
+        dir: PathBuf,
+        password: String,
+        delay: Duration,
+        ca_pem: String,
+        state: State,
+    ) -> Self {
         Self {
             dir,
             username: "admin@internal".into(),
@@ -258,7 +268,14 @@ impl State {
             .collect()
     }
 
-    pub fn event(&mut self, code: i64, severity: &str, text: String, correlation: &str, vm: Option<Uuid>) {
+    pub fn event(
+        &mut self,
+        code: i64,
+        severity: &str,
+        text: String,
+        correlation: &str,
+        vm: Option<Uuid>,
+    ) {
         self.next_event += 1;
         let event = Event {
             id: self.next_event,

@@ -35,7 +35,9 @@ pub fn create_snapshot(
     let mut s = lab.state();
     let v = s.vm(vm).ok_or(Refusal::NotFound)?.clone();
     if v.snapshots.iter().any(|x| x.status == "locked") {
-        return Err(conflict("Cannot create Snapshot. The VM is performing an operation on a Snapshot. Please wait for the operation to finish, and try again."));
+        return Err(conflict(
+            "Cannot create Snapshot. The VM is performing an operation on a Snapshot. Please wait for the operation to finish, and try again.",
+        ));
     }
     if v.snapshots.iter().any(|x| x.status == "in_preview") {
         return Err(conflict("Cannot create Snapshot. VM is previewing a Snapshot."));
@@ -58,12 +60,18 @@ pub fn create_snapshot(
         };
         if let Some(image) = new {
             if d.status != "ok" {
-                return Err(conflict(format!("Cannot create Snapshot: The following disks are locked: {}. Please try again in a few minutes.", d.alias)));
+                return Err(conflict(format!(
+                    "Cannot create Snapshot: The following disks are locked: {}. Please try again in a few minutes.",
+                    d.alias
+                )));
             }
             if let Some(domain) = s.domain(d.domain)
                 && domain.available.is_some_and(|a| a >> 30 < 5)
             {
-                return Err(conflict(format!("Cannot create Snapshot. Low disk space on Storage Domain {}.", domain.name)));
+                return Err(conflict(format!(
+                    "Cannot create Snapshot. Low disk space on Storage Domain {}.",
+                    domain.name
+                )));
             }
             chosen.push((a.disk, image.unwrap_or_else(Uuid::new_v4)));
         }
@@ -75,7 +83,16 @@ pub fn create_snapshot(
             d.status = "locked";
         }
     }
-    s.event(45, "normal", format!("Snapshot '{description}' creation for VM '{}' was initiated by admin@internal-authz.", v.name), &correlation, Some(vm));
+    s.event(
+        45,
+        "normal",
+        format!(
+            "Snapshot '{description}' creation for VM '{}' was initiated by admin@internal-authz.",
+            v.name
+        ),
+        &correlation,
+        Some(vm),
+    );
     let old: Vec<_> = chosen.iter().filter_map(|(disk, _)| s.guest_disk(*disk)).collect();
     let Some(v) = s.vm_mut(vm) else { return Err(Refusal::NotFound) };
     // The returned id is the one that the active entry had; the active gets a new one.
@@ -83,21 +100,37 @@ pub fn create_snapshot(
     let id = active.id;
     active.id = Uuid::new_v4();
     let at = v.snapshots.len() - 1;
-    v.snapshots.insert(at, Snapshot { id, description: description.clone(), kind: "regular", status: "locked", date: Timestamp::now(), disks: Vec::new() });
+    v.snapshots.insert(
+        at,
+        Snapshot {
+            id,
+            description: description.clone(),
+            kind: "regular",
+            status: "locked",
+            date: Timestamp::now(),
+            disks: Vec::new(),
+        },
+    );
     let (running, name) = (v.running.clone(), v.name.clone());
     drop(s);
     let lab = lab.clone();
     thread::spawn(move || {
         thread::sleep(lab.delay);
-        let pairs: Vec<(GuestDisk, Uuid)> = old.into_iter().zip(chosen.iter().map(|(_, new)| *new)).collect();
-        let made = if fails { Err(anyhow::anyhow!("fault")) } else { layers(&pairs, &running, live_fails) };
+        let pairs: Vec<(GuestDisk, Uuid)> =
+            old.into_iter().zip(chosen.iter().map(|(_, new)| *new)).collect();
+        let made = if fails {
+            Err(anyhow::anyhow!("fault"))
+        } else {
+            layers(&pairs, &running, live_fails)
+        };
         let mut s = lab.state();
         for (disk, _) in &pairs {
             if let Some(d) = s.disk_mut(disk.disk) {
                 d.status = "ok";
             }
         }
-        let text = |what: &str| format!("Snapshot '{description}' creation for VM '{name}' {what}.");
+        let text =
+            |what: &str| format!("Snapshot '{description}' creation for VM '{name}' {what}.");
         match made {
             Ok(()) => {
                 for (disk, new) in &pairs {
@@ -157,16 +190,25 @@ fn layers(
 
 /// `DELETE /vms/{id}/snapshots/{s}`: each disk's child is committed into the snapshot's
 /// volume, which survives and goes to the next newer owner (engine-api §9.1).
-pub fn delete_snapshot(lab: &Arc<Lab>, vm: Uuid, id: Uuid, correlation: String) -> Result<(), Refusal> {
+pub fn delete_snapshot(
+    lab: &Arc<Lab>,
+    vm: Uuid,
+    id: Uuid,
+    correlation: String,
+) -> Result<(), Refusal> {
     let mut s = lab.state();
     let v = s.vm(vm).ok_or(Refusal::NotFound)?.clone();
     let index = v.snapshots.iter().position(|x| x.id == id).ok_or(Refusal::NotFound)?;
     let snapshot = v.snapshots[index].clone();
     if snapshot.kind != "regular" {
-        return Err(conflict("Cannot remove Snapshot. This operation is only allowed for regular snapshots."));
+        return Err(conflict(
+            "Cannot remove Snapshot. This operation is only allowed for regular snapshots.",
+        ));
     }
     if v.snapshots.iter().any(|x| x.status == "locked") {
-        return Err(conflict("Cannot remove Snapshot. The VM is performing an operation on a Snapshot. Please wait for the operation to finish, and try again."));
+        return Err(conflict(
+            "Cannot remove Snapshot. The VM is performing an operation on a Snapshot. Please wait for the operation to finish, and try again.",
+        ));
     }
     if !is_running(&v.status) && v.status != "down" {
         return Err(conflict(format!("Cannot remove Snapshot. The VM is in {} status.", v.status)));
@@ -189,7 +231,16 @@ pub fn delete_snapshot(lab: &Arc<Lab>, vm: Uuid, id: Uuid, correlation: String) 
     if let Some(x) = s.vm_mut(vm).and_then(|v| v.snapshots.get_mut(index)) {
         x.status = "locked";
     }
-    s.event(342, "normal", format!("Snapshot '{}' deletion for VM '{}' was initiated by admin@internal-authz.", snapshot.description, v.name), &correlation, Some(vm));
+    s.event(
+        342,
+        "normal",
+        format!(
+            "Snapshot '{}' deletion for VM '{}' was initiated by admin@internal-authz.",
+            snapshot.description, v.name
+        ),
+        &correlation,
+        Some(vm),
+    );
     drop(s);
     let (lab, running) = (lab.clone(), v.running.clone());
     thread::spawn(move || {
@@ -219,7 +270,9 @@ pub fn delete_snapshot(lab: &Arc<Lab>, vm: Uuid, id: Uuid, correlation: String) 
             match m.owner {
                 Some(owner) => {
                     let owned = s.vm_mut(vm).and_then(|v| v.snapshots.get_mut(owner));
-                    if let Some(entry) = owned.and_then(|x| x.disks.iter_mut().find(|(d, _)| *d == m.disk.disk)) {
+                    if let Some(entry) =
+                        owned.and_then(|x| x.disks.iter_mut().find(|(d, _)| *d == m.disk.disk))
+                    {
                         entry.1 = m.parent;
                     }
                 }
@@ -232,7 +285,8 @@ pub fn delete_snapshot(lab: &Arc<Lab>, vm: Uuid, id: Uuid, correlation: String) 
                 }
             }
         }
-        let text = |what: &str| format!("Snapshot '{}' {what} for VM '{}'.", snapshot.description, v.name);
+        let text =
+            |what: &str| format!("Snapshot '{}' {what} for VM '{}'.", snapshot.description, v.name);
         if let Err(error) = &result {
             tracing::warn!("deleting a snapshot of {}: {error:#}", v.name);
             s.event(357, "error", text("deletion failed"), &correlation, Some(vm));
@@ -261,12 +315,20 @@ pub fn create_disk(lab: &Arc<Lab>, disk: Disk) -> Result<(), Refusal> {
     if s.disk(disk.id).is_some() {
         return Err(conflict("Cannot add Virtual Disk. Disk already exists."));
     }
-    let domain = s.domain(disk.domain).ok_or_else(|| conflict("Cannot add Virtual Disk. Storage Domain doesn't exist."))?.clone();
+    let domain = s
+        .domain(disk.domain)
+        .ok_or_else(|| conflict("Cannot add Virtual Disk. Storage Domain doesn't exist."))?
+        .clone();
     if domain.available.is_some_and(|a| a >> 30 < 5) {
-        return Err(conflict(format!("Cannot add Virtual Disk. Low disk space on Storage Domain {}.", domain.name)));
+        return Err(conflict(format!(
+            "Cannot add Virtual Disk. Low disk space on Storage Domain {}.",
+            domain.name
+        )));
     }
     if disk.cow && !disk.sparse {
-        return Err(conflict("Cannot add Virtual Disk. Disk configuration (COW Preallocated backup-None) is incompatible with the storage domain type."));
+        return Err(conflict(
+            "Cannot add Virtual Disk. Disk configuration (COW Preallocated backup-None) is incompatible with the storage domain type.",
+        ));
     }
     let fails = s.strikes("disk-fails");
     s.disks.push(Disk { status: "locked", ..disk.clone() });
@@ -298,12 +360,17 @@ pub fn delete_disk(lab: &Arc<Lab>, id: Uuid) -> Result<(), Refusal> {
     let mut s = lab.state();
     let d = s.disk(id).ok_or(Refusal::NotFound)?.clone();
     if d.status == "locked" {
-        return Err(conflict(format!("Cannot remove Virtual Disk: The following disks are locked: {}. Please try again in a few minutes.", d.alias)));
+        return Err(conflict(format!(
+            "Cannot remove Virtual Disk: The following disks are locked: {}. Please try again in a few minutes.",
+            d.alias
+        )));
     }
     for owner in s.owners(id) {
         let Some(v) = s.vm(owner) else { continue };
         if is_running(&v.status) {
-            return Err(conflict("Cannot remove Virtual Disk. At least one of the VMs is not down."));
+            return Err(conflict(
+                "Cannot remove Virtual Disk. At least one of the VMs is not down.",
+            ));
         }
     }
     if let Some(d) = s.disk_mut(id) {
@@ -337,13 +404,17 @@ pub fn start(lab: &Arc<Lab>, vm: Uuid) -> Result<(), Refusal> {
     if v.snapshots.iter().any(|x| x.status == "locked") {
         return Err(conflict("Cannot run VM. VM is locked. Please try again in a few minutes."));
     }
-    let disks: Vec<_> = v.attachments.iter().filter(|a| a.active).filter_map(|a| s.guest_disk(a.disk)).collect();
+    let disks: Vec<_> =
+        v.attachments.iter().filter(|a| a.active).filter_map(|a| s.guest_disk(a.disk)).collect();
     let center = s.clusters.iter().find(|c| c.id == v.cluster).map(|c| c.data_center);
     let host = s.hosts.iter().find(|h| {
-        h.status == "up" && s.clusters.iter().any(|c| c.id == h.cluster && Some(c.data_center) == center)
+        h.status == "up"
+            && s.clusters.iter().any(|c| c.id == h.cluster && Some(c.data_center) == center)
     });
     let Some(host) = host.map(|h| h.id) else {
-        return Err(conflict("Cannot run VM. There is no host that satisfies current scheduling constraints."));
+        return Err(conflict(
+            "Cannot run VM. There is no host that satisfies current scheduling constraints.",
+        ));
     };
     set_status(&mut s, vm, "powering_up", Some(host));
     drop(s);
@@ -360,7 +431,13 @@ pub fn start(lab: &Arc<Lab>, vm: Uuid) -> Result<(), Refusal> {
             }
             Err(error) => {
                 tracing::warn!("starting {}: {error:#}", v.name);
-                s.event(119, "error", format!("VM {} is down with error. Exit message: {error:#}.", v.name), "", Some(vm));
+                s.event(
+                    119,
+                    "error",
+                    format!("VM {} is down with error. Exit message: {error:#}.", v.name),
+                    "",
+                    Some(vm),
+                );
                 set_status(&mut s, vm, "down", None);
             }
         }

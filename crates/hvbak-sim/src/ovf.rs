@@ -1,6 +1,6 @@
 //! The OVF of a VM, as the engine writes it in broad lines, and what is read of one.
 
-use base64::{engine::general_purpose::STANDARD, Engine as _};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use uuid::Uuid;
 
 use crate::{
@@ -60,7 +60,12 @@ fn content(s: &State, v: &Vm, with_snapshots: bool) -> String {
     };
     let mut items = format!(
         "<Item><rasd:Caption>{} virtual cpu</rasd:Caption><rasd:InstanceId>1</rasd:InstanceId><rasd:ResourceType>3</rasd:ResourceType><rasd:num_of_sockets>{}</rasd:num_of_sockets><rasd:cpu_per_socket>{}</rasd:cpu_per_socket><rasd:threads_per_cpu>{}</rasd:threads_per_cpu></Item><Item><rasd:Caption>{} MB of memory</rasd:Caption><rasd:InstanceId>2</rasd:InstanceId><rasd:ResourceType>4</rasd:ResourceType><rasd:AllocationUnits>MegaBytes</rasd:AllocationUnits><rasd:VirtualQuantity>{}</rasd:VirtualQuantity></Item>",
-        v.topology.0 * v.topology.1 * v.topology.2, v.topology.0, v.topology.1, v.topology.2, v.memory >> 20, v.memory >> 20
+        v.topology.0 * v.topology.1 * v.topology.2,
+        v.topology.0,
+        v.topology.1,
+        v.topology.2,
+        v.memory >> 20,
+        v.memory >> 20
     );
     for a in &v.attachments {
         let Some(d) = s.disk(a.disk) else { continue };
@@ -99,7 +104,8 @@ fn content(s: &State, v: &Vm, with_snapshots: bool) -> String {
                 x.date.strftime("%Y/%m/%d %H:%M:%S")
             ));
         }
-        snapshots = format!("<Section xsi:type=\"ovf:SnapshotsSection_Type\">{snapshots}</Section>");
+        snapshots =
+            format!("<Section xsi:type=\"ovf:SnapshotsSection_Type\">{snapshots}</Section>");
     }
     format!(
         "<Content ovf:id=\"out\" xsi:type=\"ovf:VirtualSystem_Type\"><Name>{name}</Name><Description>{description}</Description><Comment>{comment}</Comment><CreationDate>{created}</CreationDate><ExportDate>{created}</ExportDate><DeleteProtected>{protected}</DeleteProtected><IsSmartcardEnabled>false</IsSmartcardEnabled><ClusterName>{cluster}</ClusterName><TemplateId>{template_id}</TemplateId><TemplateName>{template}</TemplateName><IsStateless>{stateless}</IsStateless><Origin>3</Origin><VmType>1</VmType><DefaultDisplayType>2</DefaultDisplayType><BiosType>{bios}</BiosType><Generation>1</Generation><ClusterCompatibilityVersion>4.7</ClusterCompatibilityVersion><Section ovf:id=\"{id}\" ovf:required=\"false\" xsi:type=\"ovf:OperatingSystemSection_Type\"><Info>Guest Operating System</Info><Description>{os}</Description></Section><Section xsi:type=\"ovf:VirtualHardwareSection_Type\"><Info>hardware</Info>{items}</Section>{snapshots}</Content>",
@@ -133,13 +139,20 @@ pub struct Read {
 /// Reads an OVF; `None` when it is none.
 pub fn read(text: &str) -> Option<Read> {
     let doc = roxmltree::Document::parse(text).ok()?;
-    let find = |name: &str| doc.descendants().find(|n| n.is_element() && n.tag_name().name() == name);
+    let find =
+        |name: &str| doc.descendants().find(|n| n.is_element() && n.tag_name().name() == name);
     let content = find("Content")?;
     let value = |node: roxmltree::Node<'_, '_>, name: &str| {
-        node.children().find(|c| c.tag_name().name() == name).and_then(|c| c.text()).unwrap_or("").trim().to_owned()
+        node.children()
+            .find(|c| c.tag_name().name() == name)
+            .and_then(|c| c.text())
+            .unwrap_or("")
+            .trim()
+            .to_owned()
     };
     let os = doc.descendants().find(|n| {
-        n.attributes().any(|a| a.name() == "type" && a.value().ends_with("OperatingSystemSection_Type"))
+        n.attributes()
+            .any(|a| a.name() == "type" && a.value().ends_with("OperatingSystemSection_Type"))
     });
     let mut read = Read {
         id: os.and_then(|n| n.attributes().find(|a| a.name() == "id")?.value().parse().ok()),
@@ -162,7 +175,10 @@ pub fn read(text: &str) -> Option<Read> {
     for item in doc.descendants().filter(|n| n.tag_name().name() == "Item") {
         let number = |name: &str| value(item, name).parse::<u32>().unwrap_or(1);
         match value(item, "ResourceType").as_str() {
-            "3" => read.topology = (number("num_of_sockets"), number("cpu_per_socket"), number("threads_per_cpu")),
+            "3" => {
+                read.topology =
+                    (number("num_of_sockets"), number("cpu_per_socket"), number("threads_per_cpu"))
+            }
             "4" => read.memory = u64::from(number("VirtualQuantity")) << 20,
             "10" => read.nics.push(Nic {
                 id: Uuid::new_v4(),

@@ -13,8 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{bail, ensure, Context, Result};
-use serde_json::{json, Value};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::storage::Domain;
@@ -54,9 +54,18 @@ impl Running {
         let _ = fs::remove_file(&socket);
         let log = fs::File::create(dir.join("qsd.log"))?;
         let mut child = Command::new("qemu-storage-daemon")
-            .args(["--chardev", &format!("socket,id=c,path={},server=on,wait=off", socket.display())])
+            .args([
+                "--chardev",
+                &format!("socket,id=c,path={},server=on,wait=off", socket.display()),
+            ])
             .args(["--monitor", "chardev=c"])
-            .args(["--nbd-server", &format!("addr.type=unix,addr.path={},max-connections=0", dir.join("nbd.sock").display())])
+            .args([
+                "--nbd-server",
+                &format!(
+                    "addr.type=unix,addr.path={},max-connections=0",
+                    dir.join("nbd.sock").display()
+                ),
+            ])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -68,7 +77,10 @@ impl Running {
                 break stream;
             }
             if let Some(status) = child.try_wait()? {
-                bail!("qemu-storage-daemon ended: {status}: {}", fs::read_to_string(dir.join("qsd.log"))?);
+                bail!(
+                    "qemu-storage-daemon ended: {status}: {}",
+                    fs::read_to_string(dir.join("qsd.log"))?
+                );
             }
             ensure!(Instant::now() < deadline, "qemu-storage-daemon does not answer");
             std::thread::sleep(Duration::from_millis(10));
@@ -105,7 +117,14 @@ impl Running {
         .map(drop)
     }
 
-    fn open(&mut self, disk: &GuestDisk, volume: Uuid, raw: bool, backing: Option<Value>, read_only: bool) -> Result<()> {
+    fn open(
+        &mut self,
+        disk: &GuestDisk,
+        volume: Uuid,
+        raw: bool,
+        backing: Option<Value>,
+        read_only: bool,
+    ) -> Result<()> {
         let path = disk.domain.volume_path(disk.disk, volume);
         let mut args = json!({
             "driver": if raw { "raw" } else { "qcow2" },
@@ -135,15 +154,18 @@ impl Running {
     pub fn merge(&mut self, disk: &GuestDisk, child: Uuid, parent: Uuid) -> Result<()> {
         let active = disk.top == child;
         let job = format!("merge-{}", &child.simple().to_string()[..16]);
-        self.call(
-            "block-commit",
-            json!({ "job-id": job, "device": node(disk.top), "top-node": node(child), "base-node": node(parent), "backing-file": parent.to_string(), "auto-dismiss": false }),
-        )?;
+        let mut args = json!({ "job-id": job, "device": node(disk.top), "top-node": node(child), "base-node": node(parent), "auto-dismiss": false });
+        if !active {
+            // The bare volume name, as vdsm has it since 4.18.
+            args["backing-file"] = parent.to_string().into();
+        }
+        self.call("block-commit", args)?;
         let deadline = Instant::now() + Duration::from_secs(600);
         let mut completed = false;
         loop {
             let jobs = self.call("query-jobs", json!({}))?;
-            let found = jobs.as_array().and_then(|all| all.iter().find(|j| j["id"] == job.as_str()));
+            let found =
+                jobs.as_array().and_then(|all| all.iter().find(|j| j["id"] == job.as_str()));
             let Some(found) = found else { break };
             match found["status"].as_str().unwrap_or("") {
                 "ready" if !completed => {
@@ -182,7 +204,11 @@ impl Running {
 
     fn line(&mut self) -> Result<Value> {
         let mut text = String::new();
-        ensure!(self.reader.read_line(&mut text)? > 0, "qemu-storage-daemon hung up: {}", fs::read_to_string(self.dir.join("qsd.log")).unwrap_or_default());
+        ensure!(
+            self.reader.read_line(&mut text)? > 0,
+            "qemu-storage-daemon hung up: {}",
+            fs::read_to_string(self.dir.join("qsd.log")).unwrap_or_default()
+        );
         Ok(serde_json::from_str(&text)?)
     }
 }

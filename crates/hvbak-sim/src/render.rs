@@ -5,7 +5,7 @@ use uuid::Uuid;
 use crate::{
     model::{Attachment, Cluster, DataCenter, Disk, Event, Nic, Snapshot, State, Vm},
     storage::{Domain, Kind},
-    xml::{at, time, X},
+    xml::{X, at, time},
 };
 
 pub fn data_center(d: &DataCenter) -> X {
@@ -34,7 +34,10 @@ pub fn cluster(c: &Cluster) -> X {
 pub fn host(s: &State, h: &crate::hosts::Host) -> X {
     let running = s.vms.iter().filter(|v| v.host == Some(h.id)).count();
     let spm = X::default().t("priority", 5).t("status", if h.spm { "spm" } else { "none" });
-    let ssh = X::default().t("fingerprint", &h.fingerprint).t("port", h.port).t("public_key", &h.public_key);
+    let ssh = X::default()
+        .t("fingerprint", &h.fingerprint)
+        .t("port", h.port)
+        .t("public_key", &h.public_key);
     let inner = X::default()
         .t("name", &h.name)
         .t("comment", "")
@@ -93,7 +96,8 @@ fn free(dir: &std::path::Path) -> u64 {
 
 pub fn vm(s: &State, v: &Vm, follow: &[&str], ovf: Option<String>) -> X {
     let path = format!("vms/{}", v.id);
-    let topology = X::default().t("cores", v.topology.1).t("sockets", v.topology.0).t("threads", v.topology.2);
+    let topology =
+        X::default().t("cores", v.topology.1).t("sockets", v.topology.0).t("threads", v.topology.2);
     let mut inner = X::default()
         .t("name", &v.name)
         .t("description", &v.description)
@@ -119,8 +123,13 @@ pub fn vm(s: &State, v: &Vm, follow: &[&str], ovf: Option<String>) -> X {
     if let Some(host) = v.host {
         inner = inner.r("host", "hosts", host);
     }
-    inner = inner.r("template", "templates", v.template).r("original_template", "templates", v.template);
-    let wants = |name: &str| follow.iter().any(|f| *f == name || f.starts_with(&format!("{name}.")));
+    inner = inner.r("template", "templates", v.template).r(
+        "original_template",
+        "templates",
+        v.template,
+    );
+    let wants =
+        |name: &str| follow.iter().any(|f| *f == name || f.starts_with(&format!("{name}.")));
     if wants("disk_attachments") {
         let disk = follow.contains(&"disk_attachments.disk");
         inner = inner.raw(&attachments(s, &path, &v.attachments, disk).0);

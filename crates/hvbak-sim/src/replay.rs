@@ -5,10 +5,10 @@
 
 use std::{collections::HashMap, fs, path::Path, sync::Arc};
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{
-    api::{decode_pairs, Answer, Request},
+    api::{Answer, Request, decode_pairs},
     server::Handler,
 };
 
@@ -20,7 +20,8 @@ struct Recorded {
 /// Reads a set; `dir` is a folder that the manifest (in it or above it) has rows for.
 pub fn handler(dir: &Path) -> Result<Handler> {
     let set = dir.file_name().and_then(|n| n.to_str()).context("name of the set")?.to_owned();
-    let manifest = [dir.join("MANIFEST.tsv"), dir.join("../MANIFEST.tsv")].into_iter().find(|p| p.exists());
+    let manifest =
+        [dir.join("MANIFEST.tsv"), dir.join("../MANIFEST.tsv")].into_iter().find(|p| p.exists());
     let text = fs::read_to_string(manifest.context("no MANIFEST.tsv beside the set")?)?;
     let mut answers: HashMap<String, Vec<Recorded>> = HashMap::new();
     for line in text.lines() {
@@ -40,19 +41,36 @@ pub fn handler(dir: &Path) -> Result<Handler> {
 }
 
 fn answer(answers: &HashMap<String, Vec<Recorded>>, request: &Request) -> Answer {
-    let json = |body: &str| Answer { status: 200, content_type: "application/json", body: body.into(), correlation: None };
+    let json = |body: &str| Answer {
+        status: 200,
+        content_type: "application/json",
+        body: body.into(),
+        correlation: None,
+    };
     match request.path.as_str() {
         "/ovirt-engine/sso/oauth/token" => {
-            return json("{\"access_token\":\"recorded\",\"scope\":\"ovirt-app-api\",\"exp\":\"9223372036854775807\",\"token_type\":\"bearer\"}");
+            return json(
+                "{\"access_token\":\"recorded\",\"scope\":\"ovirt-app-api\",\"exp\":\"9223372036854775807\",\"token_type\":\"bearer\"}",
+            );
         }
         "/ovirt-engine/services/sso-logout" => return json("{}"),
         _ => {}
     }
-    let found = answers.get(request.path.trim_end_matches('/')).and_then(|list| {
-        list.iter().find(|r| r.query == request.query).or_else(|| list.first())
-    });
+    let found = answers
+        .get(request.path.trim_end_matches('/'))
+        .and_then(|list| list.iter().find(|r| r.query == request.query).or_else(|| list.first()));
     match found {
-        Some(recorded) => Answer { status: 200, content_type: "application/xml", body: recorded.body.clone(), correlation: None },
-        None => Answer { status: 404, content_type: "application/xml", body: String::new(), correlation: None },
+        Some(recorded) => Answer {
+            status: 200,
+            content_type: "application/xml",
+            body: recorded.body.clone(),
+            correlation: None,
+        },
+        None => Answer {
+            status: 404,
+            content_type: "application/xml",
+            body: String::new(),
+            correlation: None,
+        },
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 use serde::Deserialize;
 use uuid::Uuid;
@@ -114,13 +114,19 @@ pub fn default_seed() -> Seed {
     };
     Seed {
         tags: vec!["gold".into()],
-        templates: vec![SeedTemplate { name: "base".into(), disks: vec![disk("base_Disk1", 128, "cow")] }],
+        templates: vec![SeedTemplate {
+            name: "base".into(),
+            disks: vec![disk("base_Disk1", 128, "cow")],
+        }],
         vms: vec![
             SeedVm {
                 running: true,
                 agent: true,
                 tags: vec!["gold".into()],
-                ..vm("web1", vec![disk("web1_Disk1", 1024, "raw-sparse"), disk("web1_data", 512, "cow")])
+                ..vm(
+                    "web1",
+                    vec![disk("web1_Disk1", 1024, "raw-sparse"), disk("web1_data", 512, "cow")],
+                )
             },
             vm("db1", vec![disk("db1_Disk1", 64, "raw-preallocated")]),
             SeedVm { template: Some("base".into()), ..vm("thin1", Vec::new()) },
@@ -133,18 +139,24 @@ pub fn infrastructure(dir: &Path, hosts: usize, kinds: &[Kind], authorized: &str
     let mut s = State::default();
     let center = |name: &str, local| DataCenter { id: Uuid::new_v4(), name: name.into(), local };
     let shared = center("Default", false);
-    let shared_cluster = Cluster { id: Uuid::new_v4(), name: "Default".into(), data_center: shared.id };
+    let shared_cluster =
+        Cluster { id: Uuid::new_v4(), name: "Default".into(), data_center: shared.id };
     let network = Named { id: Uuid::new_v4(), name: "ovirtmgmt".into(), of: shared.id };
     s.profiles.push(Named { id: Uuid::new_v4(), name: "ovirtmgmt".into(), of: network.id });
     s.networks.push(network);
     let local = kinds.contains(&Kind::Local).then(|| center("LocalDC", true));
-    let local_cluster =
-        local.as_ref().map(|l| Cluster { id: Uuid::new_v4(), name: "LocalCluster".into(), data_center: l.id });
+    let local_cluster = local.as_ref().map(|l| Cluster {
+        id: Uuid::new_v4(),
+        name: "LocalCluster".into(),
+        data_center: l.id,
+    });
     for kind in kinds {
         let (name, address, path, center) = match kind {
             Kind::Nfs => ("nfs1", "nfs.lab", "/exports/vm_data", shared.id),
             Kind::Gluster => ("gluster1", "gluster.lab", "/data_vol", shared.id),
-            Kind::Local => ("local1", "", "/data/images", local.as_ref().map_or(shared.id, |l| l.id)),
+            Kind::Local => {
+                ("local1", "", "/data/images", local.as_ref().map_or(shared.id, |l| l.id))
+            }
         };
         let domain = Domain {
             id: Uuid::new_v4(),
@@ -182,7 +194,12 @@ pub fn infrastructure(dir: &Path, hosts: usize, kinds: &[Kind], authorized: &str
     s.clusters.push(shared_cluster);
     s.clusters.extend(local_cluster);
     s.tags.push(Named { id: Uuid::nil(), name: "root".into(), of: Uuid::nil() });
-    s.templates.push(Template { id: Uuid::nil(), name: "Blank".into(), cluster: s.clusters[0].id, attachments: Vec::new() });
+    s.templates.push(Template {
+        id: Uuid::nil(),
+        name: "Blank".into(),
+        cluster: s.clusters[0].id,
+        attachments: Vec::new(),
+    });
     Ok(s)
 }
 
@@ -200,7 +217,12 @@ pub fn populate(s: &mut State, seed: &Seed) -> Result<Vec<Uuid>> {
             attachments.push(attachment(made.id, disk, n == 0));
             s.disks.push(made);
         }
-        s.templates.push(Template { id: Uuid::new_v4(), name: t.name.clone(), cluster: s.clusters[0].id, attachments });
+        s.templates.push(Template {
+            id: Uuid::new_v4(),
+            name: t.name.clone(),
+            cluster: s.clusters[0].id,
+            attachments,
+        });
     }
     let mut running = Vec::new();
     for v in &seed.vms {
@@ -346,10 +368,16 @@ fn make_disk(s: &State, seed: &SeedDisk) -> Result<Disk> {
     if let Some(image) = &seed.image {
         let path = domain.volume_path(disk.id, disk.top);
         if cow {
-            crate::storage::run(std::process::Command::new("qemu-img").args(["convert", "-n", "-f", "raw", "-O", "qcow2"]).arg(image).arg(&path))?;
+            crate::storage::run(
+                std::process::Command::new("qemu-img")
+                    .args(["convert", "-n", "-f", "raw", "-O", "qcow2"])
+                    .arg(image)
+                    .arg(&path),
+            )?;
         } else {
             // In place, so that owner and mode stay.
-            let (mut from, mut to) = (std::fs::File::open(image)?, std::fs::OpenOptions::new().write(true).open(&path)?);
+            let (mut from, mut to) =
+                (std::fs::File::open(image)?, std::fs::OpenOptions::new().write(true).open(&path)?);
             std::io::copy(&mut from, &mut to)?;
         }
     }

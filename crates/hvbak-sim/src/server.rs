@@ -4,14 +4,14 @@ use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::{Context, Result};
 use axum::{
-    body::{to_bytes, Body},
+    Router,
+    body::{Body, to_bytes},
     extract::Request as HttpRequest,
     http::{HeaderValue, Response, StatusCode},
-    Router,
 };
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-use rustls_pki_types::{pem::PemObject, CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -59,13 +59,15 @@ pub fn lab_handler(lab: Arc<Lab>) -> Handler {
 
 /// Serves until the process ends; gives the bound address at once.
 pub async fn serve(certificates: &Certificates, port: u16, handler: Handler) -> Result<SocketAddr> {
-    let chain = CertificateDer::pem_slice_iter(certificates.server.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    let chain = CertificateDer::pem_slice_iter(certificates.server.as_bytes())
+        .collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_slice(certificates.key.as_bytes())?;
     let tls = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let listener = TcpListener::bind(("127.0.0.1", port)).await.context("bind")?;
     let address = listener.local_addr()?;
-    let router = Router::new().fallback(move |request: HttpRequest| answer(request, handler.clone()));
+    let router =
+        Router::new().fallback(move |request: HttpRequest| answer(request, handler.clone()));
     tokio::spawn(async move {
         loop {
             let Ok((stream, _)) = listener.accept().await else { continue };
@@ -95,7 +97,13 @@ async fn answer(request: HttpRequest, handler: Handler) -> Response<Body> {
     let (path, matrix) = head.uri.path().split_once(';').unwrap_or((head.uri.path(), ""));
     let mut query = api::decode_pairs(head.uri.query().unwrap_or(""));
     query.extend(api::decode_pairs(&matrix.replace(';', "&")));
-    let request = Request { method: head.method.to_string(), path: path.to_owned(), query, headers, body: body.to_vec() };
+    let request = Request {
+        method: head.method.to_string(),
+        path: path.to_owned(),
+        query,
+        headers,
+        body: body.to_vec(),
+    };
     // The state's mutex and the storage block; they have threads of their own.
     let answered = tokio::task::spawn_blocking(move || handler(&request)).await;
     let Ok(answered) = answered else { return plain(500) };
@@ -105,7 +113,8 @@ async fn answer(request: HttpRequest, handler: Handler) -> Response<Body> {
         return Response::new(stream);
     };
     let mut response = Response::new(Body::from(answered.body));
-    *response.status_mut() = StatusCode::from_u16(answered.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        StatusCode::from_u16(answered.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert("content-type", HeaderValue::from_static(answered.content_type));
     if answered.status == 401 {
@@ -138,6 +147,7 @@ impl hyper::body::Body for Broken {
 
 fn plain(status: u16) -> Response<Body> {
     let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response
 }

@@ -7,12 +7,12 @@
 
 use std::{
     fs,
-    os::unix::fs::{chown, symlink, PermissionsExt},
+    os::unix::fs::{PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use uuid::Uuid;
 
 /// vdsm's "no parent".
@@ -137,7 +137,8 @@ impl Domain {
         let path = dir.join(new.volume.to_string());
         ensure!(!path.exists(), "volume {} exists", new.volume);
         if new.cow {
-            let mut args = vec!["create", "-q", "-f", "qcow2", "-o", "compat=1.1,cluster_size=65536"];
+            let mut args =
+                vec!["create", "-q", "-f", "qcow2", "-o", "compat=1.1,cluster_size=65536"];
             let parent = new.parent.map(|p| p.to_string());
             let format = match new.parent {
                 Some(parent) if self.meta(new.image, parent, "FORMAT")? == "RAW" => "raw",
@@ -154,7 +155,12 @@ impl Domain {
             let file = fs::File::create_new(&path)?;
             file.set_len(new.capacity)?;
             if new.preallocated {
-                nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, i64::try_from(new.capacity)?)?;
+                nix::fcntl::fallocate(
+                    &file,
+                    nix::fcntl::FallocateFlags::empty(),
+                    0,
+                    i64::try_from(new.capacity)?,
+                )?;
             }
         }
         give(&path)?;
@@ -260,20 +266,52 @@ impl Domain {
     }
 
     /// Merges `child` into `parent` while no VM runs: the parent's file and id survive.
-    pub fn cold_merge(&self, image: Uuid, child: Uuid, parent: Uuid, above: Option<Uuid>) -> Result<()> {
+    pub fn cold_merge(
+        &self,
+        image: Uuid,
+        child: Uuid,
+        parent: Uuid,
+        above: Option<Uuid>,
+    ) -> Result<()> {
         let dir = self.image_dir(image);
         let raw = self.is_raw(image, parent)?;
-        run(Command::new("qemu-img").current_dir(&dir).args(["commit", "-q", "-d", "-f", "qcow2", "-b", &parent.to_string(), &child.to_string()]))?;
+        run(Command::new("qemu-img").current_dir(&dir).args([
+            "commit",
+            "-q",
+            "-d",
+            "-f",
+            "qcow2",
+            "-b",
+            &parent.to_string(),
+            &child.to_string(),
+        ]))?;
         self.after_merge(image, child, parent, above)?;
         if let Some(above) = above {
             let format = if raw { "raw" } else { "qcow2" };
-            run(Command::new("qemu-img").current_dir(&dir).args(["rebase", "-q", "-u", "-f", "qcow2", "-b", &parent.to_string(), "-F", format, &above.to_string()]))?;
+            run(Command::new("qemu-img").current_dir(&dir).args([
+                "rebase",
+                "-q",
+                "-u",
+                "-f",
+                "qcow2",
+                "-b",
+                &parent.to_string(),
+                "-F",
+                format,
+                &above.to_string(),
+            ]))?;
         }
         Ok(())
     }
 
     /// The books after a merge: the layer above stands on the parent, the child is gone.
-    pub fn after_merge(&self, image: Uuid, child: Uuid, parent: Uuid, above: Option<Uuid>) -> Result<()> {
+    pub fn after_merge(
+        &self,
+        image: Uuid,
+        child: Uuid,
+        parent: Uuid,
+        above: Option<Uuid>,
+    ) -> Result<()> {
         let capacity = self.meta(image, child, "CAP")?;
         self.set_meta(image, parent, "CAP", &capacity)?;
         match above {

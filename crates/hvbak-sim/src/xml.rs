@@ -86,7 +86,10 @@ pub fn text(node: Node<'_, '_>, path: &str) -> Option<String> {
 
 /// A boolean at a path, as the engine reads it.
 pub fn flag(node: Node<'_, '_>, path: &str) -> Option<bool> {
-    Some(matches!(text(node, path)?.to_ascii_lowercase().as_str(), "true" | "t" | "yes" | "y" | "1"))
+    Some(matches!(
+        text(node, path)?.to_ascii_lowercase().as_str(),
+        "true" | "t" | "yes" | "y" | "1"
+    ))
 }
 
 /// `child@id`.
