@@ -233,3 +233,7 @@ impl Repository {
         Ok(ids)
     }
 }
+
+#[cfg(test)]
+#[path = "catalogue_tests.rs"]
+mod tests;

@@ -4,7 +4,7 @@
 //! images give the bytes, compressed as they are stored, so that a restore neither inflates
 //! nor compresses. Where the two disagree the disk is damaged: an error, never zeros.
 
-use std::{iter::Peekable, path::PathBuf};
+use std::{iter::Peekable, ops::Range, path::PathBuf};
 
 use hvbak_types::{CLUSTER_SIZE, Digest, DiskId, Extent, ExtentKind, PointId};
 
@@ -41,6 +41,11 @@ pub struct StoredRun {
 }
 
 impl StoredRun {
+    /// The clusters of the run.
+    pub fn clusters(&self) -> Range<u64> {
+        self.cluster..self.cluster + self.count
+    }
+
     /// The first `count` clusters, and the rest if there is one.
     pub(crate) fn split(self, count: u64) -> (Self, Option<Self>) {
         if self.count <= count {

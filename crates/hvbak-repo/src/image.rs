@@ -162,13 +162,8 @@ impl ImageReader {
 }
 
 /// Inflates frames of clusters; keeps its tables from call to call.
+#[derive(Default)]
 pub struct Inflater(Option<zstd::bulk::Decompressor<'static>>);
-
-impl Default for Inflater {
-    fn default() -> Self {
-        Self(None)
-    }
-}
 
 impl Inflater {
     /// Inflates a frame into `out`, which then holds exactly 64 KiB.

@@ -247,7 +247,8 @@ fn hold(file: &File, path: &Path, job: JobId) -> Result<()> {
         },
         Err(TryLockError::WouldBlock) => {
             let mut text = Vec::new();
-            let holder = (&*file)
+            let reader = file;
+            let holder = reader
                 .take(JOURNAL_MAX)
                 .read_to_end(&mut text)
                 .ok()

@@ -20,15 +20,16 @@ use crate::{
 /// Clusters per chunk: 8 MiB of guest data, so that taking one costs nothing.
 const CHUNK: u64 = 128;
 
-/// Calls `work` once for each data cluster of `reader`, with a state per thread.
+/// Calls `work` for chunks of data clusters that together are all of `reader`, each once,
+/// with a state per thread. A chunk is neighbouring clusters of one layer.
 ///
 /// `progress` is called with the number of clusters of each chunk that is done; when it
 /// returns false the rest is left and the answer is [`Error::Cancelled`].
-pub fn each_data_cluster<S>(
+pub fn each_data_chunk<S>(
     reader: &DiskReader,
     threads: usize,
     state: impl Fn() -> S + Sync,
-    work: impl Fn(&mut S, &StoredRun, u64) -> Result<()> + Sync,
+    work: impl Fn(&mut S, &StoredRun) -> Result<()> + Sync,
     progress: impl Fn(u64) -> bool + Sync,
 ) -> Result<()> {
     let threads = match threads {
@@ -50,10 +51,8 @@ pub fn each_data_cluster<S>(
                 Ok(None) => return,
                 Err(error) => return fail(error),
             };
-            for cluster in chunk.cluster..chunk.cluster + chunk.count {
-                if let Err(error) = work(&mut state, &chunk, cluster) {
-                    return fail(error);
-                }
+            if let Err(error) = work(&mut state, &chunk) {
+                return fail(error);
             }
             if !progress(chunk.count) {
                 return fail(Error::Cancelled);

@@ -104,9 +104,8 @@ fn each_file_is_synced_before_its_name_counts() {
 #[ignore = "started by stopped_anywhere_there_is_no_point_or_a_whole_one"]
 fn publish_until_stopped() {
     let Ok(root) = std::env::var("HVBAK_TEST_CRASH_ROOT") else { return };
-    let repository = Repository::open(root).unwrap();
-    let vm: VmId = std::env::var("HVBAK_TEST_CRASH_VM").unwrap().parse().unwrap();
-    let lab = Lab { repository, vm, ..Lab::new() };
+    let vm = std::env::var("HVBAK_TEST_CRASH_VM").unwrap().parse().unwrap();
+    let lab = Lab { vm, ..Lab::of(&root) };
     let guest = Guest::blank(1 << 20).fill(1, [3, 4]);
     lab.point("20261121T021454Z", &[(DiskId::random(), None, &guest)]);
 }
@@ -120,6 +119,8 @@ fn stopped_anywhere_there_is_no_point_or_a_whole_one() {
         let out = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "stage::tests::publish_until_stopped", "--ignored"])
             .env("HVBAK_TEST_CRASH_ROOT", lab.repository.path())
+            // Its temporary directory outlives it.
+            .env("TMPDIR", lab.dir.path())
             .env("HVBAK_TEST_CRASH_VM", vm.to_string())
             .env("HVBAK_TEST_CRASH", step.to_string())
             .output()
@@ -295,6 +296,7 @@ fn a_full_disk_is_told_as_one() {
         .arg("trap '' XFSZ; ulimit -f 1024; exec \"$0\" --exact stage::tests::a_full_disk_is_told_as_one --nocapture")
         .arg(std::env::current_exe().unwrap())
         .env("HVBAK_TEST_FULL_ROOT", lab.repository.path())
+        .env("TMPDIR", lab.dir.path())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&out.stderr);
@@ -302,7 +304,7 @@ fn a_full_disk_is_told_as_one() {
 }
 
 fn full_disk_child(root: &str) {
-    let lab = Lab { repository: Repository::open(root).unwrap(), ..Lab::new() };
+    let lab = Lab::of(root);
     let lock = lab.lock();
     let id: PointId = "20261121T021454Z".parse().unwrap();
     let staging = lab.repository.stage(&lock, &id).unwrap();

@@ -1,81 +1,42 @@
-//! The file below an image that is written: begins to write back early, waits once.
+//! The file below an image that is written: waits for the disk once, at the end.
+//!
+//! Telling the kernel to begin earlier (`sync_file_range` every 16 MiB) was tried: writing
+//! 1.1 GiB took 1.67 s instead of 1.34 s with the fsync, because the calls block the thread
+//! that takes clusters off the network. The kernel begins by itself long before its memory
+//! is full.
 
-use std::{
-    fs::File,
-    io,
-    os::{fd::AsRawFd, unix::fs::FileExt},
-    path::Path,
-    sync::{Mutex, PoisonError},
-};
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
 use hvbak_qcow2::{ReadAt, WriteAt};
 
-use crate::{durable, error::Result};
-
-/// Bytes after which the kernel is told to begin writing. Left to itself it waits for 30 s
-/// or a tenth of the memory, and the one fsync at the end then waits for all of it.
-const WRITE_BACK: u64 = 16 << 20;
+use crate::{
+    durable,
+    error::{At, Result},
+};
 
 /// A new file that grows.
 #[derive(Debug)]
-pub struct Storage {
-    file: File,
-    /// Written since the kernel was told: first byte, end, number.
-    dirty: Mutex<(u64, u64, u64)>,
-}
+pub struct Storage(File);
 
 impl Storage {
     pub fn create(path: &Path) -> Result<Self> {
-        Ok(Self { file: durable::create_file(path)?, dirty: Mutex::default() })
+        durable::create_file(path).map(Self)
     }
 
     /// Waits for everything and returns the length.
     pub fn sync(&self, path: &Path) -> Result<u64> {
-        use crate::error::At;
-        durable::sync_file(&self.file, path)?;
-        Ok(self.file.metadata().reading(path)?.len())
-    }
-
-    fn written(&self, offset: u64, length: u64) {
-        let mut dirty = self.dirty.lock().unwrap_or_else(PoisonError::into_inner);
-        let (first, end, number) = match *dirty {
-            (_, _, 0) => (offset, offset + length, length),
-            (first, end, n) => (first.min(offset), end.max(offset + length), n + length),
-        };
-        *dirty = (first, end, number);
-        if number >= WRITE_BACK {
-            *dirty = (0, 0, 0);
-            drop(dirty);
-            begin_write_back(&self.file, first, end - first);
-        }
-    }
-}
-
-/// Starts writing a range to the disk without waiting for it. Only speed depends on it, so
-/// file systems that do not know the call are fine.
-fn begin_write_back(file: &File, offset: u64, length: u64) {
-    let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else { return };
-    // SAFETY: the call takes numbers only, and the descriptor is open while `file` is
-    // borrowed.
-    unsafe {
-        nix::libc::sync_file_range(
-            file.as_raw_fd(),
-            offset,
-            length,
-            nix::libc::SYNC_FILE_RANGE_WRITE,
-        );
+        durable::sync_file(&self.0, path)?;
+        Ok(self.0.metadata().reading(path)?.len())
     }
 }
 
 impl WriteAt for Storage {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.file.write_all_at(bytes, offset)?;
-        self.written(offset, bytes.len() as u64);
-        Ok(())
+        self.0.write_all_at(bytes, offset)
     }
 
-    /// Does nothing: the file lies in a hidden directory until [`Storage::sync`] has
-    /// returned, so nobody can take it for an image before.
+    /// Does nothing: the file lies under a hidden or unfinished name until
+    /// [`Storage::sync`] has returned, so nobody takes it for an image before.
     fn flush(&self) -> io::Result<()> {
         Ok(())
     }
@@ -83,10 +44,10 @@ impl WriteAt for Storage {
 
 impl ReadAt for Storage {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(bytes, offset)
+        self.0.read_exact_at(bytes, offset)
     }
 
     fn size(&self) -> io::Result<u64> {
-        self.file.metadata().map(|meta| meta.len())
+        self.0.metadata().map(|meta| meta.len())
     }
 }

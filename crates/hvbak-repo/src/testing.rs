@@ -15,6 +15,9 @@ use crate::{
 
 const CLUSTER: usize = CLUSTER_SIZE as usize;
 
+/// A disk to store: the point and content it is a delta to, and its content now.
+pub type Disk<'a> = (DiskId, Option<(&'a Point, &'a Guest)>, &'a Guest);
+
 /// A repository in a temporary directory with one VM to back up.
 pub struct Lab {
     pub dir: tempfile::TempDir,
@@ -30,6 +33,12 @@ impl Lab {
         Self { dir, repository, vm: VmId::random(), job: JobId::random() }
     }
 
+    /// A repository that another process made.
+    pub fn of(root: &str) -> Self {
+        let (dir, repository) = (tempfile::tempdir().unwrap(), Repository::open(root).unwrap());
+        Self { dir, repository, vm: VmId::random(), job: JobId::random() }
+    }
+
     pub fn lock(&self) -> VmLock {
         self.repository.lock_vm(self.vm, self.job).unwrap()
     }
@@ -39,7 +48,7 @@ impl Lab {
     }
 
     /// Publishes a point of some disks: the guest before (for a delta) and now.
-    pub fn point(&self, id: &str, disks: &[(DiskId, Option<(&Point, &Guest)>, &Guest)]) -> Point {
+    pub fn point(&self, id: &str, disks: &[Disk<'_>]) -> Point {
         let lock = self.lock();
         let id: PointId = id.parse().unwrap();
         let staging = self.repository.stage(&lock, &id).unwrap();

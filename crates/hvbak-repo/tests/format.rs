@@ -1,6 +1,8 @@
 //! The commands of `FORMAT.md`, run as they stand there against a full and an incremental
 //! point; what they bring back is compared with what the guest had.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::{path::Path, process::Command};
 
 use hvbak_repo::{

@@ -164,18 +164,18 @@ impl Check<'_> {
         };
         let odd = Mutex::new(Odd::default());
         let (clusters, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-        let checked = parallel::each_data_cluster(
+        let checked = parallel::each_data_chunk(
             &reader,
             self.options.threads,
             Buffers::default,
-            |buffers, run, cluster| {
-                let proven = reader.read_proven(run, cluster, buffers);
-                bytes.fetch_add(buffers.stored.len() as u64, Ordering::Relaxed);
-                match proven {
-                    Ok(_) => {}
-                    Err(_) => odd.lock().unwrap_or_else(PoisonError::into_inner).add(cluster),
+            |buffers, chunk| {
+                for cluster in chunk.clusters() {
+                    if reader.read_proven(chunk, cluster, buffers).is_err() {
+                        odd.lock().unwrap_or_else(PoisonError::into_inner).add(cluster);
+                    }
+                    bytes.fetch_add(buffers.stored.len() as u64, Ordering::Relaxed);
                 }
-                clusters.fetch_add(1, Ordering::Relaxed);
+                clusters.fetch_add(chunk.count, Ordering::Relaxed);
                 Ok(())
             },
             |clusters| self.step(record.id, clusters),
