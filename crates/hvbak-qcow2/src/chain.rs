@@ -45,10 +45,17 @@ impl<R: ReadAt> Chain<R> {
         if layers.is_empty() {
             return Err(Error::EmptyChain);
         }
-        for layer in &layers {
-            layer.set_cache_bytes(CACHE_BYTES / layers.len() as u64);
+        let chain = Self { layers, idle: Mutex::new(Vec::new()) };
+        chain.limit_cache(CACHE_BYTES);
+        Ok(chain)
+    }
+
+    /// Bounds the bytes of L2 tables kept, all layers together; 8 MiB if not called. For
+    /// whoever has many chains open at once.
+    pub fn limit_cache(&self, bytes: u64) {
+        for layer in &self.layers {
+            layer.set_cache_bytes(bytes / self.layers.len() as u64);
         }
-        Ok(Self { layers, idle: Mutex::new(Vec::new()) })
     }
 
     /// The layers, base first.

@@ -97,20 +97,8 @@ impl Repository {
 
     /// The points of a VM, oldest first. An unknown VM has none.
     pub fn points(&self, vm: VmId) -> Result<Listing> {
-        let dir = self.layout.vm(vm);
-        let entries = match fs::read_dir(&dir) {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Listing::default()),
-            other => other.reading(&dir)?,
-        };
-        let mut names = Vec::<PointId>::new();
-        for entry in entries {
-            // Half-made points begin with a dot and are no point ids.
-            let name = entry.reading(&dir)?.file_name();
-            names.extend(name.to_str().and_then(|n| n.parse().ok()));
-        }
-        names.sort_by(|a, b| order_key(a).cmp(&order_key(b)));
         let mut listing = Listing::default();
-        for point in names {
+        for point in self.point_ids(vm)? {
             match self.point(vm, &point) {
                 Ok(found) => listing.points.push(found),
                 Err(error) => {
@@ -218,7 +206,24 @@ impl Repository {
         Ok(sum)
     }
 
-    fn vm_ids(&self) -> Result<Vec<VmId>> {
+    /// The names of a VM's points, oldest first, whether readable or not.
+    pub(crate) fn point_ids(&self, vm: VmId) -> Result<Vec<PointId>> {
+        let dir = self.layout.vm(vm);
+        let entries = match fs::read_dir(&dir) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.reading(&dir)?,
+        };
+        let mut names = Vec::<PointId>::new();
+        for entry in entries {
+            // Half-made points begin with a dot and are no point ids.
+            let name = entry.reading(&dir)?.file_name();
+            names.extend(name.to_str().and_then(|n| n.parse().ok()));
+        }
+        names.sort_by(|a, b| order_key(a).cmp(&order_key(b)));
+        Ok(names)
+    }
+
+    pub(crate) fn vm_ids(&self) -> Result<Vec<VmId>> {
         let dir = self.layout.vms();
         let mut ids = Vec::new();
         let entries = match fs::read_dir(&dir) {

@@ -16,6 +16,9 @@ use crate::{
     lock::RepositoryLock,
 };
 
+/// Bytes of image tables kept, however many points a disk stands on.
+const CACHE_BYTES: u64 = 8 << 20;
+
 /// What a cluster of the merged disk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
@@ -114,6 +117,7 @@ impl DiskReader {
             virtual_size = record.virtual_size;
             let path = point.path.join(&record.file);
             let image = ImageReader::open(&path)?;
+            image.limit_cache(CACHE_BYTES / chain.len() as u64);
             let digests = Digests::open(&point.path.join(&record.digests))?;
             for (what, found) in
                 [("image", image.virtual_size()), ("digests", digests.virtual_size())]

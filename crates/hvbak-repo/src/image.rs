@@ -105,6 +105,11 @@ impl ImageReader {
         Ok(Self { chain, path: path.to_owned(), length, backing })
     }
 
+    /// Bounds the bytes of tables kept, for when many images are open.
+    pub fn limit_cache(&self, bytes: u64) {
+        self.chain.limit_cache(bytes);
+    }
+
     pub fn virtual_size(&self) -> u64 {
         self.chain.virtual_size()
     }

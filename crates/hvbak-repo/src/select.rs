@@ -27,31 +27,20 @@ impl Repository {
     pub fn find(&self, selector: &str) -> Result<Point> {
         let (vm_text, when) = split(selector)?;
         let vm = self.find_vm(vm_text)?;
-        if let When::Exactly(point) = &when {
-            return self.point(vm, point).map_err(|error| match error {
-                Error::NoPoint { when, .. } => Error::NoPoint { vm: vm_text.to_owned(), when },
-                other => other,
-            });
-        }
-        let listing = self.points(vm)?;
         let fits = |id: &PointId| match &when {
+            When::Latest => true,
+            When::Exactly(point) => id == point,
             When::Day(day) => id.as_str().starts_with(day.as_str()),
-            _ => true,
         };
-        // A damaged newest point is not silently replaced by an older one.
-        let newest = listing.points.into_iter().rfind(|p| fits(p.id()));
-        let damaged = listing.damaged.into_iter().rfind(|d| fits(&d.point));
-        match (newest, damaged) {
-            (Some(point), Some(d)) if crate::manifest::is_older(point.id(), &d.point) => {
-                Err(d.error)
-            }
-            (Some(point), _) => Ok(point),
-            (None, Some(d)) => Err(d.error),
-            (None, None) => Err(Error::NoPoint {
+        // A damaged newest point is an error: an older one would be a silent replacement.
+        match self.point_ids(vm)?.iter().rfind(|id| fits(id)) {
+            Some(id) => self.point(vm, id),
+            None => Err(Error::NoPoint {
                 vm: vm_text.to_owned(),
                 when: match when {
+                    When::Latest => "at all".into(),
+                    When::Exactly(point) => point.to_string(),
                     When::Day(day) => format!("of {}-{}-{}", &day[..4], &day[4..6], &day[6..]),
-                    _ => "at all".into(),
                 },
             }),
         }
@@ -63,13 +52,26 @@ impl Repository {
         if let Ok(id) = text.parse::<VmId>() {
             return if self.layout.vm(id).is_dir() { Ok(id) } else { Err(absent()) };
         }
-        let ids: Vec<_> =
-            self.vms()?.into_iter().filter(|vm| vm.name == text).map(|vm| vm.id).collect();
+        let mut ids = Vec::new();
+        for id in self.vm_ids()? {
+            if self.newest_name(id)?.is_some_and(|name| name == text) {
+                ids.push(id);
+            }
+        }
         match ids.as_slice() {
             [] => Err(absent()),
             [id] => Ok(*id),
             _ => Err(Error::AmbiguousVm { name: text.to_owned(), ids }),
         }
+    }
+}
+
+impl Repository {
+    /// The VM's name in its newest readable point; reads no more manifests than it must.
+    fn newest_name(&self, vm: VmId) -> Result<Option<String>> {
+        let points = self.point_ids(vm)?;
+        let found = points.iter().rev().find_map(|id| self.point(vm, id).ok());
+        Ok(found.map(|point| point.manifest.vm.name))
     }
 }
 
