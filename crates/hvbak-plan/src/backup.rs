@@ -326,6 +326,10 @@ fn plan_disk(input: &BackupInput<'_>, attachment: &Attachment) -> DiskPlan {
                 Some(DiskSkip::ManagedBlock)
             }
             _ if disk.shareable == Some(true) => Some(DiskSkip::Shareable),
+            // Engines before 4.3 do not send the content type.
+            _ if disk.content_type.is_none() && disk.alias == "OVF_STORE" => {
+                Some(DiskSkip::NotData { kind: "ovf_store".into() })
+            }
             _ if *content != ContentType::Data => {
                 Some(DiskSkip::NotData { kind: content.to_string() })
             }

@@ -227,6 +227,10 @@ fn every_disk_that_cannot_be_read_is_left_out_by_name() {
         &DiskSkip::NotData { kind: "ovf_store".into() },
     );
     check(
+        |_, d| (d.content_type, d.alias) = (None, "OVF_STORE".into()),
+        &DiskSkip::NotData { kind: "ovf_store".into() },
+    );
+    check(
         |i, _| i.storage_domains[0].storage = StorageKind::Iscsi,
         &DiskSkip::BlockDomain { name: "data1".into(), kind: "iscsi".into() },
     );

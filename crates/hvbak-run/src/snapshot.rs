@@ -3,6 +3,8 @@
 //! Invariant: it is found again by its description `hvbak:REPOSITORY:POINT`, which is in
 //! the journal before the engine is asked; foreign snapshots are never touched.
 
+use std::time::Duration;
+
 use hvbak_engine::SnapshotGone;
 use hvbak_plan::VmPlan;
 use hvbak_repo::Consistency;
@@ -42,7 +44,7 @@ pub async fn take(job: &Job, plan: &VmPlan, point: &PointId, running: bool) -> R
     let context = &job.context;
     let description = format!("hvbak:{}:{point}", context.repository.id());
     let frozen = if plan.freeze && running { freeze(job, plan).await? } else { None };
-    let made = make(job, plan, &description).await;
+    let made = make(job, plan, &description, frozen.is_some()).await;
     if let Some(step) = &frozen {
         // vdsm may have thawed already; a second thaw is refused and means nothing.
         let _ = context.engine.thaw(plan.id).await;
@@ -101,7 +103,7 @@ struct Made {
     step: Open,
 }
 
-async fn make(job: &Job, plan: &VmPlan, description: &str) -> Result<Made> {
+async fn make(job: &Job, plan: &VmPlan, description: &str, frozen: bool) -> Result<Made> {
     let context = &job.context;
     context.check_cancel()?;
     context.phase(Some(plan.id), "taking a snapshot");
@@ -114,7 +116,12 @@ async fn make(job: &Job, plan: &VmPlan, description: &str) -> Result<Made> {
         .await?;
     let disks: Vec<DiskId> = plan.chosen_disks().map(|d| d.id).collect();
     let doing = format!("take a snapshot of {}", plan.name);
-    let created = context.engine.create_snapshot(plan.id, description, Some(&disks)).await;
+    // A frozen guest must not wait for other people's locks.
+    let patience = frozen.then_some(Duration::from_secs(10));
+    let created = context
+        .engine
+        .create_snapshot_within(patience, plan.id, description, Some(&disks))
+        .await;
     let result = match created {
         Ok(created) => {
             let id = created.entity.id;

@@ -135,8 +135,12 @@ fn settings(config: &Config) -> Result<Settings, ConfigError> {
     })
 }
 
-/// The worker that is pushed: the configured one, the RPM's, or one beside this program.
+/// The worker that is pushed: `$HVBAK_WORKER`, the configured one, the RPM's, or one beside
+/// this program.
 fn find_worker(config: &Config) -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("HVBAK_WORKER") {
+        return Some(path.into());
+    }
     if let Some(path) = &config.worker.path {
         return Some(path.clone());
     }

@@ -1,0 +1,74 @@
+//! Programs that the lab and the tests call, and the packages they come in.
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Result, bail};
+
+use crate::build::run;
+
+/// A program, Debian's packages, Enterprise Linux's packages.
+type Need = (&'static str, &'static str, &'static str);
+
+/// What the demo needs.
+pub const DEMO: &[Need] = &[
+    ("qemu-img", "qemu-utils", "qemu-img"),
+    ("qemu-io", "qemu-utils", "qemu-img"),
+    ("qemu-nbd", "qemu-utils", "qemu-img"),
+    ("qemu-storage-daemon", "qemu-utils qemu-system-common", "qemu-kvm-core"),
+    ("sshd", "openssh-server", "openssh-server"),
+    ("ssh-keygen", "openssh-client", "openssh"),
+    ("cc", "gcc libc6-dev", "gcc glibc-static"),
+];
+
+/// What the tests need beyond it.
+pub const TEST: &[Need] = &[
+    ("ssh", "openssh-client", "openssh-clients"),
+    ("ssh-agent", "openssh-client", "openssh"),
+    ("python3", "python3 python3-venv", "python3"),
+    ("curl-config", "libcurl4-openssl-dev libssl-dev", "libcurl-devel openssl-devel"),
+    ("xml2-config", "libxml2-dev", "libxml2-devel"),
+    ("git", "git", "git"),
+];
+
+fn present(program: &str) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':').chain(["/usr/sbin", "/sbin"]).any(|dir| Path::new(dir).join(program).exists())
+}
+
+/// Checks the programs; says what to install, and installs it only when asked to.
+pub fn check(needs: &[&[Need]], install: bool) -> Result<()> {
+    let missing: Vec<&Need> =
+        needs.iter().flat_map(|list| list.iter()).filter(|(p, ..)| !present(p)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut debian: Vec<&str> = missing.iter().flat_map(|n| n.1.split(' ')).collect();
+    let mut el: Vec<&str> = missing.iter().flat_map(|n| n.2.split(' ')).collect();
+    for list in [&mut debian, &mut el] {
+        list.sort_unstable();
+        list.dedup();
+    }
+    let names: Vec<&str> = missing.iter().map(|n| n.0).collect();
+    if !install {
+        eprintln!("missing programs: {}", names.join(", "));
+        eprintln!("  Debian, Ubuntu:   apt-get install {}", debian.join(" "));
+        eprintln!("  Enterprise Linux: dnf install {}", el.join(" "));
+        eprintln!("or repeat with --install");
+        std::process::exit(2);
+    }
+    if present("apt-get") {
+        run(Command::new("apt-get").args(["update", "-qq"]))?;
+        run(Command::new("apt-get")
+            .args(["install", "-y", "-qq", "--no-install-recommends"])
+            .args(&debian))?;
+    } else if present("dnf") {
+        run(Command::new("dnf").args(["-y", "install"]).args(&el))?;
+    } else {
+        bail!("neither apt-get nor dnf is on this machine");
+    }
+    let still: Vec<&str> = names.into_iter().filter(|p| !present(p)).collect();
+    if !still.is_empty() {
+        bail!("still missing after the installation: {}", still.join(", "));
+    }
+    Ok(())
+}
