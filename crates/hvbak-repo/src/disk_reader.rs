@@ -4,16 +4,17 @@
 //! images give the bytes, compressed as they are stored, so that a restore neither inflates
 //! nor compresses. Where the two disagree the disk is damaged: an error, never zeros.
 
-use std::{iter::Peekable, ops::Range, path::PathBuf};
+use std::path::PathBuf;
 
-use hvbak_types::{CLUSTER_SIZE, Digest, DiskId, Extent, ExtentKind, PointId};
+use hvbak_types::{CLUSTER_SIZE, Digest, DiskId, PointId};
 
 use crate::{
     catalogue::Point,
-    digests::{Digests, Kind, Run, Runs},
+    digests::{Digests, Kind, Run},
     error::{Error, Result},
     image::{ImageReader, Inflater, Stored},
     lock::RepositoryLock,
+    merge::{Extents, StoredRun, StoredRuns},
 };
 
 /// Bytes of image tables kept, however many points a disk stands on.
@@ -28,37 +29,6 @@ pub enum Content {
     Compressed { digest: Digest },
     /// The buffer holds the 64 KiB, whose BLAKE3-256 this is.
     Plain { digest: Digest },
-}
-
-/// Neighbouring clusters that one layer decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StoredRun {
-    /// First guest cluster.
-    pub cluster: u64,
-    /// Number of clusters, not 0.
-    pub count: u64,
-    /// Whether they hold data; zeros that hide older data else.
-    pub data: bool,
-    layer: usize,
-    digest: u64,
-}
-
-impl StoredRun {
-    /// The clusters of the run.
-    pub fn clusters(&self) -> Range<u64> {
-        self.cluster..self.cluster + self.count
-    }
-
-    /// The first `count` clusters, and the rest if there is one.
-    pub(crate) fn split(self, count: u64) -> (Self, Option<Self>) {
-        if self.count <= count {
-            return (self, None);
-        }
-        let digest = self.digest + if self.data { count } else { 0 };
-        let rest =
-            Self { cluster: self.cluster + count, count: self.count - count, digest, ..self };
-        (Self { count, ..self }, Some(rest))
-    }
 }
 
 /// What a thread keeps from cluster to cluster.
@@ -156,13 +126,12 @@ impl DiskReader {
     /// What is stored, newest layer first asked, in guest order. What is in no run reads
     /// as zeros.
     pub fn stored(&self) -> StoredRuns {
-        let layers = self.layers.iter().map(|l| (l.digests.runs(), None));
-        StoredRuns { layers: layers.collect(), at: 0, end: self.clusters() }
+        StoredRuns::new(self.layers.iter().map(|l| &l.digests), self.clusters())
     }
 
     /// The whole disk as data and zero extents in guest order, neighbours joined.
     pub fn extents(&self) -> Extents {
-        Extents { runs: self.stored().peekable(), at: 0, size: self.virtual_size, pending: None }
+        Extents::new(self.stored(), self.virtual_size)
     }
 
     /// Clusters of data that a restore moves, all layers merged.
@@ -261,129 +230,5 @@ impl DiskReader {
                 why: format!("it does not hold cluster {cluster}, which it should"),
             }),
         }
-    }
-}
-
-/// Iterates over what is stored, merged.
-#[derive(Debug)]
-pub struct StoredRuns {
-    /// Base first; the run that is at hand.
-    layers: Vec<(Runs, Option<Run>)>,
-    at: u64,
-    end: u64,
-}
-
-impl StoredRuns {
-    /// Brings each layer's run at hand to one that ends behind `at`.
-    fn advance(&mut self) -> Result<()> {
-        for (runs, hand) in &mut self.layers {
-            while hand.is_none_or(|run| run.end() <= self.at) {
-                match runs.next() {
-                    Some(run) => *hand = Some(run?),
-                    None => {
-                        *hand = None;
-                        break;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Iterator for StoredRuns {
-    type Item = Result<StoredRun>;
-
-    fn next(&mut self) -> Option<Result<StoredRun>> {
-        while self.at < self.end {
-            if let Err(error) = self.advance() {
-                self.at = self.end;
-                return Some(Err(error));
-            }
-            // From the newest down: a run that begins later limits the older ones.
-            let mut limit = self.end;
-            for (layer, (_, hand)) in self.layers.iter().enumerate().rev() {
-                let Some(run) = hand else { continue };
-                if run.start > self.at {
-                    limit = limit.min(run.start);
-                    continue;
-                }
-                let (cluster, end) = (self.at, limit.min(run.end()));
-                self.at = end;
-                return Some(Ok(StoredRun {
-                    cluster,
-                    count: end - cluster,
-                    data: run.kind == Kind::Data,
-                    layer,
-                    digest: run.digest + cluster - run.start,
-                }));
-            }
-            self.at = limit;
-        }
-        None
-    }
-}
-
-/// Iterates over the extents of the whole disk.
-#[derive(Debug)]
-pub struct Extents {
-    runs: Peekable<StoredRuns>,
-    at: u64,
-    size: u64,
-    /// A data range behind the gap that was told last.
-    pending: Option<(u64, u64)>,
-}
-
-impl Extents {
-    /// The next data range in bytes, neighbours joined.
-    fn data(&mut self) -> Result<Option<(u64, u64)>> {
-        if let Some(range) = self.pending.take() {
-            return Ok(Some(range));
-        }
-        let mut range: Option<(u64, u64)> = None;
-        loop {
-            let joins = match (self.runs.peek(), &range) {
-                (None, _) => false,
-                (Some(Ok(run)), Some((_, end))) => run.data && run.cluster == *end,
-                (Some(_), _) => true,
-            };
-            let run = match self.runs.next_if(|_| joins) {
-                Some(run) => run?,
-                None => break,
-            };
-            if run.data {
-                let end = run.cluster + run.count;
-                range = Some((range.map_or(run.cluster, |(start, _)| start), end));
-            }
-        }
-        Ok(range.map(|(start, end)| (start * CLUSTER_SIZE, (end * CLUSTER_SIZE).min(self.size))))
-    }
-}
-
-impl Iterator for Extents {
-    type Item = Result<Extent>;
-
-    fn next(&mut self) -> Option<Result<Extent>> {
-        if self.at >= self.size {
-            return None;
-        }
-        let range = match self.data() {
-            Ok(range) => range,
-            Err(error) => {
-                self.at = self.size;
-                return Some(Err(error));
-            }
-        };
-        let offset = self.at;
-        let (end, kind) = match range {
-            Some((start, end)) if start == offset => (end, ExtentKind::Data),
-            Some((start, end)) => {
-                self.pending = Some((start, end));
-                (start, ExtentKind::Zero)
-            }
-            None => (self.size, ExtentKind::Zero),
-        };
-        self.at = end;
-        Some(Ok(Extent { offset, length: end - offset, kind }))
     }
 }

@@ -25,6 +25,7 @@ mod journal;
 mod layout;
 mod lock;
 mod manifest;
+mod merge;
 mod parallel;
 mod repository;
 mod select;
@@ -36,7 +37,7 @@ mod testing;
 mod verify;
 
 pub use catalogue::{DamagedPoint, Listing, Point, VmEntry};
-pub use disk_reader::{Buffers, Content, DiskReader, Extents, StoredRun, StoredRuns};
+pub use disk_reader::{Buffers, Content, DiskReader};
 pub use disk_writer::{DiskOptions, DiskWriter, Payload};
 pub use error::{Error, Result};
 pub use export::{ExportFormat, ExportOptions, ExportSummary};
@@ -47,6 +48,7 @@ pub use manifest::{
     Consistency, DiskRecord, DocumentEntry, Level, Manifest, ManifestDisk, ManifestSnapshot,
     ManifestVm, SkippedDisk,
 };
+pub use merge::{Extents, StoredRun, StoredRuns};
 pub use repository::Repository;
 pub use stage::Staging;
 pub use verify::{Finding, FindingKind, VerifyOptions, VerifyProgress, VerifyReport};

@@ -46,9 +46,8 @@ fn a_stale_or_silly_lock_file_is_no_obstacle() {
     }
 }
 
-/// Not a test of its own: the process that the next one kills.
+/// Not a test of its own but the process that the next one kills; does nothing without it.
 #[test]
-#[ignore = "started by a_killed_process_holds_nothing"]
 fn hold_until_killed() {
     let Ok(root) = std::env::var("HVBAK_TEST_LOCK_ROOT") else { return };
     let vm = std::env::var("HVBAK_TEST_LOCK_VM").unwrap().parse().unwrap();
@@ -65,7 +64,7 @@ fn a_killed_process_holds_nothing() {
     let repository = Repository::init(dir.path()).unwrap();
     let vm = VmId::random();
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "lock::tests::hold_until_killed", "--ignored", "--nocapture"])
+        .args(["--exact", "lock::tests::hold_until_killed", "--nocapture"])
         .env("HVBAK_TEST_LOCK_ROOT", dir.path())
         .env("HVBAK_TEST_LOCK_VM", vm.to_string())
         .stdout(Stdio::null())

@@ -13,8 +13,9 @@ use std::{
 };
 
 use crate::{
-    disk_reader::{DiskReader, StoredRun, StoredRuns},
+    disk_reader::DiskReader,
     error::{Error, Result},
+    merge::{StoredRun, StoredRuns},
 };
 
 /// Clusters per chunk: 8 MiB of guest data, so that taking one costs nothing.
