@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::{build, needs};
@@ -38,7 +38,11 @@ impl Drop for Stage {
         if self.keep {
             return;
         }
-        let _ = Command::new(self.bin.join("hvbak-lab")).args(["down", "--dir"]).arg(&self.dir).stderr(Stdio::null()).status();
+        let _ = Command::new(self.bin.join("hvbak-lab"))
+            .args(["down", "--dir"])
+            .arg(&self.dir)
+            .stderr(Stdio::null())
+            .status();
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
@@ -85,11 +89,17 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let dir = tempfile::Builder::new().prefix("hvbak-demo-").tempdir_in("/tmp")?.keep();
     let mut stage = Stage { dir, bin, worker, keep: false };
     play(&stage).inspect_err(|_| {
-        eprintln!("\nthe demo failed; the lab's log was:\n{}", fs::read_to_string(stage.dir.join("lab.log")).unwrap_or_default());
+        eprintln!(
+            "\nthe demo failed; the lab's log was:\n{}",
+            fs::read_to_string(stage.dir.join("lab.log")).unwrap_or_default()
+        );
     })?;
     stage.keep = args.keep;
     let dir = stage.dir.display().to_string();
-    println!("\nThe demo took {:.0} s. Everything was compared and is equal.", started.elapsed().as_secs_f64());
+    println!(
+        "\nThe demo took {:.0} s. Everything was compared and is equal.",
+        started.elapsed().as_secs_f64()
+    );
     if args.keep {
         println!("The lab runs on. Look around with:");
         println!("  {}/hvbak --config {dir}/hvbak.toml list vms", stage.bin.display());
@@ -98,15 +108,23 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     } else {
         println!("Run it with --keep to look around in the lab and the repository.");
     }
-    println!("Read next: README.md (a real site), crates/hvbak-repo/FORMAT.md (restore without hvbak), crates/README.md (how it is built).");
+    println!(
+        "Read next: README.md (a real site), crates/hvbak-repo/FORMAT.md (restore without hvbak), crates/README.md (how it is built)."
+    );
     Ok(())
 }
 
 fn play(stage: &Stage) -> Result<()> {
-    println!("\n== A lab: a simulated engine, two real SSH hosts, real qcow2 storage, a running VM");
+    println!(
+        "\n== A lab: a simulated engine, two real SSH hosts, real qcow2 storage, a running VM"
+    );
     let line = stage.lab(&["up", "--detach"])?;
     let up: Value = serde_json::from_str(&line).context("the lab's answer")?;
-    println!("engine {}, {} hosts", up["engine_url"].as_str().unwrap_or("?"), up["hosts"].as_array().map_or(0, Vec::len));
+    println!(
+        "engine {}, {} hosts",
+        up["engine_url"].as_str().unwrap_or("?"),
+        up["hosts"].as_array().map_or(0, Vec::len)
+    );
 
     println!("\n== The guest of VM web1 has data: a file, patterns, and a hole where it discarded");
     let file = stage.dir.join("guest.data");
@@ -119,11 +137,29 @@ fn play(stage: &Stage) -> Result<()> {
     write("web1_Disk1", &["--offset", "104857600", "--file", &file.to_string_lossy()])?;
     write("web1_Disk1", &["--offset", "1048576", "--length", "10485760", "--pattern", "171"])?;
     write("web1_data", &["--offset", "4096", "--length", "33554432", "--pattern", "7"])?;
-    stage.lab(&["guest-discard", "--vm", "web1", "--disk", "web1_data", "--offset", "8388608", "--length", "4194304"])?;
+    stage.lab(&[
+        "guest-discard",
+        "--vm",
+        "web1",
+        "--disk",
+        "web1_data",
+        "--offset",
+        "8388608",
+        "--length",
+        "4194304",
+    ])?;
     let mut references = Vec::new();
     for disk in ["web1_Disk1", "web1_data"] {
         let reference = stage.dir.join(format!("{disk}.reference"));
-        stage.lab(&["guest-read", "--vm", "web1", "--disk", disk, "--output", &reference.to_string_lossy()])?;
+        stage.lab(&[
+            "guest-read",
+            "--vm",
+            "web1",
+            "--disk",
+            disk,
+            "--output",
+            &reference.to_string_lossy(),
+        ])?;
         references.push((disk, reference));
     }
 
@@ -134,7 +170,9 @@ fn play(stage: &Stage) -> Result<()> {
     stage.show(&["doctor"])?;
     stage.show(&["list", "vms"])?;
 
-    println!("\n== Backup: freeze, snapshot, thaw, read over SSH, compare, publish, delete the snapshot");
+    println!(
+        "\n== Backup: freeze, snapshot, thaw, read over SSH, compare, publish, delete the snapshot"
+    );
     stage.show(&["backup", "--vm", "web1", "--dry-run"])?;
     stage.show(&["backup", "--vm", "web1"])?;
     stage.show(&["points"])?;
@@ -155,10 +193,22 @@ fn play(stage: &Stage) -> Result<()> {
     println!("\n== The same without an engine and without hvbak: qemu-img on the stored files");
     let out = stage.dir.join("out");
     fs::create_dir_all(&out)?;
-    stage.show(&["export", "web1@latest", "--format", "raw", "--output", &out.to_string_lossy()])?;
+    stage.show(&[
+        "export",
+        "web1@latest",
+        "--format",
+        "raw",
+        "--output",
+        &out.to_string_lossy(),
+    ])?;
     for (disk, reference) in &references {
         let exported = out.join(format!("{disk}.raw"));
-        build::run(Command::new("qemu-img").args(["compare", "-q", "-f", "raw", "-F", "raw"]).arg(&exported).arg(reference))?;
+        build::run(
+            Command::new("qemu-img")
+                .args(["compare", "-q", "-f", "raw", "-F", "raw"])
+                .arg(&exported)
+                .arg(reference),
+        )?;
     }
     for stored in stored(&stage.dir.join("repository"))? {
         build::run(Command::new("qemu-img").args(["check", "-q"]).arg(&stored))?;
@@ -168,13 +218,19 @@ fn play(stage: &Stage) -> Result<()> {
     println!("\n== Nothing is left behind");
     stage.show(&["cleanup"])?;
     let state: Value = serde_json::from_str(&stage.lab(&["state"])?)?;
-    let left = state["vms"].as_array().into_iter().flatten().flat_map(|vm| vm["snapshots"].as_array().cloned().unwrap_or_default());
+    let left = state["vms"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .flat_map(|vm| vm["snapshots"].as_array().cloned().unwrap_or_default());
     ensure!(left.into_iter().all(|s| s["kind"] == "active"), "a snapshot was left behind: {state}");
     Ok(())
 }
 
 fn compare(stage: &Stage, vm: &str, disk: &str, reference: &Path) -> Result<()> {
-    stage.lab(&["guest-read", "--vm", vm, "--disk", disk, "--compare", &reference.to_string_lossy()]).map(drop)
+    stage
+        .lab(&["guest-read", "--vm", vm, "--disk", disk, "--compare", &reference.to_string_lossy()])
+        .map(drop)
 }
 
 /// Something that compresses like a file system: this program's own sources and binary.

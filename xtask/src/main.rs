@@ -42,7 +42,17 @@ enum Command {
     Bench(bench::BenchArgs),
 }
 
-fn main() -> Result<()> {
+fn main() -> std::process::ExitCode {
+    match execute() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute() -> Result<()> {
     std::env::set_current_dir(build::root())?;
     let strict = std::env::var_os("HVBAK_NO_SKIP").is_some_and(|v| v == "1");
     match Cli::parse().command {

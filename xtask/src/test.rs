@@ -17,7 +17,15 @@ pub fn run(install: bool, no_skip: bool) -> Result<()> {
     step("format");
     must(cargo().args(["fmt", "--all", "--check"]))?;
     step("lints");
-    must(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    must(cargo().args([
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
     step("worker and programs");
     let worker = build::worker()?;
     build::programs()?;

@@ -43,8 +43,12 @@ const TOP: &[&str] = &[
 ];
 
 /// Pages that others rely on.
-const PAGES: &[&str] =
-    &["crates/README.md", "crates/hvbak-wire/PROTOCOL.md", "crates/hvbak-repo/FORMAT.md", "LICENSE"];
+const PAGES: &[&str] = &[
+    "crates/README.md",
+    "crates/hvbak-wire/PROTOCOL.md",
+    "crates/hvbak-repo/FORMAT.md",
+    "LICENSE",
+];
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -126,7 +130,8 @@ fn compare(table: &Rooms, metadata: &Value) -> Result<Vec<String>> {
         }
         let tree = reachable(&edges, id);
         let bad = tree.iter().filter_map(|dep| names.get(dep)).filter(|d| room.never.contains(*d));
-        problems.extend(bad.map(|d| format!("{name} has {d} in its tree, which must never be there")));
+        problems
+            .extend(bad.map(|d| format!("{name} has {d} in its tree, which must never be there")));
     }
     Ok(problems)
 }
@@ -231,7 +236,10 @@ mod tests {
         check(&a("\"hvbak-b\"", "\"mio\""), &["has mio in its tree"]);
         check(b, &["hvbak-a is not in rooms.toml"]);
         check(
-            &format!("{}[rooms.hvbak-c]\nours = []\nnever = []\n", a("\"hvbak-b\", \"hvbak-c\"", "")),
+            &format!(
+                "{}[rooms.hvbak-c]\nours = []\nnever = []\n",
+                a("\"hvbak-b\", \"hvbak-c\"", "")
+            ),
             &["hvbak-c, which is no room", "import hvbak-c, which it does not"],
         );
     }

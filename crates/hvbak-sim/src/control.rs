@@ -149,6 +149,18 @@ fn find_vm<'a>(s: &'a State, text: &str) -> Result<&'a crate::model::Vm> {
 
 /// Where a guest's disk can be read and written now.
 fn locate(lab: &Arc<Lab>, vm: &str, disk: &str) -> Result<Value> {
+    // A guest that is starting or stopping will be somewhere in a moment.
+    let moving = |s: &State| {
+        Ok::<_, anyhow::Error>(
+            ["powering_up", "powering_down"].contains(&find_vm(s, vm)?.status.as_str()),
+        )
+    };
+    for _ in 0..500 {
+        if !moving(&lab.state())? {
+            break;
+        }
+        thread::sleep(std::time::Duration::from_millis(20));
+    }
     let s = lab.state();
     let v = find_vm(&s, vm)?;
     let d = v

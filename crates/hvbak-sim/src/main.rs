@@ -197,8 +197,17 @@ enum FaultCmd {
     Clear,
 }
 
-fn main() -> Result<()> {
-    let cli = Cli::parse();
+fn main() -> std::process::ExitCode {
+    match execute(Cli::parse()) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(cli: Cli) -> Result<()> {
     let call = |dir: &Path, q: Value| control::call(dir, &q);
     let print = |value: &Value| println!("{value}");
     match cli.command {
