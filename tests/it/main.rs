@@ -1,1 +1,13 @@
-//! Tests of the whole program against real parts.
+//! Tests of the whole program against real parts: QEMU's block layer, OpenSSH, qcow2
+//! files. One behaviour per test, named as a sentence; each has a lab of its own.
+
+// The helpers of tests are tests too; clippy knows only `#[test]` functions.
+#![allow(clippy::unwrap_used)]
+
+mod backup_full;
+mod bad_input;
+mod cancel;
+mod cli;
+mod enroll;
+mod repository;
+mod restore;

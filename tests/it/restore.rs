@@ -1,0 +1,116 @@
+//! `hvbak restore`: the guest gets back what it had, in a VM that the engine starts.
+
+use hvbak_tests::{Lab, run_tool, wait_for};
+use serde_json::Value;
+
+fn vm(lab: &Lab, name: &str) -> Value {
+    let state = lab.state();
+    let vms = state["vms"].as_array().unwrap();
+    vms.iter()
+        .find(|v| v["name"] == name)
+        .unwrap_or_else(|| panic!("no VM {name}: {state}"))
+        .clone()
+}
+
+#[test]
+fn a_damaged_vm_comes_back_byte_for_byte_beside_itself() {
+    let lab = Lab::standard();
+    lab.fill_web1();
+    let (one, two) = (lab.save("web1", "web1_Disk1"), lab.save("web1", "web1_data"));
+    lab.hvbak(&["backup", "--vm", "web1"]).exits(0);
+    lab.write("web1", "web1_Disk1", 0, 16 << 20, 0xff);
+    lab.hvbak(&["restore", "web1@latest", "--name", "web1-restored"]).exits(0);
+    lab.same("web1-restored", "web1_Disk1", &one);
+    lab.same("web1-restored", "web1_data", &two);
+    for volume in lab.volumes("web1-restored", "web1_data") {
+        run_tool("qemu-img", &["check", "-f", "qcow2", volume.to_str().unwrap()]);
+    }
+    lab.assert_clean_but(&["web1-restored"]);
+}
+
+#[test]
+fn a_restored_vm_starts_and_has_its_nics_and_attachments() {
+    let lab = Lab::standard();
+    lab.hvbak(&["backup", "--vm", "web1"]).exits(0);
+    lab.hvbak(&["restore", "web1", "--name", "back", "--power-on", "--disconnected"]).exits(0);
+    wait_for("the VM's start", || vm(&lab, "back")["status"] == "up");
+    let (old, new) = (vm(&lab, "web1"), vm(&lab, "back"));
+    assert_eq!(new["disks"].as_array().unwrap().len(), 2);
+    let nics = new["nics"].as_array().unwrap();
+    assert_eq!((nics.len(), &nics[0]["linked"]), (1, &Value::Bool(false)), "{new}");
+    assert_ne!(nics[0]["mac"], old["nics"][0]["mac"], "the original VM still has this address");
+    assert_ne!(new["disks"][0], old["disks"][0]);
+    lab.assert_clean_but(&["back"]);
+}
+
+#[test]
+fn disks_are_restored_in_the_format_that_is_asked_for() {
+    let lab = Lab::standard();
+    lab.fill_web1();
+    let (one, two) = (lab.save("web1", "web1_Disk1"), lab.save("web1", "web1_data"));
+    lab.hvbak(&["backup", "--vm", "web1"]).exits(0);
+    for format in ["raw-sparse", "raw-preallocated", "cow"] {
+        let name = format!("as-{format}");
+        lab.hvbak(&["restore", "web1", "--name", &name, "--format", format]).exits(0);
+        lab.same(&name, "web1_Disk1", &one);
+        lab.same(&name, "web1_data", &two);
+        let volume = &lab.volumes(&name, "web1_data")[0];
+        let shown = run_tool("qemu-img", &["info", "--output=json", volume.to_str().unwrap()]);
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!(shown["format"], if format == "cow" { "qcow2" } else { "raw" });
+    }
+    lab.assert_clean_but(&["as-raw-sparse", "as-raw-preallocated", "as-cow"]);
+}
+
+#[test]
+fn a_thin_vm_comes_back_without_its_template() {
+    let lab = Lab::standard();
+    lab.write("thin1", "thin1_Disk1", 2 << 20, 2 << 20, 0x42);
+    let reference = lab.save("thin1", "thin1_Disk1");
+    lab.hvbak(&["backup", "--vm", "thin1"]).exits(0);
+    lab.hvbak(&["restore", "thin1", "--name", "thick1"]).exits(0);
+    lab.same("thick1", "thin1_Disk1", &reference);
+    assert_eq!(lab.volumes("thick1", "thin1_Disk1").len(), 1);
+}
+
+#[test]
+fn a_dry_run_of_a_restore_makes_nothing() {
+    let lab = Lab::standard();
+    lab.hvbak(&["backup", "--vm", "db1"]).exits(0);
+    lab.hvbak(&["restore", "db1", "--name", "other", "--dry-run"]).exits(0).says("db1_Disk1");
+    assert!(!lab.vm_names().iter().any(|n| n == "other"));
+    lab.assert_clean();
+}
+
+#[test]
+fn a_name_that_is_taken_is_refused_before_anything_is_made() {
+    let lab = Lab::standard();
+    lab.hvbak(&["backup", "--vm", "db1"]).exits(0);
+    let run = lab.hvbak(&["restore", "db1"]);
+    assert!(run.code == 1 || run.code == 2, "{run}");
+    run.says("db1").says("hint");
+    lab.assert_clean();
+}
+
+#[test]
+fn one_disk_of_a_point_can_be_restored_alone() {
+    let lab = Lab::standard();
+    lab.fill_web1();
+    let two = lab.save("web1", "web1_data");
+    lab.hvbak(&["backup", "--vm", "web1"]).exits(0);
+    lab.hvbak(&["restore", "web1", "--name", "part", "--disk", "web1_data"]).exits(0);
+    lab.same("part", "web1_data", &two);
+    assert_eq!(vm(&lab, "part")["disks"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_restore_that_fails_takes_away_what_it_made() {
+    let lab = Lab::standard();
+    lab.fill_web1();
+    lab.hvbak(&["backup", "--vm", "web1"]).exits(0);
+    let path = "/diskattachments";
+    lab.fault(&["http", "--method", "POST", "--path", path, "--status", "400", "--times", "1"]);
+    let run = lab.hvbak(&["restore", "web1", "--name", "never"]);
+    assert_ne!(run.code, 0, "{run}");
+    lab.assert_clean();
+}
