@@ -30,7 +30,8 @@ impl fmt::Debug for Digest {
 impl FromStr for Digest {
     type Err = DigestError;
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        if text.len() != 64 || !text.is_ascii() {
+        // `from_str_radix` would take a sign.
+        if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(DigestError);
         }
         let mut out = [0; 32];
@@ -51,5 +52,18 @@ impl TryFrom<String> for Digest {
 impl From<Digest> for String {
     fn from(digest: Digest) -> String {
         digest.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_hex_digits_are_a_digest() {
+        let text = "0f".repeat(32);
+        assert_eq!(text.parse::<Digest>().unwrap().to_string(), text);
+        assert!("+f".repeat(32).parse::<Digest>().is_err());
+        assert!("0f".repeat(31).parse::<Digest>().is_err());
     }
 }
