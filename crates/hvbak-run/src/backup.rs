@@ -169,9 +169,12 @@ async fn backup_vm(job: &Job, inventory: &Inventory, plan: &VmPlan) -> Result<Ma
     let (staging, lock) = open_staging(context, lock, &point).await?;
     let result = fill(job, inventory, plan, manifest, staging).await;
     let settled = match result {
-        Ok((staging, manifest)) => blocking("publish the point", move || staging.publish(manifest))
-            .await
-            .map(|p| p.manifest),
+        Ok((staging, manifest)) => {
+            context.phase(Some(plan.id), "publishing the point");
+            blocking("publish the point", move || staging.publish(manifest))
+                .await
+                .map(|p| p.manifest)
+        }
         Err(cause) => Err(cause),
     };
     if settled.is_err() {

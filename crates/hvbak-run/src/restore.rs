@@ -207,6 +207,7 @@ async fn fill_disks(
         let begun = write_disk::Begun::new(job, disk).await?;
         made.push(begun.step.clone());
         let (at, size) = begun.make(job, disk, plan.data_center, &mark).await?;
+        context.phase(None, format!("filling disk {}", disk.alias));
         write_disk::fill(job, access, disk, reader, at, size).await?;
         disks.push(RestoredDisk { source: disk.source, disk: begun.id, alias: disk.alias.clone() });
     }

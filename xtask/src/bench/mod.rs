@@ -1,0 +1,165 @@
+//! The benchmark: hvbak beside its peers, the same bytes on the same machine, in turns.
+//!
+//! Every figure is a median over rounds and every ratio the median of ratios within a
+//! round, so that a machine that is slow for a minute is slow for all. Peers are started
+//! with everything connected; hvbak is timed twice: the whole command, and without the
+//! engine's snapshot, merge and disk work, which no peer does.
+
+mod image;
+mod lab;
+mod measure;
+mod peers;
+mod report;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use self::{
+    image::Recipe,
+    lab::Lab,
+    peers::Peers,
+    report::{Report, Work},
+};
+use crate::build;
+
+/// What to measure.
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// JSON lines on stdout, the table on stderr
+    #[arg(long)]
+    json: bool,
+    /// A disk of 512 MiB and one round
+    #[arg(long)]
+    quick: bool,
+    /// Rounds of every contest
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Where the images go; else /dev/shm when there is room, else the target directory
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+/// Measures and compares with the goals.
+pub fn run(args: BenchArgs) -> Result<()> {
+    crate::needs::check(&[crate::needs::DEMO], false)?;
+    eprintln!("building hvbak, the lab and the worker as they are released");
+    let worker = build::worker()?;
+    build::run(build::cargo().args(["build", "--quiet", "--release"]).args([
+        "--package",
+        "hvbak",
+        "--package",
+        "hvbak-sim",
+    ]))?;
+    let bin = build::target_dir().join("release");
+    let size: u64 = if args.quick { 512 << 20 } else { 4 << 30 };
+    let rounds = args.rounds.unwrap_or(if args.quick { 1 } else { 5 }).max(1);
+    // Image and its copy in the lab, or copy, data, repository and one output.
+    let room = scratch(args.dir.as_deref(), size * 3)?;
+    let base = tempfile::Builder::new().prefix("hvbak-bench-").tempdir_in(&room)?;
+    eprintln!("working in {}", base.path().display());
+    let mut report = Report::new(args.json, size);
+    mixed(&bin, &worker, base.path(), size, rounds, &mut report)?;
+    dense(&bin, &worker, base.path(), size / 2, rounds.min(3), &mut report)?;
+    report.finish();
+    Ok(())
+}
+
+/// Disk (a): full backup and restore.
+fn mixed(
+    bin: &Path,
+    worker: &Path,
+    base: &Path,
+    size: u64,
+    rounds: usize,
+    report: &mut Report,
+) -> Result<()> {
+    eprintln!("preparing disk (a): {} MiB, three eighths of it data", size >> 20);
+    let recipe = Recipe { size, files: size / 40 * 9, random: size / 40 * 6 };
+    let (image, data) = (base.join("image"), base.join("data"));
+    let data_bytes = image::write(recipe, &image, Some(&data))?;
+    report.data_bytes = data_bytes;
+    let lab = Lab::up(bin, worker, &base.join("lab"), &image)?;
+    std::fs::remove_file(&image)?;
+    let peers = Peers::new(&lab, base, (data.clone(), data_bytes))?;
+    for name in peers.missing() {
+        report.missing(name);
+    }
+    for round in 0..rounds {
+        eprintln!("full backup, round {} of {rounds}", round + 1);
+        lab.forget_points()?;
+        report.add(Work::Backup, lab.backup()?);
+        for peer in peers.backups() {
+            report.add(Work::Backup, peers.run(peer)?);
+        }
+    }
+    std::fs::remove_file(&data)?;
+    for round in 0..rounds {
+        eprintln!("restore, round {} of {rounds}", round + 1);
+        let (sample, volume) = lab.restore(&format!("r{round}"))?;
+        if round == 0 {
+            let same = same_bytes(&volume, &lab.volume()?)?;
+            ensure!(same, "the restored disk differs from its source");
+        }
+        // The lab keeps the VM; its bytes are not wanted any more.
+        std::fs::File::create(&volume)?;
+        report.add(Work::Restore, sample);
+        for peer in peers.restores() {
+            report.add(Work::Restore, peers.run(peer)?);
+        }
+    }
+    Ok(())
+}
+
+/// A disk on which nothing can be saved: the price of the transport alone.
+fn dense(
+    bin: &Path,
+    worker: &Path,
+    base: &Path,
+    size: u64,
+    rounds: usize,
+    report: &mut Report,
+) -> Result<()> {
+    eprintln!("preparing a dense disk: {} MiB of random bytes", size >> 20);
+    let image = base.join("image");
+    image::write(Recipe { size, files: 0, random: size }, &image, None)?;
+    let lab = Lab::up(bin, worker, &base.join("lab"), &image)?;
+    std::fs::remove_file(&image)?;
+    let peers = Peers::new(&lab, base, (PathBuf::new(), size))?;
+    for round in 0..rounds {
+        eprintln!("dense backup, round {} of {rounds}", round + 1);
+        lab.forget_points()?;
+        report.add(Work::Dense, lab.backup()?);
+        report.add(Work::Dense, peers.run(report::CAT_NULL)?);
+    }
+    Ok(())
+}
+
+/// Where there is room for `need` bytes; memory first, since disks differ and vary more
+/// than what is measured.
+fn scratch(given: Option<&Path>, need: u64) -> Result<PathBuf> {
+    if let Some(dir) = given {
+        return Ok(dir.to_owned());
+    }
+    let shm = PathBuf::from("/dev/shm");
+    let margin = 3 << 30;
+    if measure::free_space(&shm).is_ok_and(|free| free > need + margin)
+        && measure::free_memory() > need + margin
+    {
+        return Ok(shm);
+    }
+    let target = build::target_dir();
+    let free = measure::free_space(&target)?;
+    ensure!(free > need, "{} has {free} bytes free and {need} are needed", target.display());
+    eprintln!("note: no room in memory, so the disk below {} is measured too", target.display());
+    Ok(target)
+}
+
+fn same_bytes(a: &Path, b: &Path) -> Result<bool> {
+    let status = std::process::Command::new("qemu-img")
+        .args(["compare", "-q", "-f", "raw", "-F", "raw"])
+        .args([a, b])
+        .status()
+        .context("start qemu-img")?;
+    Ok(status.success())
+}
