@@ -109,6 +109,10 @@ pub struct ManifestDisk {
     pub active: bool,
     #[serde(default)]
     pub read_only: bool,
+    #[serde(default)]
+    pub pass_discard: bool,
+    #[serde(default)]
+    pub wipe_after_delete: bool,
     /// The engine's `raw` or `cow`.
     #[serde(default)]
     pub format: Option<String>,

@@ -95,6 +95,8 @@ pub fn disk_entry(record: DiskRecord) -> ManifestDisk {
         bootable: true,
         active: true,
         read_only: false,
+        pass_discard: false,
+        wipe_after_delete: false,
         format: Some("cow".into()),
         sparse: Some(true),
         domain: None,

@@ -67,6 +67,8 @@ fn publish(
         bootable: true,
         active: true,
         read_only: false,
+        pass_discard: false,
+        wipe_after_delete: false,
         format: Some("cow".into()),
         sparse: Some(true),
         domain: None,

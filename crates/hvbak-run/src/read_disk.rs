@@ -224,6 +224,11 @@ fn describe(
         bootable: attachment.and_then(|a| a.bootable).unwrap_or(false),
         active: attachment.and_then(|a| a.active).unwrap_or(true),
         read_only: attachment.and_then(|a| a.read_only).unwrap_or(false),
+        pass_discard: attachment.and_then(|a| a.pass_discard).unwrap_or(false),
+        wipe_after_delete: attachment
+            .and_then(|a| a.disk.as_ref())
+            .and_then(|d| d.wipe_after_delete)
+            .unwrap_or(false),
         format: Some(if raw { "raw" } else { "cow" }.into()),
         sparse: Some(!(raw && preallocated)),
         domain: plan.domain,

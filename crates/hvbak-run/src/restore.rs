@@ -69,8 +69,8 @@ pub fn point_facts(point: &Point) -> Result<PointFacts> {
             bootable: d.bootable,
             active: d.active,
             read_only: d.read_only,
-            pass_discard: false,
-            wipe_after_delete: false,
+            pass_discard: d.pass_discard,
+            wipe_after_delete: d.wipe_after_delete,
         })
         .collect();
     Ok(PointFacts {

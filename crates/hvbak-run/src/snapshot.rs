@@ -118,10 +118,8 @@ async fn make(job: &Job, plan: &VmPlan, description: &str, frozen: bool) -> Resu
     let doing = format!("take a snapshot of {}", plan.name);
     // A frozen guest must not wait for other people's locks.
     let patience = frozen.then_some(Duration::from_secs(10));
-    let created = context
-        .engine
-        .create_snapshot_within(patience, plan.id, description, Some(&disks))
-        .await;
+    let created =
+        context.engine.create_snapshot_within(patience, plan.id, description, Some(&disks)).await;
     let result = match created {
         Ok(created) => {
             let id = created.entity.id;
