@@ -15,6 +15,7 @@ pub mod ovf;
 pub mod qsd;
 pub mod render;
 pub mod replay;
+pub mod search;
 pub mod seed;
 pub mod server;
 pub mod storage;

@@ -259,6 +259,19 @@ impl State {
         Some(GuestDisk { disk: id, domain, top: disk.top })
     }
 
+    /// Name of a data center, empty for none.
+    pub fn center_name(&self, id: Uuid) -> String {
+        self.data_centers.iter().find(|d| d.id == id).map_or_else(String::new, |d| d.name.clone())
+    }
+
+    /// Names of a cluster and of its data center.
+    pub fn cluster_names(&self, id: Uuid) -> (String, String) {
+        match self.clusters.iter().find(|c| c.id == id) {
+            Some(c) => (c.name.clone(), self.center_name(c.data_center)),
+            None => Default::default(),
+        }
+    }
+
     /// The VMs that have a disk.
     pub fn owners(&self, disk: Uuid) -> Vec<Uuid> {
         self.vms

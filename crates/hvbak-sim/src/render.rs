@@ -53,7 +53,9 @@ pub fn host(s: &State, h: &crate::hosts::Host) -> X {
     X::default().n("host", &at("hosts", h.id), inner)
 }
 
-pub fn domain(d: &Domain, with_status: bool) -> X {
+/// `with_status`: below a data center; `/storagedomains` shows none.
+pub fn domain(s: &State, d: &Domain, with_status: bool) -> X {
+    let master = s.domains.iter().find(|x| x.data_center == d.data_center);
     let free = d.available.unwrap_or_else(|| free(&d.dir));
     let mut storage = X::default();
     if d.kind != Kind::Local {
@@ -75,7 +77,7 @@ pub fn domain(d: &Domain, with_status: bool) -> X {
         .t("committed", 0)
         .t("critical_space_action_blocker", 5)
         .t("discard_after_delete", false)
-        .t("master", true);
+        .t("master", master.is_some_and(|m| m.id == d.id));
     if with_status {
         inner = inner.t("status", "active");
     }

@@ -41,7 +41,9 @@ pub fn select<T>(
     };
     let mut items: Vec<T> = items
         .into_iter()
-        .filter(|i| query.any.is_empty() || query.any.iter().any(|all| all.iter().all(|t| fits(i, t))))
+        .filter(|i| {
+            query.any.is_empty() || query.any.iter().any(|all| all.iter().all(|t| fits(i, t)))
+        })
         .collect();
     if let Some((field, descending)) = &query.sort {
         items.sort_by_key(|item| value(item, field));
@@ -68,9 +70,8 @@ pub fn page(request: &Request) -> usize {
 }
 
 fn parse(text: &str, fields: &[&str]) -> Result<Query, Refusal> {
-    let bad = || {
-        Refusal::bad("Operation Failed", format!("Search expression is not valid: {text}"))
-    };
+    let bad =
+        || Refusal::bad("Operation Failed", format!("Search expression is not valid: {text}"));
     let known = |word: &str| {
         let word = word.to_lowercase();
         fields.contains(&word.as_str()).then_some(word).ok_or_else(bad)

@@ -5,24 +5,39 @@ use uuid::Uuid;
 use super::{Reply, Request, done, parse, root, uuid};
 use crate::{
     fault::Refusal,
-    model::{Lab, Named},
-    render,
+    model::{Event, Lab, Named},
+    render, search,
     xml::{X, id_of, text},
 };
 
+const FIELDS: [&str; 9] = [
+    "message",
+    "type",
+    "severity",
+    "time",
+    "event_vm",
+    "event_vm_id",
+    "correlation_id",
+    "origin",
+    "custom_event_id",
+];
+
 pub(super) fn list(lab: &Lab, q: &Request) -> Reply {
     let s = lab.state();
-    let search = q.query.get("search").map_or("", String::as_str);
-    let wanted = search.split_whitespace().find_map(|w| w.strip_prefix("correlation_id="));
-    let vm = search.split_whitespace().find_map(|w| w.strip_prefix("event_vm_id="));
-    let from = q.query.get("from").and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
-    let max = q.query.get("max").and_then(|m| m.parse::<usize>().ok()).unwrap_or(usize::MAX);
-    let list = s.events.iter().rev().filter(|e| {
-        e.id > from
-            && wanted.is_none_or(|w| e.correlation == w)
-            && vm.is_none_or(|v| e.vm.is_some_and(|id| id.to_string() == v))
-    });
-    Ok((200, X::list("events", list.take(max).map(render::event))))
+    let from = search::number(q, "from").unwrap_or(0) as u64;
+    let newest_first = s.events.iter().rev().filter(|e| e.id > from).collect();
+    let list = search::select(q, newest_first, &FIELDS, |e: &&Event, field| match field {
+        "message" => vec![e.description.clone()],
+        "type" => vec![e.code.to_string()],
+        "severity" => vec![e.severity.clone()],
+        "event_vm_id" => e.vm.iter().map(Uuid::to_string).collect(),
+        "event_vm" => e.vm.and_then(|v| Some(s.vm(v)?.name.clone())).into_iter().collect(),
+        "correlation_id" => vec![e.correlation.clone()],
+        "origin" => vec![e.origin.clone()],
+        "time" => vec![crate::xml::time(e.time)],
+        _ => e.custom_id.iter().map(i64::to_string).collect(),
+    })?;
+    Ok((200, X::list("events", list.into_iter().map(render::event))))
 }
 
 pub(super) fn post(lab: &Lab, body: &str) -> Reply {
@@ -35,15 +50,27 @@ pub(super) fn post(lab: &Lab, body: &str) -> Reply {
     };
     let (description, severity, origin) =
         (need("description")?, need("severity")?, need("origin")?);
-    let custom: i64 =
+    // 32 bits in the engine: milliseconds since 1970 do not fit.
+    let custom: i32 =
         need("custom_id")?.parse().map_err(|_| Refusal::bad("Invalid value", "custom_id"))?;
+    let custom = i64::from(custom);
+    let code = match severity.as_str() {
+        "normal" => 9801,
+        "warning" => 9802,
+        "error" => 9803,
+        "alert" => 9804,
+        other => {
+            let text = format!("{other} is not a member of LogSeverity");
+            return Err(Refusal::bad("Invalid value", text));
+        }
+    };
     let mut s = lab.state();
     if origin == "oVirt"
         || s.events.iter().any(|e| e.origin == origin && e.custom_id == Some(custom))
     {
         return Err(Refusal::bad("Operation Failed", "External event is invalid or exists"));
     }
-    s.event(9801, &severity, description, "", id_of(x, "vm"));
+    s.event(code, &severity, description, "", id_of(x, "vm"));
     let Some(event) = s.events.last_mut() else { return Err(Refusal::NotFound) };
     event.origin = origin;
     event.custom_id = Some(custom);
@@ -54,6 +81,11 @@ pub(super) fn tags(lab: &Lab, q: &Request, parts: &[&str], body: &str) -> Reply 
     let mut s = lab.state();
     match (q.method.as_str(), parts) {
         ("GET", ["tags"]) => Ok((200, X::list("tags", s.tags.iter().map(render::tag)))),
+        ("GET", ["tags", id]) => {
+            let id = uuid(id)?;
+            let tag = s.tags.iter().find(|t| t.id == id).ok_or(Refusal::NotFound)?;
+            Ok((200, render::tag(tag)))
+        }
         ("POST", ["tags"]) => {
             let doc = parse(body)?;
             let name = text(root(&doc, &["tag"])?, "name").ok_or_else(|| {
@@ -69,7 +101,9 @@ pub(super) fn tags(lab: &Lab, q: &Request, parts: &[&str], body: &str) -> Reply 
         }
         ("DELETE", ["tags", id]) => {
             let id = uuid(id)?;
-            s.tags.retain(|t| t.id != id);
+            let at = s.tags.iter().position(|t| t.id == id).ok_or(Refusal::NotFound)?;
+            s.tags.remove(at);
+            s.vms.iter_mut().for_each(|v| v.tags.retain(|t| *t != id));
             done()
         }
         _ => Err(Refusal::NotFound),

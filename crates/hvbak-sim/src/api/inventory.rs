@@ -2,11 +2,12 @@
 
 use uuid::Uuid;
 
-use super::{Reply, Request, select, uuid};
+use super::{Reply, Request, uuid};
 use crate::{
     fault::Refusal,
     model::{Lab, State},
     render,
+    search::select,
     xml::{X, at},
 };
 
@@ -15,7 +16,10 @@ pub(super) fn get(lab: &Lab, q: &Request, parts: &[&str]) -> Reply {
     let ok = |x| Ok((200, x));
     match parts {
         ["datacenters"] => {
-            ok(X::list("data_centers", s.data_centers.iter().map(render::data_center)))
+            let found = select(q, s.data_centers.iter().collect(), &["name", "status"], |d, f| {
+                vec![if f == "name" { d.name.clone() } else { "up".into() }]
+            })?;
+            ok(X::list("data_centers", found.into_iter().map(render::data_center)))
         }
         ["datacenters", id] => {
             let id = uuid(id)?;
@@ -27,31 +31,57 @@ pub(super) fn get(lab: &Lab, q: &Request, parts: &[&str]) -> Reply {
             let id = uuid(id)?;
             ok(X::list(
                 "storage_domains",
-                s.domains.iter().filter(|d| d.data_center == id).map(|d| render::domain(d, true)),
+                s.domains
+                    .iter()
+                    .filter(|d| d.data_center == id)
+                    .map(|d| render::domain(&s, d, true)),
             ))
         }
-        ["clusters"] => ok(X::list("clusters", s.clusters.iter().map(render::cluster))),
+        ["clusters"] => {
+            let fields = ["name", "datacenter"];
+            let found = select(q, s.clusters.iter().collect(), &fields, |c, f| {
+                vec![if f == "name" { c.name.clone() } else { s.center_name(c.data_center) }]
+            })?;
+            ok(X::list("clusters", found.into_iter().map(render::cluster)))
+        }
         ["clusters", _, "affinitygroups"] => ok(X::list("affinity_groups", [])),
         ["clusters", id] => {
             let id = uuid(id)?;
             ok(render::cluster(s.clusters.iter().find(|c| c.id == id).ok_or(Refusal::NotFound)?))
         }
-        ["hosts"] => ok(X::list(
-            "hosts",
-            select(q, s.hosts.iter().collect(), |h| (h.name.clone(), h.id.to_string()))
-                .into_iter()
-                .map(|h| render::host(&s, h)),
-        )),
+        ["hosts"] => {
+            let fields = ["name", "id", "status", "address", "cluster", "datacenter"];
+            let found = select(q, s.hosts.iter().collect(), &fields, |h, f| {
+                vec![match f {
+                    "name" => h.name.clone(),
+                    "id" => h.id.to_string(),
+                    "status" => h.status.clone(),
+                    "address" => "127.0.0.1".into(),
+                    "cluster" => s.cluster_names(h.cluster).0,
+                    _ => s.cluster_names(h.cluster).1,
+                }]
+            })?;
+            ok(X::list("hosts", found.into_iter().map(|h| render::host(&s, h))))
+        }
         ["hosts", id] => {
             let id = uuid(id)?;
             ok(render::host(&s, s.hosts.iter().find(|h| h.id == id).ok_or(Refusal::NotFound)?))
         }
         ["storagedomains"] => {
-            ok(X::list("storage_domains", s.domains.iter().map(|d| render::domain(d, false))))
+            let fields = ["name", "status", "datacenter", "type"];
+            let found = select(q, s.domains.iter().collect(), &fields, |d, f| {
+                vec![match f {
+                    "name" => d.name.clone(),
+                    "status" => "active".into(),
+                    "datacenter" => s.center_name(d.data_center),
+                    _ => "data".into(),
+                }]
+            })?;
+            ok(X::list("storage_domains", found.into_iter().map(|d| render::domain(&s, d, false))))
         }
         ["storagedomains", id] => {
             let id = uuid(id)?;
-            ok(render::domain(s.domain(id).ok_or(Refusal::NotFound)?, false))
+            ok(render::domain(&s, s.domain(id).ok_or(Refusal::NotFound)?, false))
         }
         ["storagedomains", id, "disks"] => {
             let id = uuid(id)?;
@@ -77,7 +107,18 @@ pub(super) fn get(lab: &Lab, q: &Request, parts: &[&str]) -> Reply {
                 )],
             ))
         }
-        ["templates"] => ok(X::list("templates", s.templates.iter().map(template))),
+        ["templates"] => {
+            let fields = ["name", "cluster", "datacenter"];
+            let found = select(q, s.templates.iter().collect(), &fields, |t, f| {
+                let (cluster, center) = s.cluster_names(t.cluster);
+                vec![match f {
+                    "name" => t.name.clone(),
+                    "cluster" => cluster,
+                    _ => center,
+                }]
+            })?;
+            ok(X::list("templates", found.into_iter().map(template)))
+        }
         ["templates", id] => {
             let id = uuid(id)?;
             ok(template(s.templates.iter().find(|t| t.id == id).ok_or(Refusal::NotFound)?))
@@ -94,7 +135,11 @@ pub(super) fn get(lab: &Lab, q: &Request, parts: &[&str]) -> Reply {
         }
         ["networks"] => ok(X::list(
             "networks",
-            s.networks.iter().map(|n| {
+            select(q, s.networks.iter().collect(), &["name", "datacenter"], |n, f| {
+                vec![if f == "name" { n.name.clone() } else { s.center_name(n.of) }]
+            })?
+            .into_iter()
+            .map(|n| {
                 let inner = X::default().t("name", &n.name).t("mtu", 0).r(
                     "data_center",
                     "datacenters",
@@ -133,8 +178,10 @@ pub(super) fn disk_snapshots(s: &State, domain: Uuid) -> Vec<X> {
     for x in s.vms.iter().flat_map(|v| &v.snapshots) {
         for (disk, volume) in &x.disks {
             let Some(d) = s.disk(*disk).filter(|d| d.domain == domain) else { continue };
+            let raw = s.domain(domain).is_some_and(|x| x.is_raw(d.id, *volume).unwrap_or(false));
             let inner = X::default()
                 .t("alias", &d.alias)
+                .t("format", if raw { "raw" } else { "cow" })
                 .t("status", d.status)
                 .t("provisioned_size", d.size)
                 .id("snapshot", x.id)

@@ -266,47 +266,6 @@ fn api_root(lab: &Lab) -> X {
     X::default().n("api", "", inner)
 }
 
-/// Filters and cuts as `search=` and `max=` say: `name=`, `id=`, with `page N`.
-fn select<T>(q: &Request, items: Vec<T>, name: impl Fn(&T) -> (String, String)) -> Vec<T> {
-    let search = q.query.get("search").map_or("", String::as_str);
-    let mut wanted: Option<(bool, String)> = None;
-    let mut page = 1usize;
-    let mut words = search.split_whitespace().peekable();
-    let mut sorted = false;
-    if let Some(at) = search.find("name=").or_else(|| search.find("id=")) {
-        let by_name = search[at..].starts_with("name=");
-        let value = search[at..].split_once('=').map_or("", |(_, v)| v);
-        let value = match value.strip_prefix('"') {
-            Some(quoted) => quoted.split('"').next().unwrap_or("").to_owned(),
-            None => value.split_whitespace().next().unwrap_or("").to_owned(),
-        };
-        wanted = Some((by_name, value.to_lowercase()));
-    }
-    while let Some(word) = words.next() {
-        match word {
-            "page" => page = words.peek().and_then(|p| p.parse().ok()).unwrap_or(1),
-            "sortby" => sorted = true,
-            _ => {}
-        }
-    }
-    let mut items: Vec<T> = items
-        .into_iter()
-        .filter(|item| {
-            let (n, id) = name(item);
-            wanted.as_ref().is_none_or(|(by_name, value)| {
-                if *by_name { n.to_lowercase() == *value } else { id == *value }
-            })
-        })
-        .collect();
-    if sorted {
-        items.sort_by_key(|item| name(item).0);
-    }
-    match q.query.get("max").and_then(|m| m.parse::<usize>().ok()).filter(|m| *m > 0) {
-        Some(max) => items.into_iter().skip((page.max(1) - 1) * max).take(max).collect(),
-        None => items,
-    }
-}
-
 /// A fault that was ordered for this request, if any; waits as long as it says.
 pub fn injected(lab: &Lab, request: &Request) -> Option<Option<Answer>> {
     let fault = {

@@ -1,12 +1,30 @@
 //! VMs and their parts, as the engine shows them.
 
-use super::{Reply, Request, select, uuid};
+use super::{Reply, Request, uuid};
 use crate::{
     fault::Refusal,
-    model::{Lab, Vm},
+    model::{Lab, State, Vm},
     ovf, render,
+    search::select,
     xml::X,
 };
+
+const FIELDS: [&str; 9] =
+    ["name", "id", "status", "host", "cluster", "datacenter", "tag", "description", "comment"];
+
+fn values(s: &State, v: &Vm, field: &str) -> Vec<String> {
+    match field {
+        "name" => vec![v.name.clone()],
+        "id" => vec![v.id.to_string()],
+        "status" => vec![v.status.clone()],
+        "host" => s.hosts.iter().filter(|h| Some(h.id) == v.host).map(|h| h.name.clone()).collect(),
+        "cluster" => vec![s.cluster_names(v.cluster).0],
+        "datacenter" => vec![s.cluster_names(v.cluster).1],
+        "tag" => s.tags.iter().filter(|t| v.tags.contains(&t.id)).map(|t| t.name.clone()).collect(),
+        "description" => vec![v.description.clone()],
+        _ => vec![v.comment.clone()],
+    }
+}
 
 pub(super) fn get(
     lab: &Lab,
@@ -18,7 +36,7 @@ pub(super) fn get(
     let s = lab.state();
     let ok = |x| Ok((200, x));
     let Some(first) = parts.first() else {
-        let list = select(q, s.vms.iter().collect(), |v: &&Vm| (v.name.clone(), v.id.to_string()));
+        let list = select(q, s.vms.iter().collect(), &FIELDS, |v: &&Vm, f| values(&s, v, f))?;
         return ok(X::list("vms", list.into_iter().map(|v| render::vm(&s, v, follow, None))));
     };
     let v = s.vm(uuid(first)?).ok_or(Refusal::NotFound)?;
