@@ -198,7 +198,8 @@ impl EngineError {
             Self::Fault { reason, .. } if reason.contains("syntactically") => {
                 "the engine does not know an element of the request; please report this with the engine's version"
             }
-            Self::Fault { .. } | Self::OutcomeUnknown { .. } | Self::Failed { .. } => {
+            Self::Failed { .. } => "the engine's events of the VM or disk name the cause",
+            Self::Fault { .. } | Self::OutcomeUnknown { .. } => {
                 return self.correlation().map(|id| {
                     format!("engine.log and the events name the cause under correlation id {id}")
                 });

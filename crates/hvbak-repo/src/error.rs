@@ -161,7 +161,7 @@ impl Error {
             | Self::Image { .. } => {
                 "`hvbak verify` names what is damaged; another point or a copy may be whole".into()
             }
-            Self::OutputExists { .. } => "choose another path or add `--overwrite`".into(),
+            Self::OutputExists { .. } => "choose another path or add `--force`".into(),
             _ => return None,
         })
     }

@@ -65,8 +65,12 @@ impl Lab {
     /// A lab that hvbak has not met.
     pub fn bare(seed: &Value, options: &[&str]) -> Self {
         // Socket paths end at 107 bytes, so the folder must have a short name.
-        let dir =
-            tempfile::Builder::new().prefix("hvbak-it-").tempdir_in("/tmp").expect("a folder");
+        let dir = tempfile::Builder::new().prefix("hvbak-it-").tempdir_in("/tmp");
+        Self::at(dir.expect("a folder"), seed, options)
+    }
+
+    /// The same in a folder that the test has prepared; the lab's own is `lab` in it.
+    pub fn at(dir: TempDir, seed: &Value, options: &[&str]) -> Self {
         let file = dir.path().join("seed.json");
         fs::write(&file, seed.to_string()).expect("the seed");
         let mut command = Command::new(bin("hvbak-lab"));
@@ -143,21 +147,44 @@ impl Lab {
         self.lab("fault", args);
     }
 
-    /// Asks the engine as another client would, with curl; gives the answer's text.
+    /// Asks the engine as another client would; gives the answer's text.
     #[track_caller]
     pub fn api(&self, method: &str, path: &str, body: &str) -> String {
         let password = fs::read_to_string(self.path("engine.password")).expect("the password");
-        let text = |key: &str| self.up[key].as_str().unwrap_or("").to_owned();
-        let login = self.scratch("curl.conf");
-        let user = format!("user = \"{}:{}\"\n", text("username"), password.trim());
-        fs::write(&login, user).expect("curl's configuration");
-        let url = format!("{}{path}", text("engine_url"));
-        let mut curl = Command::new("curl");
-        curl.args(["--silent", "--show-error", "--fail", "--config"]).arg(&login);
-        curl.args(["--cacert", &text("ca_file"), "--request", method, &url]);
+        let form = format!(
+            "grant_type=password&scope=ovirt-app-api&username={}&password={}",
+            self.up["username"].as_str().unwrap_or("").replace('@', "%40"),
+            password.trim()
+        );
+        let url = self.up["engine_url"].as_str().unwrap_or("");
+        let sso = url.replace("/api", "/sso/oauth/token");
+        let answer = self
+            .curl(&["--header", "Accept: application/json", "--data-binary", "@-", &sso], &form);
+        let token: Value = serde_json::from_str(&answer).expect("a token");
+        let token =
+            format!("Authorization: Bearer {}", token["access_token"].as_str().unwrap_or(""));
+        let url = format!("{url}{path}");
+        let mut args =
+            vec!["--request", method, "--header", &token, "--header", "Accept: application/xml"];
         if !body.is_empty() {
-            curl.args(["--header", "Content-Type: application/xml", "--data", body]);
+            args.extend(["--header", "Content-Type: application/xml", "--data-binary", "@-"]);
         }
+        args.push(&url);
+        self.curl(&args, body)
+    }
+
+    #[track_caller]
+    fn curl(&self, args: &[&str], input: &str) -> String {
+        let file = self.scratch("curl.in");
+        fs::write(&file, input).expect("curl's input");
+        let args: Vec<_> = args
+            .iter()
+            .map(|a| if *a == "@-" { format!("@{}", file.display()) } else { (*a).to_owned() })
+            .collect();
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--fail", "--cacert"])
+            .arg(self.path("ca.pem"))
+            .args(args);
         Started::new(&mut curl).wait().exits(0).stdout
     }
 
@@ -327,7 +354,10 @@ impl Drop for Lab {
         let mut down = Command::new(bin("hvbak-lab"));
         down.args(["down", "--dir"]).arg(self.dir.path().join("lab"));
         let told = down.output().is_ok_and(|o| o.status.success());
-        if !told && let Some(pid) = self.up["pid"].as_i64() {
+        let pid = self.up["pid"].as_i64().unwrap_or(0);
+        // The number may be another's by now.
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        if !told && name.trim() == "hvbak-lab" {
             let _ = kill(Pid::from_raw(pid as i32), Signal::SIGTERM);
         }
         if std::thread::panicking() {

@@ -7,9 +7,11 @@
 pub mod damage;
 pub mod lab;
 pub mod program;
+pub mod small;
 
 pub use lab::{Lab, Replay, small};
 pub use program::{Run, Started, run_tool};
+pub use small::Small;
 
 use std::{
     io::Write,
