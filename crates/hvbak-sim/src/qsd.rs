@@ -117,6 +117,27 @@ impl Running {
         .map(drop)
     }
 
+    /// Takes a disk away from the guest and closes its chain.
+    pub fn detach(&mut self, disk: &GuestDisk) -> Result<()> {
+        let export = json!({ "id": export_id(disk.disk), "mode": "hard" });
+        self.call("block-export-del", export)?;
+        // The export goes in the background; until then its node is busy.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let exports = self.call("query-block-exports", json!({}))?;
+            let there = |e: &Value| e["id"] == export_id(disk.disk).as_str();
+            if !exports.as_array().is_some_and(|all| all.iter().any(there)) {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "the export of {} does not end", disk.disk);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for volume in disk.domain.chain(disk.disk, disk.top)? {
+            self.call("blockdev-del", json!({ "node-name": node(volume) }))?;
+        }
+        Ok(())
+    }
+
     fn open(
         &mut self,
         disk: &GuestDisk,

@@ -82,6 +82,7 @@ fn parse(text: &str, fields: &[&str]) -> Result<Query, Refusal> {
     while let Some(word) = at.next() {
         match word.as_str() {
             "and" => {}
+            "or" if query.any.last().is_none_or(Vec::is_empty) => return Err(bad()),
             "or" => query.any.push(Vec::new()),
             "sortby" => {
                 let field = known(at.next().ok_or_else(bad)?)?;
@@ -115,7 +116,7 @@ fn parse(text: &str, fields: &[&str]) -> Result<Query, Refusal> {
             }
         }
     }
-    if query.any.len() > 1 && query.any.iter().any(Vec::is_empty) {
+    if query.any.last().is_some_and(Vec::is_empty) {
         return Err(bad());
     }
     Ok(query)

@@ -261,26 +261,10 @@ fn make_vm(s: &mut State, seed: &SeedVm) -> Result<Vm> {
     }
     let mut template = Uuid::nil();
     if let Some(name) = &seed.template {
-        let t = s.templates.iter().find(|t| t.name == *name).context("template")?.clone();
-        template = t.id;
-        for (n, base) in t.attachments.iter().enumerate() {
-            let base = s.disk(base.disk).context("template disk")?.clone();
-            let domain = s.domain(base.domain).context("domain")?;
-            let (image, volume) = (Uuid::new_v4(), Uuid::new_v4());
-            domain.link_template(base.id, base.top, image)?;
-            let alias = format!("{}_Disk{}", seed.name, n + 1);
-            domain.create_volume(&NewVolume {
-                image,
-                volume,
-                parent: Some(base.top),
-                cow: true,
-                preallocated: false,
-                capacity: base.size,
-                alias: alias.clone(),
-            })?;
-            let disk = Disk { id: image, alias, top: volume, cow: true, sparse: true, ..base };
-            attachments.push(Attachment { disk: image, ..t.attachments[n].clone() });
+        template = s.templates.iter().find(|t| t.name == *name).context("template")?.id;
+        for (disk, attachment) in thin_disks(s, template, &seed.name)? {
             s.disks.push(disk);
+            attachments.push(attachment);
         }
     }
     let nics = (1..=seed.nics)
@@ -320,6 +304,32 @@ fn make_vm(s: &mut State, seed: &SeedVm) -> Result<Vm> {
         snapshots: vec![active()],
         running: Arc::default(),
     })
+}
+
+/// The disks of a VM that is thin on a template: overlays beside hard links of the
+/// template's volumes. Not in the state yet.
+pub fn thin_disks(s: &State, template: Uuid, vm: &str) -> Result<Vec<(Disk, Attachment)>> {
+    let template = s.templates.iter().find(|t| t.id == template).context("template")?;
+    let mut out = Vec::new();
+    for (n, attached) in template.attachments.iter().enumerate() {
+        let base = s.disk(attached.disk).context("template disk")?.clone();
+        let domain = s.domain(base.domain).context("domain")?;
+        let (image, volume) = (Uuid::new_v4(), Uuid::new_v4());
+        domain.link_template(base.id, base.top, image)?;
+        let alias = format!("{vm}_Disk{}", n + 1);
+        domain.create_volume(&NewVolume {
+            image,
+            volume,
+            parent: Some(base.top),
+            cow: true,
+            preallocated: false,
+            capacity: base.size,
+            alias: alias.clone(),
+        })?;
+        let disk = Disk { id: image, alias, top: volume, cow: true, sparse: true, ..base };
+        out.push((disk, Attachment { disk: image, ..attached.clone() }));
+    }
+    Ok(out)
 }
 
 fn make_disk(s: &State, seed: &SeedDisk) -> Result<Disk> {

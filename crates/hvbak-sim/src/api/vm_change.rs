@@ -12,7 +12,7 @@ use crate::{
     fault::Refusal,
     model::Lab,
     ops, render,
-    xml::{child, flag, text},
+    xml::{child, flag, id_of, text},
 };
 
 pub(super) fn change(
@@ -31,6 +31,13 @@ pub(super) fn change(
             let doc = parse(body)?;
             let vm = root(&doc, &["vm"])?;
             let mut s = lab.state();
+            if let Some(name) = text(vm, "name")
+                && s.vms.iter().any(|v| v.name == name && v.id != id)
+            {
+                return Err(Refusal::conflict(
+                    "Cannot edit VM. The VM name is already in use, please choose a unique name and try again.",
+                ));
+            }
             let v = s.vm_mut(id).ok_or(Refusal::NotFound)?;
             for (path, field) in [
                 ("name", &mut v.name),
@@ -51,6 +58,15 @@ pub(super) fn change(
             vm_delete(lab, id, q.query.get("detach_only").is_some_and(|v| v == "true"))
         }
         ("POST", ["start"]) => ops::start(lab, id).and_then(|()| done()),
+        ("POST", ["suspend"]) => ops::suspend(lab, id).and_then(|()| done()),
+        ("POST", ["previewsnapshot"]) => {
+            let doc = parse(body)?;
+            let snapshot = id_of(root(&doc, &["action"])?, "snapshot").ok_or_else(|| {
+                Refusal::bad("Incomplete parameters", "Action [snapshot.id] required")
+            })?;
+            ops::preview(lab, id, snapshot).and_then(|()| done())
+        }
+        ("POST", ["undosnapshot"]) => ops::undo(lab, id).and_then(|()| done()),
         ("POST", ["stop" | "shutdown"]) => ops::stop(lab, id).and_then(|()| done()),
         ("POST", ["freezefilesystems"]) => {
             let mut s = lab.state();
@@ -82,7 +98,9 @@ pub(super) fn change(
             let description = description.ok_or_else(|| {
                 Refusal::bad("Incomplete parameters", "Snapshot [description] required for add")
             })?;
-            if flag(x, "persist_memorystate").unwrap_or(true) {
+            // Asked for when not denied; a VM that does not run has none.
+            let running = lab.state().vm(id).is_some_and(|v| ops::is_running(&v.status));
+            if flag(x, "persist_memorystate").unwrap_or(true) && running {
                 return Err(Refusal::conflict("Cannot create Snapshot. The lab keeps no memory."));
             }
             let disks = child(x, "disk_attachments").map(|list| {
@@ -119,22 +137,36 @@ pub(super) fn change(
             let v = s.vm_mut(id).ok_or(Refusal::NotFound)?;
             let found =
                 v.attachments.iter_mut().find(|a| a.disk == disk).ok_or(Refusal::NotFound)?;
-            if let Some(value) = flag(a, "active") {
-                found.active = value;
+            found.bootable = flag(a, "bootable").unwrap_or(found.bootable);
+            drop(s);
+            if let Some(active) = flag(a, "active") {
+                ops::plug(lab, id, disk, active)?;
             }
-            let found = found.clone();
-            Ok((200, render::attachment(&s, &format!("vms/{id}"), &found, false)))
+            let s = lab.state();
+            let v = s.vm(id).ok_or(Refusal::NotFound)?;
+            let found = v.attachments.iter().find(|a| a.disk == disk).ok_or(Refusal::NotFound)?;
+            Ok((200, render::attachment(&s, &format!("vms/{id}"), found, false)))
         }
         ("DELETE", ["diskattachments", disk]) => {
             let disk = uuid(disk)?;
             let mut s = lab.state();
             let v = s.vm_mut(id).ok_or(Refusal::NotFound)?;
+            let a = v.attachments.iter().find(|a| a.disk == disk).ok_or(Refusal::NotFound)?;
+            if a.active && v.status != "down" {
+                return Err(Refusal::conflict(
+                    "Cannot detach Virtual Disk. VM is not down and the disk is plugged.",
+                ));
+            }
             if v.snapshots.iter().any(|x| x.disks.iter().any(|(d, _)| *d == disk)) {
                 return Err(Refusal::conflict(
                     "Cannot detach Virtual Disk. The disk has snapshots.",
                 ));
             }
             v.attachments.retain(|a| a.disk != disk);
+            drop(s);
+            if q.query.get("detach_only").is_some_and(|v| v == "false") {
+                ops::delete_disk(lab, disk)?;
+            }
             done()
         }
         ("POST", ["nics"]) => nic(lab, id, body),
@@ -153,7 +185,8 @@ pub(super) fn change(
             let n = uuid(n)?;
             let mut s = lab.state();
             let v = s.vm_mut(id).ok_or(Refusal::NotFound)?;
-            v.nics.retain(|x| x.id != n);
+            let at = v.nics.iter().position(|x| x.id == n).ok_or(Refusal::NotFound)?;
+            v.nics.remove(at);
             done()
         }
         ("POST", ["tags"]) => {
@@ -178,7 +211,8 @@ pub(super) fn change(
             let tag = uuid(tag)?;
             let mut s = lab.state();
             let v = s.vm_mut(id).ok_or(Refusal::NotFound)?;
-            v.tags.retain(|t| *t != tag);
+            let at = v.tags.iter().position(|t| *t == tag).ok_or(Refusal::NotFound)?;
+            v.tags.remove(at);
             done()
         }
         _ => Err(Refusal::NotFound),
@@ -193,8 +227,18 @@ pub(super) fn vm_delete(lab: &Arc<Lab>, id: Uuid, detach_only: bool) -> Reply {
             "Cannot remove VM. Delete protection is enabled. In order to delete, disable Delete protection first.",
         ));
     }
-    if v.status != "down" {
+    if ops::is_running(&v.status) {
         return Err(Refusal::conflict("Cannot remove VM. VM is running."));
+    }
+    if v.status != "down" || v.snapshots.iter().any(|x| x.status == "locked") {
+        return Err(Refusal::conflict(
+            "Cannot remove VM. VM is locked. Please try again in a few minutes.",
+        ));
+    }
+    if detach_only && !v.template.is_nil() && !v.attachments.is_empty() {
+        return Err(Refusal::conflict(
+            "Cannot remove VM. The VM disks depend on the template and cannot be detached.",
+        ));
     }
     if detach_only && v.snapshots.len() > 1 {
         return Err(Refusal::conflict("Cannot remove VM. The VM disks have snapshots."));

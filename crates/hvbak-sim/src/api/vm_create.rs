@@ -91,6 +91,13 @@ pub(super) fn create(lab: &Arc<Lab>, body: &str) -> Reply {
             .iter()
             .find(|t| Some(t.id) == wanted.0 || Some(&t.name) == wanted.1.as_ref());
         template = known.ok_or(Refusal::NotFound)?.id;
+        let thin = crate::seed::thin_disks(&s, template, &name).map_err(|error| {
+            Refusal::Fault(500, "Operation Failed", format!("Cannot add VM: {error:#}"))
+        })?;
+        for (disk, attachment) in thin {
+            s.disks.push(disk);
+            attachments.push(attachment);
+        }
     }
     let f = from.as_ref();
     let new = Vm {
