@@ -93,7 +93,11 @@ impl RunError {
             Self::Repository { cause, .. } => match cause {
                 RepoError::NoRepository { .. } => 10,
                 RepoError::Locked { .. } => 11,
-                RepoError::Selector { .. } => 2,
+                RepoError::Selector { .. }
+                | RepoError::NoVm { .. }
+                | RepoError::AmbiguousVm { .. }
+                | RepoError::NoPoint { .. }
+                | RepoError::NoDisk { .. } => 2,
                 RepoError::Cancelled => 130,
                 _ if cause.is_damage() => 15,
                 _ => 1,
