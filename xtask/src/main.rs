@@ -6,6 +6,7 @@
 mod bench;
 mod build;
 mod demo;
+mod fuzz;
 mod needs;
 mod test;
 mod tidy;
@@ -38,6 +39,8 @@ enum Command {
     },
     /// Back up and restore a running VM in a lab of its own
     Demo(demo::DemoArgs),
+    /// Run the fuzz targets for a short time
+    Fuzz(fuzz::FuzzArgs),
     /// Measure hvbak beside its peers
     Bench(bench::BenchArgs),
 }
@@ -60,6 +63,7 @@ fn execute() -> Result<()> {
         Command::Worker => build::worker().map(|path| println!("{}", path.display())),
         Command::Test { install, no_skip } => test::run(install, no_skip || strict),
         Command::Demo(args) => demo::run(&args),
+        Command::Fuzz(args) => fuzz::smoke(&args),
         Command::Bench(args) => bench::run(args),
     }
 }

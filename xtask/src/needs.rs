@@ -24,6 +24,8 @@ pub const DEMO: &[Need] = &[
 pub const TEST: &[Need] = &[
     ("ssh", "openssh-client", "openssh-clients"),
     ("ssh-agent", "openssh-client", "openssh"),
+    ("c++", "g++", "gcc-c++"),
+    ("curl", "curl", "curl"),
     ("python3", "python3 python3-venv", "python3"),
     ("curl-config", "libcurl4-openssl-dev libssl-dev", "libcurl-devel openssl-devel"),
     ("xml2-config", "libxml2-dev", "libxml2-devel"),

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     build::{self, cargo, run as must},
+    fuzz::{self, FuzzArgs},
     needs, tidy,
 };
 
@@ -40,7 +41,16 @@ pub fn run(install: bool, no_skip: bool) -> Result<()> {
     if no_skip {
         tests.env("HVBAK_NO_SKIP", "1");
     }
-    must(&mut tests)?;
+    // A test runner hides the words of tests that pass, so skips are told again here.
+    let skips = tempfile::NamedTempFile::new()?;
+    tests.env("HVBAK_SKIP_LOG", skips.path());
+    let result = must(&mut tests);
+    for skip in std::fs::read_to_string(skips.path())?.lines() {
+        println!("SKIP: {skip}");
+    }
+    result?;
+    step("fuzz targets for a short time");
+    fuzz::smoke(&FuzzArgs::default())?;
     step("the official Python SDK against the lab");
     sdk(no_skip)?;
     println!("==> all tests passed");
