@@ -112,10 +112,7 @@ impl Host {
 
     /// Stops the daemon and every session of it.
     pub fn stop(&self) {
-        let Ok(text) = fs::read_to_string(self.root.join("run/sshd.pid")) else { return };
-        let Ok(pid) = text.trim().parse::<i32>() else { return };
-        kill_tree(pid);
-        let _ = fs::remove_file(self.root.join("run/sshd.pid"));
+        crate::sweep::end(&self.root.join("run/sshd.pid"), &self.root);
     }
 
     /// Gives the host another key, as a reinstalled host has.
@@ -148,19 +145,4 @@ fn sshd() -> Result<PathBuf> {
         .into_iter()
         .find(|p| p.exists())
         .context("no sshd on this machine")
-}
-
-/// Kills a process and all that it started, children first.
-pub fn kill_tree(pid: i32) {
-    use nix::{
-        sys::signal::{Signal, kill},
-        unistd::Pid,
-    };
-    let children =
-        fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let _ = kill(Pid::from_raw(pid), Signal::SIGSTOP);
-    for child in children.split_whitespace().filter_map(|c| c.parse().ok()) {
-        kill_tree(child);
-    }
-    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
 }

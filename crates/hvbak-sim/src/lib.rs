@@ -19,4 +19,5 @@ pub mod search;
 pub mod seed;
 pub mod server;
 pub mod storage;
+pub mod sweep;
 pub mod xml;

@@ -18,6 +18,7 @@ use hvbak_sim::{
     model::Lab,
     ops, replay, seed, server,
     storage::{Kind, run},
+    sweep,
 };
 use serde_json::{Value, json};
 
@@ -298,29 +299,31 @@ fn detach(up: &Up) -> Result<()> {
         let status = child.wait()?;
         bail!("the lab did not start ({status}): {}", fs::read_to_string(up.dir.join("lab.log"))?);
     }
-    fs::write(up.dir.join("lab.pid"), child.id().to_string())?;
     print!("{line}");
     Ok(())
 }
 
 fn down(dir: &Path) -> Result<()> {
+    let dir = &dir.canonicalize().with_context(|| dir.display().to_string())?;
+    // Read first: a lab that ends well takes the file along.
+    let text = fs::read_to_string(dir.join("lab.pid"));
     let called = control::call(dir, &json!({ "op": "down" }));
-    if let Ok(pid) =
-        fs::read_to_string(dir.join("lab.pid")).unwrap_or_default().trim().parse::<i32>()
-    {
-        let alive = || Path::new(&format!("/proc/{pid}")).exists() && !zombie(pid);
+    let Ok(text) = text else { return called.map(drop) };
+    let pid = text.trim().parse::<i32>().context("lab.pid")?;
+    // A lab that answered is ending; one that did not was killed, and its number may be
+    // somebody else's by now.
+    if called.is_ok() {
         let deadline = Instant::now() + Duration::from_secs(20);
-        while alive() && Instant::now() < deadline {
+        while sweep::alive(pid) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }
-        ensure!(!alive(), "the lab does not end; its process is {pid}");
-        return Ok(());
+        ensure!(!sweep::alive(pid), "the lab does not end; its process is {pid}");
     }
-    called.map(drop)
-}
-
-fn zombie(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| s.contains(") Z "))
+    sweep::sweep(dir);
+    for name in ["control.sock", "lab.pid"] {
+        let _ = fs::remove_file(dir.join(name));
+    }
+    Ok(())
 }
 
 fn log() {
@@ -338,14 +341,25 @@ fn serve(up: &Up) -> Result<()> {
     log();
     fs::create_dir_all(&up.dir)?;
     let dir = up.dir.canonicalize()?;
-    ensure!(!dir.join("control.sock").exists(), "a lab is or was here; use another directory");
+    ensure!(!dir.join("bootstrap_key").exists(), "a lab is or was here; use another directory");
+    fs::write(dir.join("lab.pid"), std::process::id().to_string())?;
+    let served = serve_in(up, &dir);
+    // Also what a start that failed half-way has left.
+    sweep::sweep(&dir);
+    let _ = fs::remove_file(dir.join("lab.pid"));
+    served?;
+    // Threads that still work on the storage have nobody to tell.
+    std::process::exit(0);
+}
+
+fn serve_in(up: &Up, dir: &Path) -> Result<()> {
     let key = dir.join("bootstrap_key");
     run(Command::new("ssh-keygen")
         .args(["-q", "-t", "ed25519", "-N", "", "-C", "bootstrap", "-f"])
         .arg(&key))?;
     let authorized = fs::read_to_string(dir.join("bootstrap_key.pub"))?;
     let kinds = kinds(&up.domains)?;
-    let mut state = seed::infrastructure(&dir, up.hosts.max(1), &kinds, &authorized)?;
+    let mut state = seed::infrastructure(dir, up.hosts.max(1), &kinds, &authorized)?;
     let described = match &up.seed {
         None => seed::default_seed(),
         Some(file) => serde_json::from_slice(&fs::read(file)?)
@@ -355,7 +369,7 @@ fn serve(up: &Up) -> Result<()> {
     let certificates = server::certificates()?;
     let password = uuid::Uuid::new_v4().simple().to_string();
     let lab = Arc::new(Lab::new(
-        dir.clone(),
+        dir.to_owned(),
         password,
         Duration::from_millis(up.delay_ms),
         certificates.ca.clone(),
@@ -377,8 +391,7 @@ fn serve(up: &Up) -> Result<()> {
         wait_for_signal().await
     })?;
     control::shutdown(&lab);
-    // Threads that still work on the storage have nobody to tell.
-    std::process::exit(0);
+    Ok(())
 }
 
 async fn wait_for_signal() -> Result<()> {

@@ -59,6 +59,8 @@ impl Running {
                 &format!("socket,id=c,path={},server=on,wait=off", socket.display()),
             ])
             .args(["--monitor", "chardev=c"])
+            .arg("--pidfile")
+            .arg(dir.join("qsd.pid"))
             .args([
                 "--nbd-server",
                 &format!(
@@ -238,14 +240,18 @@ impl Drop for Running {
     fn drop(&mut self) {
         // As power off: the guest's caches are its own; the daemon flushes and closes.
         let _ = self.call("quit", json!({}));
+        let sockets = ["qmp.sock", "nbd.sock"].map(|name| self.dir.join(name));
         let deadline = Instant::now() + Duration::from_secs(10);
         while Instant::now() < deadline {
             if matches!(self.child.try_wait(), Ok(Some(_))) {
-                return;
+                break;
             }
             std::thread::sleep(Duration::from_millis(5));
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for socket in sockets {
+            let _ = fs::remove_file(socket);
+        }
     }
 }
