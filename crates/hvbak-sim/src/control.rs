@@ -134,6 +134,7 @@ pub fn shutdown(lab: &Arc<Lab>) {
         let s = lab.state();
         (s.hosts.clone(), s.vms.iter().map(|v| v.running.clone()).collect())
     };
+    let _ = std::fs::remove_file(lab.dir.join("control.sock"));
     hosts.iter().for_each(crate::hosts::Host::stop);
     for daemon in daemons {
         *daemon.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;

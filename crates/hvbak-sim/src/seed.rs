@@ -186,6 +186,13 @@ pub fn infrastructure(dir: &Path, hosts: usize, kinds: &[Kind], authorized: &str
             let is_local = local_cluster.as_ref().is_some_and(|c| c.id == host.cluster);
             if is_local == (domain.kind == Kind::Local) {
                 domain.link_into(&host.root)?;
+                // The first domain of a data center is its master.
+                let master = s.domains.iter().find(|d| d.data_center == domain.data_center);
+                if master.is_some_and(|m| m.id == domain.id) {
+                    let pool =
+                        host.root.join("rhev/data-center").join(domain.data_center.to_string());
+                    std::os::unix::fs::symlink(domain.id.to_string(), pool.join("mastersd"))?;
+                }
             }
         }
     }

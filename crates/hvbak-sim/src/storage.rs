@@ -97,6 +97,16 @@ impl Domain {
         self.root().join("images").join(image.to_string())
     }
 
+    /// Sanlock's volume leases are not on local file systems.
+    fn has_leases(&self) -> bool {
+        self.kind != Kind::Local
+    }
+
+    /// The files of a volume, by what follows its id.
+    fn suffixes(&self) -> &'static [&'static str] {
+        if self.has_leases() { &["", ".meta", ".lease"] } else { &["", ".meta"] }
+    }
+
     /// The data file of a volume.
     pub fn volume_path(&self, image: Uuid, volume: Uuid) -> PathBuf {
         self.image_dir(image).join(volume.to_string())
@@ -164,10 +174,17 @@ impl Domain {
             }
         }
         give(&path)?;
-        put(&dir.join(format!("{}.lease", new.volume)), b"")?;
+        if self.has_leases() {
+            put(&dir.join(format!("{}.lease", new.volume)), b"")?;
+        }
+        // The engine numbers the volumes of a chain from its base.
+        let seq = match new.parent {
+            Some(parent) => self.meta(new.image, parent, "SEQ")?.parse::<u32>()? + 1,
+            None => 1,
+        };
         let voltype = "LEAF";
         let text = format!(
-            "CAP={}\nCTIME={}\nDESCRIPTION={{\"DiskAlias\":\"{}\",\"DiskDescription\":\"\"}}\nDISKTYPE=DATA\nDOMAIN={}\nFORMAT={}\nGEN=0\nIMAGE={}\nLEGALITY=LEGAL\nPUUID={}\nSEQ=1\nTYPE={}\nVOLTYPE={voltype}\nEOF\n",
+            "CAP={}\nCTIME={}\nDESCRIPTION={{\"DiskAlias\":\"{}\",\"DiskDescription\":\"\"}}\nDISKTYPE=DATA\nDOMAIN={}\nFORMAT={}\nGEN=0\nIMAGE={}\nLEGALITY=LEGAL\nPUUID={}\nSEQ={seq}\nTYPE={}\nVOLTYPE={voltype}\nEOF\n",
             new.capacity,
             jiff::Timestamp::now().as_second(),
             new.alias,
@@ -191,7 +208,7 @@ impl Domain {
         let (from, to) = (self.image_dir(template), self.image_dir(image));
         fs::create_dir_all(&to)?;
         give(&to)?;
-        for suffix in ["", ".meta", ".lease"] {
+        for suffix in self.suffixes() {
             let name = format!("{volume}{suffix}");
             fs::hard_link(from.join(&name), to.join(&name))?;
         }
@@ -229,7 +246,7 @@ impl Domain {
     /// Removes a volume with its metadata.
     pub fn delete_volume(&self, image: Uuid, volume: Uuid) -> Result<()> {
         let dir = self.image_dir(image);
-        for suffix in ["", ".meta", ".lease"] {
+        for suffix in self.suffixes() {
             fs::remove_file(dir.join(format!("{volume}{suffix}")))?;
         }
         Ok(())
@@ -286,6 +303,9 @@ impl Domain {
             &child.to_string(),
         ]))?;
         self.after_merge(image, child, parent, above)?;
+        // A cold merge is a job of the storage hosts, and those count generations.
+        let generation = (self.meta(image, parent, "GEN")?.parse::<u32>()? + 1) % 1000;
+        self.set_meta(image, parent, "GEN", &generation.to_string())?;
         if let Some(above) = above {
             let format = if raw { "raw" } else { "qcow2" };
             run(Command::new("qemu-img").current_dir(&dir).args([
