@@ -1,7 +1,12 @@
 //! Acting as the guest of a VM: reads and writes through QEMU's own block layer, over NBD
 //! while the VM runs, on its top volume while it is down.
 
-use std::{path::Path, process::Command};
+use std::{
+    fs,
+    io::{BufWriter, Write},
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -48,12 +53,36 @@ impl Guest {
 
     /// Writes the content of a file (its size, rounded up to 512 with zeros).
     pub fn write_file(&self, offset: u64, file: &Path) -> Result<()> {
-        let length = std::fs::metadata(file)?.len().next_multiple_of(512);
-        let padded = tempfile_copy(file, length)?;
-        let result =
-            self.io(&[format!("write -s {} {offset} {length}", padded.display()), "flush".into()]);
-        std::fs::remove_file(&padded)?;
-        result.map(drop)
+        let length = fs::metadata(file)?.len().next_multiple_of(512);
+        let padded = Scratch::new();
+        fs::copy(file, &padded.0)?;
+        fs::OpenOptions::new().write(true).open(&padded.0)?.set_len(length)?;
+        let write = format!("write -s {} {offset} {length}", padded.0.display());
+        self.io(&[write, "flush".into()]).map(drop)
+    }
+
+    /// Writes bytes that do not compress; the same for the same seed and length.
+    pub fn write_random(&self, offset: u64, length: u64, seed: u64) -> Result<()> {
+        ensure!(
+            offset.is_multiple_of(512) && length.is_multiple_of(512) && length > 0,
+            "whole sectors of 512 bytes only"
+        );
+        let file = Scratch::new();
+        let mut out = BufWriter::new(fs::File::create(&file.0)?);
+        let mut state = seed;
+        for _ in 0..length / 8 {
+            out.write_all(&splitmix(&mut state).to_le_bytes())?;
+        }
+        out.flush()?;
+        self.write_file(offset, &file.0)
+    }
+
+    /// SHA-256 of what the guest sees now, in hex.
+    pub fn digest(&self) -> Result<String> {
+        let file = Scratch::new();
+        self.save(&file.0)?;
+        let out = String::from_utf8(run(Command::new("sha256sum").arg(&file.0))?)?;
+        Ok(out.split_whitespace().next().unwrap_or_default().to_owned())
     }
 
     /// Explicit zeros, or a discard.
@@ -84,9 +113,26 @@ impl Guest {
     }
 }
 
-fn tempfile_copy(file: &Path, length: u64) -> Result<std::path::PathBuf> {
-    let path = std::env::temp_dir().join(format!("hvbak-lab-{}", uuid::Uuid::new_v4()));
-    std::fs::copy(file, &path)?;
-    std::fs::OpenOptions::new().write(true).open(&path)?.set_len(length)?;
-    Ok(path)
+/// A file that goes with its owner.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        Self(std::env::temp_dir().join(format!("hvbak-lab-{}", uuid::Uuid::new_v4())))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): enough to defeat a compressor.
+fn splitmix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }

@@ -49,8 +49,11 @@ enum Cmd {
         offset: u64,
         #[arg(long, default_value_t = 0)]
         length: u64,
-        #[arg(long, conflicts_with = "file")]
+        #[arg(long, conflicts_with_all = ["file", "random"])]
         pattern: Option<u8>,
+        /// Bytes that do not compress, made from this number
+        #[arg(long, conflicts_with = "file")]
+        random: Option<u64>,
         #[arg(long)]
         file: Option<PathBuf>,
     },
@@ -64,6 +67,11 @@ enum Cmd {
         compare: Option<PathBuf>,
         #[arg(long, default_value = "raw")]
         compare_format: String,
+    },
+    /// Print the SHA-256 of what the guest sees now
+    GuestDigest {
+        #[command(flatten)]
+        disk: DiskArgs,
     },
     /// Discard as the guest
     GuestDiscard {
@@ -124,6 +132,9 @@ struct Replay {
     /// The recorded set
     #[arg(long)]
     dir: PathBuf,
+    /// The table of requests and files; beside the set or above it without this
+    #[arg(long)]
+    manifest: Option<PathBuf>,
     /// Where CA, password and configuration are written
     #[arg(long)]
     out: PathBuf,
@@ -216,13 +227,18 @@ fn execute(cli: Cli) -> Result<()> {
         Cmd::Up(up) => serve(&up),
         Cmd::Down { dir } => down(&dir),
         Cmd::Replay(args) => serve_replay(&args),
-        Cmd::GuestWrite { disk, offset, length, pattern, file } => {
+        Cmd::GuestWrite { disk, offset, length, pattern, random, file } => {
             let guest = find(&disk)?;
-            match (file, pattern) {
-                (Some(file), _) => guest.write_file(offset, &file),
-                (_, Some(pattern)) => guest.write(offset, length, pattern),
-                _ => bail!("give --pattern or --file"),
+            match (file, pattern, random) {
+                (Some(file), _, _) => guest.write_file(offset, &file),
+                (_, Some(pattern), _) => guest.write(offset, length, pattern),
+                (_, _, Some(seed)) => guest.write_random(offset, length, seed),
+                _ => bail!("give --pattern, --random or --file"),
             }
+        }
+        Cmd::GuestDigest { disk } => {
+            println!("{}", find(&disk)?.digest()?);
+            Ok(())
         }
         Cmd::GuestRead { disk, output, compare, compare_format } => {
             let guest = find(&disk)?;
@@ -469,7 +485,7 @@ fn serve_replay(args: &Replay) -> Result<()> {
     let certificates = server::certificates()?;
     fs::write(out.join("ca.pem"), &certificates.ca)?;
     secret(&out.join("engine.password"), "recorded\n")?;
-    let handler = replay::handler(&args.dir.canonicalize()?)?;
+    let handler = replay::handler(&args.dir.canonicalize()?, args.manifest.as_deref())?;
     tokio::runtime::Runtime::new()?.block_on(async {
         let address = server::serve(&certificates, args.port, handler).await?;
         let url = format!("https://localhost:{}/ovirt-engine/api", address.port());

@@ -17,11 +17,16 @@ struct Recorded {
     body: String,
 }
 
-/// Reads a set; `dir` is a folder that the manifest (in it or above it) has rows for.
-pub fn handler(dir: &Path) -> Result<Handler> {
+/// Reads a set; `dir` is a folder that the manifest has rows for. Without a manifest given
+/// it is looked for in the folder and above it.
+///
+/// # Errors
+/// No manifest, no rows for this set in it, or a file of a row that is missing.
+pub fn handler(dir: &Path, manifest: Option<&Path>) -> Result<Handler> {
     let set = dir.file_name().and_then(|n| n.to_str()).context("name of the set")?.to_owned();
-    let manifest =
-        [dir.join("MANIFEST.tsv"), dir.join("../MANIFEST.tsv")].into_iter().find(|p| p.exists());
+    let manifest = manifest.map(Path::to_owned).or_else(|| {
+        [dir.join("MANIFEST.tsv"), dir.join("../MANIFEST.tsv")].into_iter().find(|p| p.exists())
+    });
     let text = fs::read_to_string(manifest.context("no MANIFEST.tsv beside the set")?)?;
     let mut answers: HashMap<String, Vec<Recorded>> = HashMap::new();
     for line in text.lines() {
