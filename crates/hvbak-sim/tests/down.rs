@@ -1,5 +1,7 @@
 //! A lab that ended leaves no process and no socket; what it stored stays for a look.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
 mod common;
 
 use std::{

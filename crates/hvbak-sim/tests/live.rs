@@ -1,6 +1,8 @@
 //! Snapshots and merges while a guest writes: every byte it was told is written is there
 //! afterwards, and what a snapshot held is the same before and after its neighbour goes.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
 mod common;
 
 use std::{
@@ -77,7 +79,7 @@ fn write(mut io: Kept, shadow: &std::fs::File, stop: &AtomicBool, count: &Atomic
         // Off the clusters' borders, so that layers must be put together.
         let length = (1 + (x >> 20) % 64) * 4096;
         let offset = (x >> 33) % ((SIZE - length) / 512) * 512;
-        if x % 16 == 0 {
+        if x.is_multiple_of(16) {
             let line = format!("write -z {offset} {length}");
             command(&mut to, &mut from, &line, "ops");
             shadow.write_all_at(&vec![0; length as usize], offset).unwrap();

@@ -1,6 +1,8 @@
 //! `hvbak list` against recorded engines: every element of the recording is there, counted
 //! and named by another reader of the same XML.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
 mod common;
 
 use std::{collections::BTreeMap, path::Path, process::Command};

@@ -1,6 +1,8 @@
 //! The storage is laid out as vdsm lays it out: names, metadata, links, modes; qemu-img
 //! agrees with what the metadata say.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
 mod common;
 
 use std::{
