@@ -180,6 +180,7 @@ fn play(stage: &Stage) -> Result<()> {
 
     println!("\n== Disaster: the guest overwrites its boot disk");
     write("web1_Disk1", &["--offset", "0", "--length", "209715200", "--pattern", "255"])?;
+    println!("(the comparison that follows must fail)");
     let damaged = compare(stage, "web1", "web1_Disk1", &references[0].1);
     ensure!(damaged.is_err(), "the damage did no damage, so the demo proves nothing");
 
