@@ -35,6 +35,9 @@ pub struct BenchArgs {
     /// Rounds of every contest
     #[arg(long)]
     rounds: Option<usize>,
+    /// Directory of hvbak, hvbak-lab and hvbak-worker that are built already
+    #[arg(long)]
+    built: Option<PathBuf>,
     /// Where the images go; else /dev/shm when there is room, else the target directory
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -43,15 +46,10 @@ pub struct BenchArgs {
 /// Measures and compares with the goals.
 pub fn run(args: BenchArgs) -> Result<()> {
     crate::needs::check(&[crate::needs::DEMO], false)?;
-    eprintln!("building hvbak, the lab and the worker as they are released");
-    let worker = build::worker()?;
-    build::run(build::cargo().args(["build", "--quiet", "--release"]).args([
-        "--package",
-        "hvbak",
-        "--package",
-        "hvbak-sim",
-    ]))?;
-    let bin = build::target_dir().join("release");
+    let (bin, worker) = match &args.built {
+        Some(bin) => (bin.canonicalize()?, bin.canonicalize()?.join("hvbak-worker")),
+        None => programs()?,
+    };
     let size: u64 = if args.quick { 512 << 20 } else { 4 << 30 };
     let rounds = args.rounds.unwrap_or(if args.quick { 1 } else { 5 }).max(1);
     // Image and its copy in the lab, or copy, data, repository and one output.
@@ -63,6 +61,15 @@ pub fn run(args: BenchArgs) -> Result<()> {
     dense(&bin, &worker, base.path(), size / 2, rounds.min(3), &mut report)?;
     report.finish();
     Ok(())
+}
+
+/// Builds what is measured, as it is released; gives the programs' directory and the worker.
+fn programs() -> Result<(PathBuf, PathBuf)> {
+    eprintln!("building hvbak, the lab and the worker as they are released");
+    let worker = build::worker()?;
+    let packages = ["--package", "hvbak", "--package", "hvbak-sim"];
+    build::run(build::cargo().args(["build", "--quiet", "--release"]).args(packages))?;
+    Ok((build::target_dir().join("release"), worker))
 }
 
 /// Disk (a): full backup and restore.

@@ -171,7 +171,7 @@ impl Report {
                 "{:44} {:>7} {:>7} {:>7} {:>8} {:>8} {:>7} {:>7} {:>8} {:>8}\n",
                 name,
                 show(mid(&|s| Some(s.net())), 2),
-                show(self.ratio(work, name, Sample::net), 2),
+                show(self.ratio(work, name, Sample::net).filter(|_| name != HVBAK), 2),
                 show(mid(&|s| (s.engine > 0.0).then_some(s.engine)), 2),
                 show(mid(&|s| Some(s.usage.client_cpu)), 2),
                 show(mid(&|s| Some(s.usage.server_cpu)), 2),
