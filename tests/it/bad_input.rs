@@ -105,7 +105,7 @@ fn a_host_that_the_engine_calls_down_is_passed_over() {
 fn an_unknown_vm_is_a_usage_error() {
     let lab = Lab::standard();
     lab.hvbak(&["backup", "--vm", "web9"]).exits(2).says("web9").says("hint");
-    lab.hvbak(&["restore", "web9"]).exits(1).says("web9").says("hint");
+    lab.hvbak(&["restore", "web9"]).exits(2).says("web9").says("hint");
 }
 
 #[test]

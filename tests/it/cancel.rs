@@ -143,6 +143,16 @@ fn the_second_signal_leaves_at_once_and_cleanup_ends_it() {
 }
 
 #[test]
+fn waiting_for_an_engine_that_is_down_can_be_interrupted() {
+    let lab = filled();
+    lab.lab("down", &[]);
+    let run = lab.start(&["list", "vms"]);
+    std::thread::sleep(Duration::from_millis(1500));
+    run.signal(Signal::SIGINT);
+    run.wait().exits(130);
+}
+
+#[test]
 fn a_dry_cleanup_tells_and_changes_nothing() {
     let lab = filled();
     let run = lab.start_until(&["backup", "--vm", "web1"], |lab| !lab.points().is_empty());

@@ -128,7 +128,7 @@ impl Engine {
                 done => return done,
             };
             let pause = pauses.next().unwrap_or(t.retry_max);
-            if start.elapsed() + pause > t.unavailable {
+            if start.elapsed() + pause > self.unreachable_for() {
                 return Err(error);
             }
             tracing::info!(%error, "login: trying again in {} ms", pause.as_millis());

@@ -247,6 +247,16 @@ impl Engine {
         &self.0.config.timeouts
     }
 
+    /// How long to repeat while the engine does not answer.
+    pub(crate) fn unreachable_for(&self) -> Duration {
+        let t = self.timeouts();
+        if self.0.version.get().is_some() {
+            t.unavailable
+        } else {
+            t.unavailable.min(t.first_contact)
+        }
+    }
+
     /// Sends until the answer is final.
     pub(crate) async fn send(&self, request: Request) -> Result<Answer, EngineError> {
         let start = Instant::now();
@@ -268,7 +278,7 @@ impl Engine {
                     self.forget(used.generation).await;
                     continue;
                 }
-                EngineError::Unreachable { .. } => t.unavailable,
+                EngineError::Unreachable { .. } => self.unreachable_for(),
                 EngineError::Conflict { detail, transient: true, .. } if request.wait_for_locks => {
                     match fault::classify_conflict(detail) {
                         ConflictKind::Transient => t.conflict,

@@ -39,6 +39,9 @@ pub struct Timeouts {
     pub change: Duration,
     /// How long to repeat while the engine is unreachable or restarting.
     pub unavailable: Duration,
+    /// The same before the engine has ever answered: a wrong name or port is likelier then
+    /// than a restart, and somebody may sit before the terminal.
+    pub first_contact: Duration,
     /// How long to repeat while the engine names a lock.
     pub conflict: Duration,
     /// How long to repeat after a 409 whose text is unknown.
@@ -67,6 +70,7 @@ impl Default for Timeouts {
             get: s(60),
             change: s(600),
             unavailable: s(120),
+            first_contact: s(20),
             conflict: s(300),
             unknown_conflict: s(120),
             retry_first: s(1),
@@ -89,6 +93,7 @@ impl Timeouts {
             get: ms(10_000),
             change: ms(10_000),
             unavailable: ms(3_000),
+            first_contact: ms(3_000),
             conflict: ms(4_000),
             unknown_conflict: ms(1_000),
             retry_first: ms(10),

@@ -58,14 +58,18 @@ impl Face {
                 cause,
             })?),
         };
-        Ok(hvbak_run::login(
+        let login = hvbak_run::login(
             &config.engine.url,
             ca,
             &config.engine.username,
             password,
             config.engine.connect_to.as_deref(),
-        )
-        .await?)
+        );
+        // A dropped login leaves nothing but a token that expires.
+        tokio::select! {
+            engine = login => Ok(engine?),
+            () = self.cancel.cancelled() => Err(RunError::Cancelled.into()),
+        }
     }
 
     /// Puts a context together from its parts.
