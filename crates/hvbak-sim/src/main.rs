@@ -403,21 +403,34 @@ fn serve_in(up: &Up, dir: &Path) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let address = server::serve(&certificates, 0, server::lab_handler(lab.clone())).await?;
+        let ends = Ends::catch()?;
         say(&files(&lab, address.port())?)?;
-        wait_for_signal().await
+        ends.wait().await;
+        anyhow::Ok(())
     })?;
     control::shutdown(&lab);
     Ok(())
 }
 
-async fn wait_for_signal() -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        _ = int.recv() => {}
-        _ = term.recv() => {}
+/// The signals that end a lab. Caught from here on: whoever reads the line that says the
+/// lab is ready may end it at once.
+struct Ends {
+    int: tokio::signal::unix::Signal,
+    term: tokio::signal::unix::Signal,
+}
+
+impl Ends {
+    fn catch() -> Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { int: signal(SignalKind::interrupt())?, term: signal(SignalKind::terminate())? })
     }
-    Ok(())
+
+    async fn wait(mut self) {
+        tokio::select! {
+            _ = self.int.recv() => {}
+            _ = self.term.recv() => {}
+        }
+    }
 }
 
 fn kinds(names: &[String]) -> Result<Vec<Kind>> {
@@ -490,7 +503,9 @@ fn serve_replay(args: &Replay) -> Result<()> {
         let address = server::serve(&certificates, args.port, handler).await?;
         let url = format!("https://localhost:{}/ovirt-engine/api", address.port());
         let config = config(&out, &url)?;
+        let ends = Ends::catch()?;
         say(&json!({ "engine_url": url, "ca_file": out.join("ca.pem"), "hvbak_config": config, "pid": std::process::id() }))?;
-        wait_for_signal().await
+        ends.wait().await;
+        Ok(())
     })
 }

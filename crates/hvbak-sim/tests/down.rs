@@ -46,9 +46,19 @@ fn down_leaves_no_process_and_no_socket() {
     assert!(lab.path("storage/nfs1").is_dir());
 }
 
+/// Whatever the test finds, its lab does not outlive it.
+struct Swept<'a>(&'a Path);
+
+impl Drop for Swept<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new(LAB).args(["down", "--dir"]).arg(self.0).output();
+    }
+}
+
 #[test]
 fn a_signal_ends_a_lab_as_down_does() {
     let dir = tempfile::tempdir().unwrap();
+    let _swept = Swept(dir.path());
     let mut lab =
         Kept::start(Command::new(LAB).args(["up", "--hosts", "1", "--dir"]).arg(dir.path()));
     assert!(lab.line().contains("engine_url"));
