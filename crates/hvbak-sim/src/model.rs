@@ -252,9 +252,9 @@ impl State {
         self.domains.iter().find(|d| d.id == id)
     }
 
-    /// The disk as its VM opens it.
+    /// The disk as its VM opens it; `None` for one without volumes (a direct LUN).
     pub fn guest_disk(&self, id: Uuid) -> Option<GuestDisk> {
-        let disk = self.disk(id)?;
+        let disk = self.disk(id).filter(|d| d.storage_type == "image")?;
         let domain = self.domain(disk.domain)?.clone();
         Some(GuestDisk { disk: id, domain, top: disk.top })
     }

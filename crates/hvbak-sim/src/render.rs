@@ -153,12 +153,21 @@ pub fn snapshots(v: &Vm) -> X {
 }
 
 pub fn snapshot(v: &Vm, x: &Snapshot) -> X {
+    snapshot_with(v, x, None)
+}
+
+/// The same with its configuration, as `all_content` asks for.
+pub fn snapshot_with(v: &Vm, x: &Snapshot, ovf: Option<String>) -> X {
     let mut inner = X::default()
         .t("description", &x.description)
         .t("date", time(x.date))
         .t("persist_memorystate", false)
         .t("snapshot_status", x.status)
         .t("snapshot_type", x.kind);
+    if let Some(ovf) = ovf {
+        let configuration = X::default().t("data", ovf).t("type", "ovf");
+        inner = inner.n("initialization", "", X::default().n("configuration", "", configuration));
+    }
     if x.kind == "regular" {
         inner = inner.n("vm", &format!(" id=\"{}\"", v.id), X::default().t("name", &v.name));
     }
@@ -185,8 +194,9 @@ pub fn attachment(s: &State, owner: &str, a: &Attachment, follow: bool) -> X {
 }
 
 pub fn disk(s: &State, d: &Disk) -> X {
-    let actual = s.domain(d.domain).map_or(0, |x| x.allocated(d.id, d.top));
-    let total = s.domain(d.domain).map_or(0, |x| {
+    let domain = s.domain(d.domain).filter(|_| d.storage_type == "image");
+    let actual = domain.map_or(0, |x| x.allocated(d.id, d.top));
+    let total = domain.map_or(0, |x| {
         x.chain(d.id, d.top).map_or(actual, |c| c.iter().map(|v| x.allocated(d.id, *v)).sum())
     });
     let mut inner = X::default()
@@ -210,10 +220,26 @@ pub fn disk(s: &State, d: &Disk) -> X {
         .t("storage_type", &d.storage_type)
         .t("total_size", total)
         .t("wipe_after_delete", d.wipe);
-    if d.storage_type == "image" {
-        inner = inner.n("storage_domains", "", X::default().id("storage_domain", d.domain));
-    }
+    inner = match d.storage_type.as_str() {
+        "image" => inner.n("storage_domains", "", X::default().id("storage_domain", d.domain)),
+        "lun" => inner.n("lun_storage", "", lun(d)),
+        _ => inner,
+    };
     X::default().n("disk", &at("disks", d.id), inner)
+}
+
+/// Where a direct LUN comes from; its WWID follows the disk's id.
+fn lun(d: &Disk) -> X {
+    let unit = X::default()
+        .t("address", "192.0.2.10")
+        .t("lun_mapping", 1)
+        .t("port", 3260)
+        .t("size", d.size)
+        .t("status", "used")
+        .t("target", "iqn.2026-11.lab:target");
+    let wwid = format!("36001405{}", &d.id.simple().to_string()[..24]);
+    let units = X::default().n("logical_unit", &format!(" id=\"{wwid}\""), unit);
+    X::default().n("logical_units", "", units).t("type", "iscsi")
 }
 
 /// A disk as of a snapshot: no href, `total_size` 0, the snapshot's volume.
@@ -231,7 +257,7 @@ pub fn snapshot_disk(s: &State, snapshot: Uuid, disk: Uuid, volume: Uuid) -> X {
         .t("image_id", volume)
         .t("provisioned_size", d.size)
         .t("shareable", false)
-        .t("sparse", true)
+        .t("sparse", domain.is_sparse(disk, volume).unwrap_or(true))
         .t("status", d.status)
         .t("storage_type", "image")
         .t("total_size", 0)

@@ -282,6 +282,11 @@ impl Domain {
         Ok(self.meta(image, volume, "FORMAT")? == "RAW")
     }
 
+    /// Whether a volume is thin.
+    pub fn is_sparse(&self, image: Uuid, volume: Uuid) -> Result<bool> {
+        Ok(self.meta(image, volume, "TYPE")? == "SPARSE")
+    }
+
     /// Merges `child` into `parent` while no VM runs: the parent's file and id survive.
     pub fn cold_merge(
         &self,

@@ -3,9 +3,14 @@
 
 use std::{fs::File, io, os::fd::AsFd};
 
+use nix::fcntl::{FcntlArg, fcntl};
+
 use hvbak_wire::{Answer, Encoder, Failed, Hello, Reply, Sealed, write_frame, write_magic};
 
 use crate::error::{Error, Result};
+
+/// Bytes that may wait for sshd: the most that an unprivileged user may ask for.
+const PIPE: nix::libc::c_int = 1 << 20;
 
 /// The only writer of stdout.
 pub struct Output {
@@ -18,7 +23,11 @@ impl Output {
     /// # Errors
     /// stdout is closed.
     pub fn stdout() -> io::Result<Self> {
-        Ok(Self { pipe: File::from(io::stdout().as_fd().try_clone_to_owned()?) })
+        let pipe = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        // With the usual 64 KiB, writer and sshd wake each other for every cluster. No pipe,
+        // or no more than that allowed: slower, not wrong.
+        let _ = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(PIPE));
+        Ok(Self { pipe })
     }
 
     /// Magic and hello.

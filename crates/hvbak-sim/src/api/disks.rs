@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Reply, Request, done, parse, root, uuid};
+use super::{Reply, Request, done, inventory, parse, root, uuid};
 use crate::{
     fault::Refusal,
     model::{Disk, Lab, State},
@@ -80,6 +80,13 @@ pub(super) fn handle(lab: &Arc<Lab>, q: &Request, parts: &[&str], body: &str) ->
             let s = lab.state();
             let d = s.disk(uuid(id)?).ok_or(Refusal::NotFound)?;
             Ok((200, render::disk(&s, d)))
+        }
+        ("GET", [id, "disksnapshots"]) => {
+            let s = lab.state();
+            let id = s.disk(uuid(id)?).ok_or(Refusal::NotFound)?.id;
+            let active = q.query.get("include_active").is_some_and(|v| v == "true");
+            let list = inventory::disk_snapshots(&s, active, |d| d.id == id);
+            Ok((200, X::list("disk_snapshots", list)))
         }
         ("PUT", [id]) => {
             let id = uuid(id)?;

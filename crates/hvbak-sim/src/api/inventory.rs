@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::{Reply, Request, uuid};
 use crate::{
     fault::Refusal,
-    model::{Lab, State},
+    model::{Disk, Lab, State},
     render,
     search::select,
     xml::{X, at},
@@ -92,7 +92,8 @@ pub(super) fn get(lab: &Lab, q: &Request, parts: &[&str]) -> Reply {
         }
         ["storagedomains", id, "disksnapshots"] => {
             let id = uuid(id)?;
-            ok(X::list("disk_snapshots", disk_snapshots(&s, id)))
+            let active = q.query.get("include_active").is_some_and(|v| v == "true");
+            ok(X::list("disk_snapshots", disk_snapshots(&s, active, |d| d.domain == id)))
         }
         ["storagedomains", id, "storageconnections"] => {
             let d = s.domain(uuid(id)?).ok_or(Refusal::NotFound)?;
@@ -173,26 +174,43 @@ pub(super) fn template(t: &crate::model::Template) -> X {
     X::default().n("template", &at("templates", t.id), inner)
 }
 
-pub(super) fn disk_snapshots(s: &State, domain: Uuid) -> Vec<X> {
+/// Volumes of the disks that are wanted: the frozen ones, and the top ones if asked for.
+pub(super) fn disk_snapshots(s: &State, active: bool, wanted: impl Fn(&Disk) -> bool) -> Vec<X> {
     let mut out = Vec::new();
-    for x in s.vms.iter().flat_map(|v| &v.snapshots) {
-        for (disk, volume) in &x.disks {
-            let Some(d) = s.disk(*disk).filter(|d| d.domain == domain) else { continue };
-            let raw = s.domain(domain).is_some_and(|x| x.is_raw(d.id, *volume).unwrap_or(false));
-            let inner = X::default()
-                .t("alias", &d.alias)
-                .t("format", if raw { "raw" } else { "cow" })
-                .t("status", d.status)
-                .t("provisioned_size", d.size)
-                .id("snapshot", x.id)
-                .id("disk", disk)
-                .id("storage_domain", domain);
-            out.push(X::default().n(
-                "disk_snapshot",
-                &at(&format!("storagedomains/{domain}/disksnapshots"), volume),
-                inner,
-            ));
+    for v in &s.vms {
+        for x in v.snapshots.iter().filter(|x| active || x.kind == "regular") {
+            for a in &v.attachments {
+                let Some(d) = s.disk(a.disk).filter(|d| wanted(d)) else { continue };
+                let owned = x.disks.iter().find(|(disk, _)| *disk == d.id).map(|(_, v)| *v);
+                let volume = if x.kind == "active" { Some(d.top) } else { owned };
+                out.extend(volume.and_then(|volume| disk_snapshot(s, x.id, d, volume)));
+            }
         }
     }
     out
+}
+
+fn disk_snapshot(s: &State, snapshot: Uuid, d: &Disk, volume: Uuid) -> Option<X> {
+    let domain = s.guest_disk(d.id)?.domain;
+    let mut inner = X::default()
+        .t("actual_size", domain.allocated(d.id, volume))
+        .t("alias", &d.alias)
+        .t("content_type", &d.content_type)
+        .t("format", if domain.is_raw(d.id, volume).ok()? { "raw" } else { "cow" })
+        .t("provisioned_size", d.size)
+        .t("sparse", domain.is_sparse(d.id, volume).ok()?)
+        .t("status", d.status)
+        .t("storage_type", "image")
+        .r("disk", "disks", d.id)
+        .id("snapshot", snapshot)
+        .id("storage_domain", domain.id);
+    // The volume of a template is not the disk's own, so the engine names no such parent.
+    let chain = domain.chain(d.id, volume).ok()?;
+    if let Some(parent) = chain.get(1)
+        && domain.meta(d.id, *parent, "IMAGE").ok()? == d.id.to_string()
+    {
+        inner = inner.id("parent", parent);
+    }
+    let path = format!("storagedomains/{}/disksnapshots", domain.id);
+    Some(X::default().n("disk_snapshot", &at(&path, volume), inner))
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Reply, parse, root};
 use crate::{
     fault::Refusal,
-    model::{Attachment, Lab, Snapshot, Vm},
+    model::{Attachment, Lab, Nic, Snapshot, Vm},
     ovf, render,
     xml::{child, flag, id_of, text},
 };
@@ -54,7 +54,16 @@ pub(super) fn create(lab: &Arc<Lab>, body: &str) -> Reply {
         ));
     }
     let number = |path: &str| text(vm, path).and_then(|t| t.parse::<u64>().ok());
-    let mut nics = from.as_ref().map_or_else(Vec::new, |f| f.nics.clone());
+    let center = s.clusters.iter().find(|c| c.id == cluster).map(|c| c.data_center);
+    let mut nics = Vec::new();
+    for (nic, profile, network) in from.iter().flat_map(|f| &f.nics) {
+        // By the names of profile and network; without a match there is no network.
+        let of = |id: Uuid| {
+            s.networks.iter().any(|n| n.id == id && Some(n.of) == center && n.name == *network)
+        };
+        let found = s.profiles.iter().find(|p| p.name == *profile && of(p.of)).map(|p| p.id);
+        nics.push(Nic { profile: found, ..nic.clone() });
+    }
     for nic in &mut nics {
         if regenerate {
             nic.mac = s.new_mac();
@@ -63,13 +72,17 @@ pub(super) fn create(lab: &Arc<Lab>, body: &str) -> Reply {
         }
     }
     let mut attachments = Vec::new();
-    for disk in from.iter().flat_map(|f| &f.disks) {
-        if s.disk(*disk).is_some() && s.owners(*disk).is_empty() {
+    let mut missing = Vec::new();
+    for drive in from.iter().flat_map(|f| &f.drives) {
+        let free = s.owners(drive.disk).is_empty();
+        if s.disk(drive.disk).is_none_or(|d| d.status != "ok") || !free {
+            missing.push(drive.disk.to_string());
+        } else {
             attachments.push(Attachment {
-                disk: *disk,
-                interface: "virtio_scsi".into(),
-                bootable: false,
-                active: true,
+                disk: drive.disk,
+                interface: drive.interface.clone(),
+                bootable: drive.bootable,
+                active: drive.plugged,
                 read_only: false,
                 pass_discard: false,
             });
@@ -132,6 +145,14 @@ pub(super) fn create(lab: &Arc<Lab>, body: &str) -> Reply {
         running: Arc::default(),
     };
     let shown = render::vm(&s, &new, &[], None);
+    if from.is_some() {
+        let (code, severity, rest) = match missing.is_empty() {
+            true => (174, "normal", String::new()),
+            false => (175, "warning", format!(" Failed to attach disks: {}.", missing.join(", "))),
+        };
+        let text = format!("VM {} has been imported from the given configuration.{rest}", new.name);
+        s.event(code, severity, text, "", Some(id));
+    }
     s.vms.push(new);
     drop(s);
     let lab = lab.clone();

@@ -70,12 +70,18 @@ pub(super) fn get(
             let id = uuid(id)?;
             let x = v.snapshots.iter().find(|x| x.id == id).ok_or(Refusal::NotFound)?;
             match rest {
-                [] => ok(render::snapshot(v, x)),
+                [] => {
+                    let regular = x.kind == "regular" && x.status == "ok";
+                    let ovf = (all_content && regular).then(|| ovf::write_snapshot(&s, v, x));
+                    ok(render::snapshot_with(v, x, ovf))
+                }
                 ["disks"] => ok(X::list(
                     "disks",
                     x.disks.iter().map(|(d, volume)| render::snapshot_disk(&s, id, *d, *volume)),
                 )),
-                ["nics"] => ok(X::list("nics", [])),
+                // The lab keeps no configuration of the past: NICs are today's.
+                ["nics"] => ok(X::list("nics", v.nics.iter().map(|n| render::nic(v.id, n)))),
+                ["cdroms"] => ok(X::list("cdroms", [])),
                 _ => Err(Refusal::NotFound),
             }
         }

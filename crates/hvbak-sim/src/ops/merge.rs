@@ -99,9 +99,11 @@ pub fn delete_snapshot(
                 }
                 None => {
                     let raw = m.disk.domain.is_raw(m.disk.disk, m.parent).unwrap_or(false);
+                    let sparse = m.disk.domain.is_sparse(m.disk.disk, m.parent).unwrap_or(true);
                     if let Some(d) = s.disk_mut(m.disk.disk) {
                         d.top = m.parent;
                         d.cow = !raw;
+                        d.sparse = sparse;
                     }
                 }
             }
