@@ -155,7 +155,8 @@ fn waiting_for_an_engine_that_is_down_can_be_interrupted() {
 #[test]
 fn a_dry_cleanup_tells_and_changes_nothing() {
     let lab = filled();
-    let run = lab.start_until(&["backup", "--vm", "web1"], |lab| !lab.points().is_empty());
+    let run =
+        lab.start_until(&["backup", "--vm", "web1"], |lab| !lab.own_snapshots("web1").is_empty());
     run.signal(Signal::SIGKILL);
     run.wait();
     lab.hvbak(&["cleanup", "--dry-run"]).exits(0).says("would undo").says("snapshot");

@@ -9,5 +9,6 @@ mod bad_input;
 mod cancel;
 mod cli;
 mod enroll;
+mod incremental;
 mod repository;
 mod restore;

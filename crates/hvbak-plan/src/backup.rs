@@ -6,14 +6,10 @@ use hvbak_types::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::host::{HostChoice, choose_host};
-
-/// How much of a disk is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    Full,
-}
+use crate::{
+    host::{HostChoice, choose_host},
+    level::{Base, Level, Wish, disk_level},
+};
 
 /// Whether the guest's file systems are frozen around the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +110,17 @@ pub struct DiskPlan {
     pub virtual_size: u64,
     /// Bytes that its volumes hold: what is read at the most.
     pub expected_bytes: u64,
+    /// Bytes that all its volumes hold, and the newest one: what a full and an
+    /// incremental read at the most.
+    #[serde(skip)]
+    pub held: Held,
+}
+
+/// Bytes in a disk's volumes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    pub all: u64,
+    pub newest: u64,
 }
 
 /// A VM of the plan.
@@ -130,12 +137,37 @@ pub struct VmPlan {
     pub disks: Vec<DiskPlan>,
     pub expected_bytes: u64,
     pub warnings: Vec<String>,
+    /// The level that was asked for.
+    pub wish: Wish,
+    /// The point that incrementals stand on.
+    pub base: Option<Base>,
 }
 
 impl VmPlan {
     /// The disks that are read.
     pub fn chosen_disks(&self) -> impl Iterator<Item = &DiskPlan> {
         self.disks.iter().filter(|d| matches!(d.action, DiskAction::Backup { .. }))
+    }
+
+    /// Decides the level of each disk that is read, given the base and the VM's snapshots
+    /// as they are now. Done while planning, and once more under the VM's lock.
+    pub fn set_levels(&mut self, base: Option<Base>, snapshots: &[Snapshot]) {
+        self.base = base;
+        for disk in &mut self.disks {
+            let DiskAction::Backup { level, reason } = &mut disk.action else { continue };
+            match disk_level(self.wish, self.base.as_ref(), snapshots, disk.id) {
+                Ok(decided) => {
+                    let point = self.base.as_ref().map_or("", |b| b.point.as_str());
+                    (*level, *reason) = (decided, format!("since {point}"));
+                    disk.expected_bytes = disk.held.newest;
+                }
+                Err(why) => {
+                    (*level, *reason) = (Level::Full, why.to_string());
+                    disk.expected_bytes = disk.held.all;
+                }
+            }
+        }
+        self.expected_bytes = self.chosen_disks().map(|d| d.expected_bytes).sum();
     }
 }
 
@@ -153,6 +185,8 @@ pub struct VmFacts {
     pub vm: Vm,
     pub attachments: Vec<Attachment>,
     pub snapshots: Vec<Snapshot>,
+    /// The newest point whose snapshot was kept.
+    pub base: Option<Base>,
 }
 
 /// What [`plan_backup`] looks at.
@@ -165,9 +199,12 @@ pub struct BackupInput<'a> {
     pub exclude_disks: &'a [String],
     /// A host that the user insists on.
     pub host: Option<&'a str>,
+    pub wish: Wish,
+    /// How the descriptions of our own snapshots begin.
+    pub own: &'a str,
 }
 
-/// Plans a full backup of the given VMs.
+/// Plans a backup of the given VMs.
 pub fn plan_backup(input: &BackupInput<'_>) -> BackupPlan {
     let vms: Vec<_> = input.vms.iter().map(|facts| plan_vm(input, facts)).collect();
     let expected_bytes =
@@ -198,8 +235,10 @@ fn plan_vm(input: &BackupInput<'_>, facts: &VmFacts) -> VmPlan {
         expected_bytes: 0,
         warnings: Vec::new(),
         disks,
+        wish: input.wish,
+        base: None,
     };
-    plan.expected_bytes = plan.chosen_disks().map(|d| d.expected_bytes).sum();
+    plan.set_levels(facts.base.clone(), &facts.snapshots);
     for disk in &plan.disks {
         if let DiskAction::Skip { skip } = &disk.action
             && *skip != DiskSkip::Excluded
@@ -247,7 +286,10 @@ fn check_vm(
         if snapshot.kind == SnapshotKind::Stateless {
             return Err(VmSkip::Stateless);
         }
-        if snapshot.status == Some(SnapshotStatus::Locked) {
+        // One of ours may still be merging; the run waits for it.
+        if snapshot.status == Some(SnapshotStatus::Locked)
+            && !snapshot.description.starts_with(input.own)
+        {
             return Err(VmSkip::SnapshotLocked { description: snapshot.description.clone() });
         }
     }
@@ -309,6 +351,7 @@ fn plan_disk(input: &BackupInput<'_>, attachment: &Attachment) -> DiskPlan {
             domain_name: None,
             virtual_size: 0,
             expected_bytes: 0,
+            held: Held::default(),
         };
     };
     let domain_id = disk.storage_domains.first().copied();
@@ -345,6 +388,8 @@ fn plan_disk(input: &BackupInput<'_>, attachment: &Attachment) -> DiskPlan {
     };
     let virtual_size = disk.provisioned_size.unwrap_or(0);
     let allocated = disk.total_size.filter(|t| *t > 0).or(disk.actual_size).unwrap_or(virtual_size);
+    let newest = disk.actual_size.unwrap_or(allocated);
+    let held = Held { all: allocated.min(virtual_size), newest: newest.min(virtual_size) };
     DiskPlan {
         id: disk.id,
         alias: disk.alias.clone(),
@@ -355,7 +400,8 @@ fn plan_disk(input: &BackupInput<'_>, attachment: &Attachment) -> DiskPlan {
         domain: domain_id,
         domain_name: domain.map(|d| d.name.clone()),
         virtual_size,
-        expected_bytes: allocated.min(virtual_size),
+        expected_bytes: held.all,
+        held,
     }
 }
 

@@ -141,7 +141,8 @@ fn plan_of(change: impl FnOnce(&mut Inventory, &mut VmFacts)) -> VmPlan {
         uses_scsi_reservation: None,
         logical_name: None,
     };
-    let mut facts = VmFacts { vm: vm("web1"), attachments: vec![attachment], snapshots: vec![] };
+    let mut facts =
+        VmFacts { vm: vm("web1"), attachments: vec![attachment], snapshots: vec![], base: None };
     change(&mut inv, &mut facts);
     let vms = [facts];
     let input = BackupInput {
@@ -150,6 +151,8 @@ fn plan_of(change: impl FnOnce(&mut Inventory, &mut VmFacts)) -> VmPlan {
         quiesce: Quiesce::Auto,
         exclude_disks: &["excluded".to_owned()],
         host: None,
+        wish: Wish::Auto,
+        own: "hvbak:r:",
     };
     plan_backup(&input).vms.remove(0)
 }

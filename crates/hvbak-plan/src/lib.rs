@@ -7,15 +7,17 @@
 mod backup;
 mod explain;
 mod host;
+mod level;
 mod restore;
 mod select;
 
 pub use backup::{
-    BackupInput, BackupPlan, DiskAction, DiskPlan, DiskSkip, Level, Quiesce, VmAction, VmFacts,
+    BackupInput, BackupPlan, DiskAction, DiskPlan, DiskSkip, Held, Quiesce, VmAction, VmFacts,
     VmPlan, VmSkip, plan_backup,
 };
 pub use explain::{explain_backup, explain_restore};
 pub use host::{HostChoice, choose_host};
+pub use level::{Base, BaseDisk, LayerFacts, Level, WhyFull, Wish, disk_level, sub_chain};
 pub use restore::{
     MacRule, NicFacts, NicTarget, PointDisk, PointFacts, RestoreDisk, RestoreError, RestoreFormat,
     RestoreOptions, RestorePlan, plan_restore,

@@ -65,6 +65,9 @@ pub struct ManifestVm {
 pub struct ManifestSnapshot {
     pub id: SnapshotId,
     pub description: String,
+    /// It stayed on the VM when the point was published, as the base of the next delta.
+    #[serde(default)]
+    pub kept: bool,
 }
 
 /// What [`DiskWriter::finish`](crate::DiskWriter::finish) has put into the point.

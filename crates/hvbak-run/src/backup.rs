@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use hvbak_plan::{BackupPlan, DiskAction, VmAction, VmPlan};
+use hvbak_plan::{BackupPlan, DiskAction, VmAction, VmPlan, Wish};
 use hvbak_repo::{
     Consistency, Level, Manifest, ManifestDisk, ManifestSnapshot, ManifestVm, SkippedDisk, Staging,
     VmLock,
@@ -16,10 +16,11 @@ use serde::Serialize;
 
 use crate::{
     access::Access,
+    base,
     documents::{self, Documents},
     error::{Result, RunError},
     event::Event,
-    hosts,
+    gather, hosts,
     job::{Context, Job, blocking},
     journal::Step,
     read_disk::{DiskSource, read_disk},
@@ -150,6 +151,7 @@ async fn backup_vm(job: &Job, inventory: &Inventory, plan: &VmPlan) -> Result<Ma
         Ok(lock)
     })
     .await?;
+    let plan = &look_again(job, plan).await?;
     let started = jiff::Timestamp::now();
     let point = context.repository.new_point_id(plan.id, started);
     let partial = job.intent(Step::Partial { vm: plan.id, point: point.clone() }).await?;
@@ -169,11 +171,11 @@ async fn backup_vm(job: &Job, inventory: &Inventory, plan: &VmPlan) -> Result<Ma
     let (staging, lock) = open_staging(context, lock, &point).await?;
     let result = fill(job, inventory, plan, manifest, staging).await;
     let settled = match result {
-        Ok((staging, manifest)) => {
+        Ok((staging, manifest, taken)) => {
             context.phase(Some(plan.id), "publishing the point");
-            blocking("publish the point", move || staging.publish(manifest))
-                .await
-                .map(|p| p.manifest)
+            let published = blocking("publish the point", move || staging.publish(manifest)).await;
+            settle_snapshots(job, plan, taken, published.is_ok()).await;
+            published.map(|p| p.manifest)
         }
         Err(cause) => Err(cause),
     };
@@ -184,6 +186,40 @@ async fn backup_vm(job: &Job, inventory: &Inventory, plan: &VmPlan) -> Result<Ma
     }
     job.undone(&partial).await?;
     settled
+}
+
+/// Levels are decided once more now that nobody else can add a point, and what earlier
+/// runs have left on the VM goes.
+async fn look_again(job: &Job, plan: &VmPlan) -> Result<VmPlan> {
+    let context = &job.context;
+    let snapshots = gather::list_snapshots(&context.engine, plan.id).await?;
+    let mut plan = plan.clone();
+    plan.set_levels(base::find(context, plan.id).await?, &snapshots);
+    base::sweep(job, &plan, &snapshots).await?;
+    Ok(plan)
+}
+
+/// Once the fate of the point is known: one snapshot of ours stays, the one that the next
+/// delta stands on. What cannot be deleted stays in the journal, and the next run tries
+/// again before it makes another.
+async fn settle_snapshots(job: &Job, plan: &VmPlan, taken: Option<Taken>, published: bool) {
+    let context = &job.context;
+    let Some(taken) = taken else { return };
+    let result = async {
+        if !published {
+            return snapshot::delete(job, plan, &taken).await;
+        }
+        snapshot::keep(job, &taken).await?;
+        if let Some(base) = &plan.base {
+            context.phase(Some(plan.id), "deleting the snapshot of the point before");
+            base::retire(job, plan, &base.description).await?;
+            snapshot::prove_there(context, plan, &taken).await?;
+        }
+        Ok(())
+    };
+    if let Err(cause) = result.await {
+        context.warn(Some(plan.id), crate::chain(&cause));
+    }
 }
 
 /// Half of the upper bound must fit: stored data is compressed, and by how much is not
@@ -217,15 +253,15 @@ async fn open_staging(
     blocking("begin the point", move || Ok((repository.stage(&lock, &point)?, lock))).await
 }
 
-/// Everything between the empty and the complete staging directory. The snapshot and the
-/// worker are gone again when this returns.
+/// Everything between the empty and the complete staging directory. The worker is gone
+/// when this returns, and so is the snapshot unless the next delta is to stand on it.
 async fn fill(
     job: &Job,
     inventory: &Inventory,
     plan: &VmPlan,
     mut manifest: Manifest,
     staging: Staging,
-) -> Result<(Staging, Manifest)> {
+) -> Result<(Staging, Manifest, Option<Taken>)> {
     let context = &job.context;
     context.phase(Some(plan.id), "reading the VM's configuration");
     let docs = documents::fetch(context, inventory, plan.id).await?;
@@ -246,25 +282,47 @@ async fn fill(
     if plan.chosen_disks().next().is_none() {
         manifest.consistency = Consistency::Offline;
         let staging = store_documents(staging, docs).await?;
-        return Ok((staging, manifest));
+        return Ok((staging, manifest, None));
     }
     let running = docs.vm.status != VmStatus::Down;
     let taken = snapshot::take(job, plan, &manifest.point, running).await?;
     manifest.consistency = taken.consistency;
-    manifest.snapshot =
-        Some(ManifestSnapshot { id: taken.id, description: taken.description.clone() });
     let result = read_all(job, inventory, plan, &taken, &docs, running, staging).await;
-    let deleted = snapshot::delete(job, plan, &taken).await;
-    let (staging, disks) = result?;
-    if let Err(cause) = deleted {
-        // The data is whole; the snapshot stays in the journal for `cleanup`.
-        context.warn(Some(plan.id), crate::chain(&cause));
-        manifest.warnings.push(format!("the snapshot was not deleted: {}", crate::chain(&cause)));
-    }
+    let (staging, disks) = match result {
+        Ok(read) => read,
+        Err(cause) => {
+            if let Err(undo) = snapshot::delete(job, plan, &taken).await {
+                context.warn(Some(plan.id), crate::chain(&undo));
+            }
+            return Err(cause);
+        }
+    };
+    let stands_on_base = disks.iter().any(|d| d.record.parent.is_some());
+    let differential = stands_on_base && plan.wish == Wish::Differential;
+    let kept = context.settings.keep_snapshot && !differential;
+    manifest.snapshot =
+        Some(ManifestSnapshot { id: taken.id, description: taken.description.clone(), kept });
+    manifest.parent = disks.iter().find_map(|d| d.record.parent.clone());
+    manifest.level = match stands_on_base {
+        false => Level::Full,
+        true if differential => Level::Differential,
+        true => Level::Incremental,
+    };
     manifest.disks = disks;
-    let staging = store_documents(staging, docs).await?;
+    let stored = store_documents(staging, docs).await;
+    let taken = if kept && stored.is_ok() {
+        Some(taken)
+    } else {
+        if let Err(cause) = snapshot::delete(job, plan, &taken).await {
+            // The data is whole; the snapshot stays in the journal for `cleanup`.
+            context.warn(Some(plan.id), crate::chain(&cause));
+            let text = format!("the snapshot was not deleted: {}", crate::chain(&cause));
+            manifest.warnings.push(text);
+        }
+        None
+    };
     manifest.finished = jiff::Timestamp::now();
-    Ok((staging, manifest))
+    Ok((stored?, manifest, taken))
 }
 
 async fn store_documents(staging: Staging, docs: Documents) -> Result<Staging> {
@@ -293,15 +351,17 @@ async fn read_all(
         plan.data_center.ok_or_else(|| RunError::UnknownHost { host: host.name.clone() })?;
     context.phase(Some(plan.id), format!("connecting to {}", host.name));
     let access = Access::open(job, host).await?;
+    let base_disks = snapshot::base_disks(context, plan).await?;
     let mut disks = Vec::new();
     let mut failure = None;
     let mut sessions = None;
     for disk in plan.chosen_disks() {
-        let source = DiskSource { plan: disk, taken, running, data_center: center };
+        let base = plan.base.as_ref().zip(base_disks.as_deref());
+        let source = DiskSource { plan: disk, taken, base, running, data_center: center };
         match read_disk(job, &access, &source, docs, sessions.take(), &staging).await {
             Ok((record, back)) => {
                 sessions = Some(back);
-                disks.push(ManifestDisk { level: Level::Full, ..record });
+                disks.push(record);
             }
             Err(cause) => {
                 failure = Some(cause);

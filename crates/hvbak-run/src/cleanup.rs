@@ -9,6 +9,7 @@ use hvbak_ssh::Connection;
 use hvbak_types::Inventory;
 
 use crate::{
+    base,
     error::{self, Result, RunError},
     event::Event,
     gather, hosts,
@@ -110,7 +111,13 @@ async fn undo(context: &Context, step: &Step, inventory: &mut Option<Inventory>)
             let _ = context.engine.thaw(*vm).await;
             Ok(false)
         }
-        Step::Snapshot { vm, vm_name, description } => {
+        // The run died after its point was published: the next delta stands on it.
+        Step::Snapshot { vm, description, .. }
+            if base::is_kept(context, *vm, description).await? =>
+        {
+            Ok(false)
+        }
+        Step::Snapshot { vm, vm_name, description } | Step::Retire { vm, vm_name, description } => {
             Ok(snapshot::remove(context, *vm, vm_name, description).await? > 0)
         }
         Step::Partial { vm, point } => {

@@ -32,6 +32,11 @@ pub enum Event {
         virtual_size: u64,
         expected_bytes: u64,
         host: String,
+        /// How much of it is read, and why that much; `None` when it is written.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        level: Option<hvbak_repo::Level>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// How far a disk is; `done` and `total` in guest bytes.
     DiskProgress {

@@ -12,6 +12,7 @@ use hvbak_repo::{Point, Repository};
 use hvbak_types::{Inventory, Secret, Snapshot, VmId};
 
 use crate::{
+    base,
     error::{self, Result, RunError},
     job::{Context, blocking},
 };
@@ -80,10 +81,12 @@ pub async fn vm_facts(context: &Context, wanted: &[VmId]) -> Result<Vec<VmFacts>
         // Reading requests can be dropped at any moment.
         () = context.cancel.cancelled() => return Err(RunError::Cancelled),
     };
-    Ok(found
-        .into_iter()
-        .map(|w| VmFacts { vm: w.vm, attachments: w.attachments, snapshots: w.snapshots })
-        .collect())
+    let mut facts = Vec::new();
+    for w in found {
+        let base = base::find(context, w.vm.id).await?;
+        facts.push(VmFacts { vm: w.vm, attachments: w.attachments, snapshots: w.snapshots, base });
+    }
+    Ok(facts)
 }
 
 /// The point that a selector names.

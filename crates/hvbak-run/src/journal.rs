@@ -16,6 +16,8 @@ pub enum Step {
     Freeze { vm: VmId },
     /// A snapshot of ours exists.
     Snapshot { vm: VmId, vm_name: String, description: String },
+    /// A snapshot of ours that no point needs any more is being deleted.
+    Retire { vm: VmId, vm_name: String, description: String },
     /// A pushed worker lies on a host.
     Worker { host: HostId, host_name: String, remove: String },
     /// A half-made point lies in the repository.
@@ -31,7 +33,8 @@ impl Step {
     pub fn describe(&self) -> String {
         match self {
             Self::Freeze { vm } => format!("frozen file systems of VM {vm}"),
-            Self::Snapshot { vm_name, description, .. } => {
+            Self::Snapshot { vm_name, description, .. }
+            | Self::Retire { vm_name, description, .. } => {
                 format!("snapshot `{description}` of VM {vm_name}")
             }
             Self::Worker { host_name, .. } => format!("worker on host {host_name}"),

@@ -6,6 +6,7 @@
 
 mod access;
 mod backup;
+mod base;
 mod cleanup;
 mod doctor;
 mod documents;
@@ -25,6 +26,7 @@ mod snapshot;
 mod write_disk;
 
 pub use backup::{BackupReport, VmDone, VmFailed, backup};
+pub use base::own_prefix;
 pub use cleanup::{CleanupReport, cleanup};
 pub use doctor::{Check, Health, doctor};
 pub use enroll::{Bootstrap, EnrollMode, EnrollOptions, EnrollOutcome, enroll};

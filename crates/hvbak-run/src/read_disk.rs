@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use hvbak_plan::DiskPlan;
+use hvbak_plan::{Base, DiskAction, DiskPlan, LayerFacts, WhyFull, sub_chain};
 use hvbak_repo::{DiskOptions, Level, ManifestDisk, Staging};
-use hvbak_types::{CLUSTER_SIZE, DataCenterId};
+use hvbak_types::{CLUSTER_SIZE, DataCenterId, SnapshotDisk};
 use hvbak_wire::{
     Answer, ChainIs, Format, Layer, LayerAddress, Op, Place, ReadOptions, Tune, VolumeAddress,
 };
@@ -27,8 +27,24 @@ use crate::{
 pub struct DiskSource<'a> {
     pub plan: &'a DiskPlan,
     pub taken: &'a Taken,
+    /// The base and its snapshot's volumes as they are now; `None`: no delta is wanted.
+    pub base: Option<(&'a Base, &'a [SnapshotDisk])>,
     pub running: bool,
     pub data_center: DataCenterId,
+}
+
+/// What of the chain is read.
+struct Extent {
+    level: Level,
+    reason: String,
+    /// Newest layers that decide; `None`: all.
+    top: Option<u32>,
+}
+
+impl Extent {
+    fn full(why: &str) -> Self {
+        Self { level: Level::Full, reason: why.to_owned(), top: None }
+    }
 }
 
 /// Reads the disk into the staging directory. `sessions` are those of an earlier disk;
@@ -58,11 +74,12 @@ pub async fn read_disk(
             prove_frozen(&chain, plan)?;
         }
         let size = virtual_size(&chain, plan).map_err(&chain_error)?;
+        let extent = decide(source, &chain, size);
         for session in &mut sessions {
             let doing = "open the volumes";
             let layers = chain.layers.iter().map(layer_address).collect();
-            let Answer::Opened(opened) = session.ask(Op::Open { layers, top: None }, doing).await?
-            else {
+            let open = Op::Open { layers, top: extent.top };
+            let Answer::Opened(opened) = session.ask(open, doing).await? else {
                 return Err(session.unexpected(doing));
             };
             if opened.virtual_size != size {
@@ -76,9 +93,9 @@ pub async fn read_disk(
         let pieces = (16 * sessions.len()).min(64) as u32;
         let map = sessions[0].ask(Op::Map { offset: 0, length: size, pieces }, doing).await?;
         let Answer::Map(map) = map else { return Err(sessions[0].unexpected(doing)) };
-        Ok((sessions, chain, size, map))
+        Ok((sessions, chain, size, extent, map))
     };
-    let (sessions, chain, size, map) = tokio::select! {
+    let (sessions, chain, size, extent, map) = tokio::select! {
         prepared = prepare => prepared?,
         // Dropping sessions closes the workers' stdin: they leave.
         () = &mut cancelled => return Err(RunError::Cancelled),
@@ -89,14 +106,22 @@ pub async fn read_disk(
         virtual_size: size,
         expected_bytes: map.clusters.saturating_mul(CLUSTER_SIZE),
         host: access.name.clone(),
+        level: Some(extent.level),
+        reason: Some(extent.reason.clone()),
     });
+    let options = match (&extent.top, source.base) {
+        (Some(_), Some((base, _))) => DiskOptions::delta(size, base.point.clone()),
+        _ => DiskOptions::full(size),
+    };
     let writer = staging
-        .disk_writer(plan.id, DiskOptions::full(size))
+        .disk_writer(plan.id, options)
         .map_err(crate::error::repository("begin the stored disk"))?;
     let meter = Arc::new(Meter::new(plan.id, size, context.events.clone()));
     let read = ReadOptions {
         compression: u8::try_from(transfer.compression).ok().filter(|level| *level > 0),
         threads: u16::try_from(transfer.threads).ok().filter(|threads| *threads > 0),
+        // Zeros hide what the base holds.
+        zeros: extent.top.is_some(),
         ..ReadOptions::default()
     };
     let pieces = Pieces::new(map.pieces, size);
@@ -116,7 +141,34 @@ pub async fn read_disk(
     for session in &mut sessions {
         session.ask(Op::Close, "close the volumes").await?;
     }
-    Ok((describe(record, plan, &chain, docs), sessions))
+    Ok((describe(record, plan, &chain, extent, docs), sessions))
+}
+
+/// The plan's level, unless the chain on the storage says that it must be a full.
+fn decide(source: &DiskSource<'_>, chain: &ChainIs, size: u64) -> Extent {
+    let plan = source.plan;
+    let DiskAction::Backup { level, reason } = &plan.action else { return Extent::full("") };
+    if *level == hvbak_plan::Level::Full {
+        return Extent::full(reason);
+    }
+    let Some((base, volumes)) = source.base else {
+        return Extent::full(&WhyFull::NoBase.to_string());
+    };
+    let volume = volumes.iter().find(|d| d.disk_id == plan.id).map(|d| d.volume);
+    let facts = |l: &Layer| LayerFacts { volume: l.volume, raw: l.format == Format::Raw };
+    let layers: Vec<_> = chain.layers.iter().map(facts).collect();
+    match sub_chain(base, plan.id, volume, &layers, size) {
+        // At most 64.
+        Ok(top) => Extent {
+            level: match level {
+                hvbak_plan::Level::Differential => Level::Differential,
+                _ => Level::Incremental,
+            },
+            reason: reason.clone(),
+            top: Some(top as u32),
+        },
+        Err(why) => Extent::full(&why.to_string()),
+    }
 }
 
 async fn start(access: &Access, count: usize) -> Result<Vec<Session>> {
@@ -208,6 +260,7 @@ fn describe(
     record: hvbak_repo::DiskRecord,
     plan: &DiskPlan,
     chain: &ChainIs,
+    extent: Extent,
     docs: &Documents,
 ) -> ManifestDisk {
     let attachment = docs.attachments.iter().find(|a| a.disk_id == plan.id);
@@ -218,8 +271,8 @@ fn describe(
     ManifestDisk {
         record,
         alias: plan.alias.clone(),
-        level: Level::Full,
-        reason: "asked for".into(),
+        level: extent.level,
+        reason: extent.reason,
         interface: attachment.and_then(|a| a.interface.as_ref()).map(ToString::to_string),
         bootable: attachment.and_then(|a| a.bootable).unwrap_or(false),
         active: attachment.and_then(|a| a.active).unwrap_or(true),
@@ -233,6 +286,9 @@ fn describe(
         sparse: Some(!(raw && preallocated)),
         domain: plan.domain,
         domain_name: plan.domain_name.clone(),
-        volumes: chain.layers.iter().rev().map(|l| l.volume).collect(),
+        volumes: {
+            let read = extent.top.map_or(chain.layers.len(), |top| top as usize);
+            chain.layers[..read].iter().rev().map(|l| l.volume).collect()
+        },
     }
 }

@@ -8,7 +8,7 @@ use hvbak_engine::{
     ovf::{self, Edit},
 };
 use hvbak_plan::{PointDisk, PointFacts, RestoreFormat, RestorePlan};
-use hvbak_repo::Point;
+use hvbak_repo::{Point, Repository};
 use hvbak_types::{DiskId, DiskInterface, Inventory, VmId, VmStatus};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,7 @@ pub struct RestoredDisk {
 }
 
 /// What a point holds, as the restore plan wants it.
-pub fn point_facts(point: &Point) -> Result<PointFacts> {
+pub fn point_facts(repository: &Repository, point: &Point) -> Result<PointFacts> {
     let manifest = &point.manifest;
     let facts =
         match point.document(documents::FACTS).map_err(error::repository("read the point"))? {
@@ -50,14 +50,20 @@ pub fn point_facts(point: &Point) -> Result<PointFacts> {
                 why: e.to_string(),
             })?,
         };
-    let disks = manifest
-        .disks
-        .iter()
-        .map(|d| PointDisk {
+    let mut disks = Vec::new();
+    for d in &manifest.disks {
+        let chain = repository
+            .disk_chain(point, d.record.id)
+            .map_err(error::repository("read the point"))?;
+        let held = chain.iter().filter_map(|p| p.manifest.disk(d.record.id));
+        disks.push(PointDisk {
             id: d.record.id,
             alias: d.alias.clone(),
             virtual_size: d.record.virtual_size,
-            stored_bytes: d.record.stored_bytes,
+            // Layers hide parts of each other: at the most, and never more than the disk.
+            stored_bytes: held
+                .fold(0u64, |sum, d| sum.saturating_add(d.record.stored_bytes))
+                .min(d.record.virtual_size),
             format: match (d.format.as_deref(), d.sparse) {
                 (Some("raw"), Some(false)) => RestoreFormat::RawPreallocated,
                 (Some("raw"), _) => RestoreFormat::RawSparse,
@@ -71,8 +77,8 @@ pub fn point_facts(point: &Point) -> Result<PointFacts> {
             read_only: d.read_only,
             pass_discard: d.pass_discard,
             wipe_after_delete: d.wipe_after_delete,
-        })
-        .collect();
+        });
+    }
     Ok(PointFacts {
         point: manifest.point.clone(),
         vm: manifest.vm.id,

@@ -13,6 +13,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Bytes that stay free in the repository.
     pub reserve: u64,
+    /// Whether a backup leaves its snapshot on the VM as the base of the next delta.
+    pub keep_snapshot: bool,
     /// Overrides by host name.
     pub hosts: BTreeMap<String, HostOverride>,
 }

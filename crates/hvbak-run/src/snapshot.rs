@@ -212,6 +212,38 @@ pub async fn prove_unchanged(context: &Context, plan: &VmPlan, taken: &Taken) ->
     Ok(())
 }
 
+/// The volumes that the base's snapshot owns now; merges hand volumes on, so what the
+/// base's manifest says is not asked. `None`: no disk is to stand on it, or it is gone.
+pub async fn base_disks(context: &Context, plan: &VmPlan) -> Result<Option<Vec<SnapshotDisk>>> {
+    let Some(base) = &plan.base else { return Ok(None) };
+    match context.engine.snapshot_disks(plan.id, base.snapshot).await {
+        Ok(disks) => Ok(Some(disks)),
+        Err(cause) if cause.is_not_found() => Ok(None),
+        Err(cause) => {
+            Err(error::engine(format!("look at the last snapshot of {}", plan.name))(cause))
+        }
+    }
+}
+
+/// After an older snapshot was merged into this one's volumes: it is still whole.
+pub async fn prove_there(context: &Context, plan: &VmPlan, taken: &Taken) -> Result<()> {
+    let doing = || format!("look at the snapshot of {}", plan.name);
+    let disks =
+        context.engine.snapshot_disks(plan.id, taken.id).await.map_err(error::engine(doing()))?;
+    match plan.chosen_disks().find(|d| !disks.iter().any(|now| now.disk_id == d.id)) {
+        None => Ok(()),
+        Some(lost) => Err(RunError::Snapshot {
+            description: taken.description.clone(),
+            what: format!("lost disk {} when the one before was merged", lost.alias),
+        }),
+    }
+}
+
+/// Leaves the snapshot on the VM: it belongs to its point now, not to the job.
+pub async fn keep(job: &Job, taken: &Taken) -> Result<()> {
+    job.undone(&taken.step).await
+}
+
 /// Deletes the snapshot and waits until it is merged away.
 pub async fn delete(job: &Job, plan: &VmPlan, taken: &Taken) -> Result<()> {
     job.context.phase(Some(plan.id), "deleting the snapshot");

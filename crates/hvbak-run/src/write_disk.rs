@@ -134,6 +134,8 @@ pub async fn fill(
         virtual_size: size,
         expected_bytes: disk.stored_bytes,
         host: access.name.clone(),
+        level: None,
+        reason: None,
     });
     let started = Instant::now();
     let meter = Arc::new(Meter::new(disk.source, size, context.events.clone()));

@@ -109,9 +109,17 @@ impl Running {
         let mut backing: Option<String> = None;
         for (depth, volume) in chain.iter().enumerate().rev() {
             let raw = disk.domain.is_raw(disk.disk, *volume)?;
-            self.open(disk, *volume, raw, backing.as_deref().map(Value::from), depth > 0)?;
+            // A layer below is not written until a merge commits into it, which needs a
+            // node that may become writable; a template's volume never is.
+            let shared = disk.domain.meta(disk.disk, *volume, "VOLTYPE")? == "SHARED";
+            let backing_node = backing.as_deref().map(Value::from);
+            self.open(disk, *volume, raw, backing_node, depth > 0 && shared)?;
             backing = Some(node(*volume));
         }
+        self.export(disk)
+    }
+
+    fn export(&mut self, disk: &GuestDisk) -> Result<()> {
         self.call(
             "block-export-add",
             json!({ "type": "nbd", "id": export_id(disk.disk), "name": disk.disk.to_string(), "node-name": node(disk.top), "writable": true }),
@@ -119,8 +127,7 @@ impl Running {
         .map(drop)
     }
 
-    /// Takes a disk away from the guest and closes its chain.
-    pub fn detach(&mut self, disk: &GuestDisk) -> Result<()> {
+    fn unexport(&mut self, disk: &GuestDisk) -> Result<()> {
         let export = json!({ "id": export_id(disk.disk), "mode": "hard" });
         self.call("block-export-del", export)?;
         // The export goes in the background; until then its node is busy.
@@ -134,6 +141,12 @@ impl Running {
             ensure!(Instant::now() < deadline, "the export of {} does not end", disk.disk);
             std::thread::sleep(Duration::from_millis(10));
         }
+        Ok(())
+    }
+
+    /// Takes a disk away from the guest and closes its chain.
+    pub fn detach(&mut self, disk: &GuestDisk) -> Result<()> {
+        self.unexport(disk)?;
         for volume in disk.domain.chain(disk.disk, disk.top)? {
             self.call("blockdev-del", json!({ "node-name": node(volume) }))?;
         }
@@ -161,6 +174,14 @@ impl Running {
             args["backing"] = backing.unwrap_or(Value::Null);
         }
         self.call("blockdev-add", args).map(drop)
+    }
+
+    /// Makes the top volume larger. An export allows that only while it is away.
+    pub fn resize(&mut self, disk: &GuestDisk, size: u64) -> Result<()> {
+        self.unexport(disk)?;
+        let done = self.call("block_resize", json!({ "node-name": node(disk.top), "size": size }));
+        self.export(disk)?;
+        done.map(drop)
     }
 
     /// A live snapshot: `new` is an overlay of the present top, made already.

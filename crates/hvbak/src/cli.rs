@@ -210,7 +210,7 @@ pub struct BackupArgs {
     /// Leave out disks by alias or id
     #[arg(long, value_name = "ALIAS|ID")]
     pub exclude_disk: Vec<String>,
-    /// How much to read; this version always reads full backups
+    /// How much to read
     #[arg(long, value_enum, default_value = "auto")]
     pub level: LevelArg,
     /// Whether guests are frozen for the snapshot
@@ -226,8 +226,14 @@ pub struct BackupArgs {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum LevelArg {
+    /// What changed since the last point, where that is possible
     Auto,
+    /// Everything
     Full,
+    /// As auto; disks for which it is not possible are read in full, and the report says why
+    Incremental,
+    /// What changed since the last full point, which stays the base
+    Differential,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -136,6 +136,8 @@ pub enum QuiesceSetting {
 #[serde(deny_unknown_fields, default)]
 pub struct BackupSection {
     pub quiesce: QuiesceSetting,
+    /// Leave the last snapshot on the VM, so that the next backup reads only what changed.
+    pub keep_snapshot: bool,
     pub snapshot_timeout_minutes: u64,
     pub merge_timeout_minutes: u64,
     pub disk_timeout_minutes: u64,
@@ -145,6 +147,7 @@ impl Default for BackupSection {
     fn default() -> Self {
         Self {
             quiesce: QuiesceSetting::Auto,
+            keep_snapshot: true,
             snapshot_timeout_minutes: 30,
             merge_timeout_minutes: 720,
             disk_timeout_minutes: 30,

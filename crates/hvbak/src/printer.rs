@@ -9,6 +9,7 @@ use std::{
     sync::Mutex,
 };
 
+use hvbak_repo::Level;
 use hvbak_run::{Event, Sink};
 use hvbak_types::DiskId;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
@@ -142,7 +143,14 @@ impl Sink for Printer {
                 self.say(&format!("{name}: at most {} to read", HumanBytes(*expected_bytes)));
             }
             Event::Phase { text, .. } => self.say(&format!("  {text}")),
-            Event::DiskStarted { disk, alias, virtual_size, host, .. } => {
+            Event::DiskStarted { disk, alias, virtual_size, host, level, reason, .. } => {
+                // A full that nobody asked for is worth a line.
+                if *level == Some(Level::Full)
+                    && let Some(why) = reason
+                    && why != "asked for"
+                {
+                    self.say(&format!("  {alias}: full, {why}"));
+                }
                 if self.live {
                     self.bar(*disk, alias, *virtual_size);
                 } else {

@@ -213,6 +213,21 @@ impl Lab {
         });
     }
 
+    /// Deletes a snapshot as an administrator would, and waits for the merge.
+    #[track_caller]
+    pub fn delete_snapshot(&self, vm: &str, description: &str) {
+        let find = || {
+            let state = self.state();
+            let vm = state["vms"].as_array()?.iter().find(|v| v["name"] == vm)?.clone();
+            let list = vm["snapshots"].as_array()?;
+            let found = list.iter().find(|s| s["description"] == description)?;
+            Some(found["id"].as_str()?.to_owned())
+        };
+        let id = find().unwrap_or_else(|| panic!("no snapshot `{description}`"));
+        self.api("DELETE", &format!("/vms/{}/snapshots/{id}", self.vm_id(vm)), "");
+        wait_for("the merge", || find().is_none());
+    }
+
     /// What the lab holds.
     pub fn state(&self) -> Value {
         serde_json::from_str(&self.lab("state", &[])).expect("the lab's state")
@@ -310,6 +325,27 @@ impl Lab {
         assert!(left.is_empty(), "left behind: {left:#?}");
     }
 
+    /// Descriptions of hvbak's snapshots of a VM.
+    pub fn own_snapshots(&self, vm: &str) -> Vec<String> {
+        let state = self.state();
+        let found = state["vms"].as_array().into_iter().flatten().find(|v| v["name"] == vm);
+        own_snapshots(found.expect("no such VM"))
+    }
+
+    /// The description of the snapshot that the newest point of a VM has kept.
+    fn newest_kept(&self, vm: &str) -> Option<String> {
+        let folder = self.path("repository").join("vms").join(vm);
+        let mut points: Vec<_> = fs::read_dir(folder).ok()?.flatten().map(|e| e.path()).collect();
+        points.sort();
+        points.iter().rev().find_map(|point| {
+            let text = fs::read_to_string(point.join("manifest.json")).ok()?;
+            let manifest: Value = serde_json::from_str(&text).ok()?;
+            let snapshot = &manifest["snapshot"];
+            let text = snapshot["description"].as_str()?;
+            (snapshot["kept"] == true).then(|| text.to_owned())
+        })
+    }
+
     /// What is left behind, in words.
     pub fn leftovers(&self, restored: &[&str]) -> Vec<String> {
         let mut left = Vec::new();
@@ -332,12 +368,11 @@ impl Lab {
             if vm["frozen"] == true {
                 left.push(format!("{name} is frozen"));
             }
-            for snapshot in vm["snapshots"].as_array().into_iter().flatten() {
-                let text = snapshot["description"].as_str().unwrap_or("");
-                if text.starts_with("hvbak:") {
-                    left.push(format!("snapshot `{text}` of {name}"));
-                }
-            }
+            let mut own = own_snapshots(vm);
+            // One stays: that of the newest point that says so.
+            let wanted = self.newest_kept(vm["id"].as_str().unwrap_or(""));
+            own.retain(|text| Some(text) != wanted.as_ref());
+            left.extend(own.iter().map(|text| format!("snapshot `{text}` of {name}")));
         }
         let extra = names(&new["disks"], "id").into_iter().filter(|d| !disks.contains(d));
         left.extend(extra.map(|d| format!("disk {d}")));
@@ -367,6 +402,12 @@ impl Drop for Lab {
             tail.iter().rev().for_each(|l| eprintln!("  {l}"));
         }
     }
+}
+
+fn own_snapshots(vm: &Value) -> Vec<String> {
+    let all = vm["snapshots"].as_array().into_iter().flatten();
+    let texts = all.filter_map(|s| s["description"].as_str());
+    texts.filter(|t| t.starts_with("hvbak:")).map(str::to_owned).collect()
 }
 
 /// Workers, by their program's path or their files.

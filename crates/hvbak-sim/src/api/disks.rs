@@ -10,7 +10,7 @@ use crate::{
     model::{Disk, Lab, State},
     ops, render,
     search::{self, select},
-    xml::{X, child, flag, text},
+    xml::{X, child, flag, id_of, text},
 };
 
 pub(super) fn read_disk(s: &State, x: roxmltree::Node<'_, '_>) -> Result<Disk, Refusal> {
@@ -97,7 +97,19 @@ pub(super) fn handle(lab: &Arc<Lab>, q: &Request, parts: &[&str], body: &str) ->
             d.description = text(x, "description").unwrap_or_else(|| d.description.clone());
             d.alias =
                 text(x, "alias").or_else(|| text(x, "name")).unwrap_or_else(|| d.alias.clone());
+            drop(s);
+            if let Some(size) = text(x, "provisioned_size").and_then(|t| t.parse().ok()) {
+                ops::extend(lab, id, size)?;
+            }
+            let s = lab.state();
             Ok((200, render::disk(&s, s.disk(id).ok_or(Refusal::NotFound)?)))
+        }
+        ("POST", [id, "move"]) => {
+            let doc = parse(body)?;
+            let to = id_of(root(&doc, &["action"])?, "storage_domain").ok_or_else(|| {
+                Refusal::bad("Incomplete parameters", "Action [storageDomain.id|name] required")
+            })?;
+            ops::move_disk(lab, uuid(id)?, to).and_then(|()| done())
         }
         ("DELETE", [id]) => ops::delete_disk(lab, uuid(id)?).and_then(|()| done()),
         _ => Err(Refusal::NotFound),

@@ -67,6 +67,7 @@ pub(super) fn change(
             ops::preview(lab, id, snapshot).and_then(|()| done())
         }
         ("POST", ["undosnapshot"]) => ops::undo(lab, id).and_then(|()| done()),
+        ("POST", ["commitsnapshot"]) => ops::commit(lab, id).and_then(|()| done()),
         ("POST", ["stop" | "shutdown"]) => ops::stop(lab, id).and_then(|()| done()),
         ("POST", ["freezefilesystems"]) => {
             let mut s = lab.state();
@@ -139,6 +140,10 @@ pub(super) fn change(
                 v.attachments.iter_mut().find(|a| a.disk == disk).ok_or(Refusal::NotFound)?;
             found.bootable = flag(a, "bootable").unwrap_or(found.bootable);
             drop(s);
+            let size = child(a, "disk").and_then(|d| text(d, "provisioned_size"));
+            if let Some(size) = size.and_then(|t| t.parse().ok()) {
+                ops::extend(lab, disk, size)?;
+            }
             if let Some(active) = flag(a, "active") {
                 ops::plug(lab, id, disk, active)?;
             }

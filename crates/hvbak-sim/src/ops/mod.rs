@@ -2,15 +2,19 @@
 //! locks at once, then works in a thread and settles the state.
 
 mod disk;
+mod extend;
 mod merge;
+mod move_disk;
 mod power;
 mod preview;
 mod snapshot;
 
 pub use disk::{create_disk, delete_disk, plug};
+pub use extend::extend;
 pub use merge::delete_snapshot;
+pub use move_disk::move_disk;
 pub use power::{start, stop, suspend};
-pub use preview::{preview, undo};
+pub use preview::{commit, preview, undo};
 pub use snapshot::create_snapshot;
 
 use crate::{fault::Refusal, model::Vm};

@@ -1,11 +1,11 @@
 //! `hvbak backup`.
 
-use hvbak_plan::{BackupInput, Quiesce, Selection, explain_backup, plan_backup, select_vms};
+use hvbak_plan::{BackupInput, Quiesce, Selection, Wish, explain_backup, plan_backup, select_vms};
 use serde_json::json;
 
 use super::{Face, Outcome};
 use crate::{
-    cli::{BackupArgs, QuiesceArg, SelectArgs},
+    cli::{BackupArgs, LevelArg, QuiesceArg, SelectArgs},
     config::QuiesceSetting,
     exit::{DONE, FAILED, PARTLY},
 };
@@ -16,8 +16,15 @@ pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
         (Some(QuiesceArg::Require), _) | (None, QuiesceSetting::Require) => Quiesce::Require,
         (Some(QuiesceArg::Never), _) | (None, QuiesceSetting::Never) => Quiesce::Never,
     };
+    let wish = match args.level {
+        LevelArg::Auto => Wish::Auto,
+        LevelArg::Full => Wish::Full,
+        LevelArg::Incremental => Wish::Incremental,
+        LevelArg::Differential => Wish::Differential,
+    };
     let context = face.context().await?;
     let result = async {
+        let own = hvbak_run::own_prefix(context.repository.id());
         let inventory = hvbak_run::inventory(&context).await?;
         let ids = select_vms(&inventory, &selection(&args.select))?;
         let vms = hvbak_run::vm_facts(&context, &ids).await?;
@@ -27,6 +34,8 @@ pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
             quiesce,
             exclude_disks: &args.exclude_disk,
             host: args.host.as_deref(),
+            wish,
+            own: &own,
         });
         if args.dry_run {
             face.printer.data(&explain_backup(&plan));

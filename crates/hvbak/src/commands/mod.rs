@@ -123,6 +123,7 @@ fn settings(config: &Config) -> Result<Settings, ConfigError> {
             vm: minutes(10),
         },
         reserve: config.repository.reserve_gib << 30,
+        keep_snapshot: config.backup.keep_snapshot,
         hosts: config
             .hosts
             .iter()

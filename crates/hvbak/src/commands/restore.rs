@@ -13,7 +13,7 @@ pub async fn run(face: &Face, args: RestoreArgs) -> Outcome {
     let context = face.context().await?;
     let result = async {
         let point = hvbak_run::find_point(&context.repository, &args.point).await?;
-        let facts = hvbak_run::point_facts(&point)?;
+        let facts = hvbak_run::point_facts(&context.repository, &point)?;
         let inventory = hvbak_run::inventory(&context).await?;
         let plan = plan_restore(&inventory, &facts, &options(&args))?;
         if args.dry_run {
