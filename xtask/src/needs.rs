@@ -30,11 +30,31 @@ pub const TEST: &[Need] = &[
     ("curl-config", "libcurl4-openssl-dev libssl-dev", "libcurl-devel openssl-devel"),
     ("xml2-config", "libxml2-dev", "libxml2-devel"),
     ("git", "git", "git"),
+    ("ip", "iproute2", "iproute"),
+];
+
+/// What the guests with real LVM need (`scripts/lab/hvlab.sh`); Debian only, because the
+/// image is made of its packages and its user-mode kernel.
+const GUESTS: &[Need] = &[
+    ("linux.uml", "user-mode-linux", ""),
+    ("lvm", "lvm2", ""),
+    ("udevadm", "udev", ""),
+    ("depmod", "kmod", ""),
+    ("mkfs.ext4", "e2fsprogs", ""),
+    ("busybox", "busybox-static", ""),
+    ("ps", "procps", ""),
+    ("socat", "socat", ""),
 ];
 
 fn present(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     path.split(':').chain(["/usr/sbin", "/sbin"]).any(|dir| Path::new(dir).join(program).exists())
+}
+
+/// Installs what the guests need where they can be had; without them their tests are skipped,
+/// loudly.
+pub fn guests(install: bool) -> Result<()> {
+    if install && present("apt-get") { check(&[GUESTS], true) } else { Ok(()) }
 }
 
 /// Checks the programs; says what to install, and installs it only when asked to.

@@ -13,6 +13,7 @@ use crate::{
 /// Runs tidy, format, lints, the static worker, all Rust tests and the SDK's.
 pub fn run(install: bool, no_skip: bool) -> Result<()> {
     needs::check(&[needs::DEMO, needs::TEST], install)?;
+    needs::guests(install)?;
     step("tidy");
     tidy::run()?;
     step("format");

@@ -6,12 +6,14 @@
 //! nothing read from a host is put into a path unchecked.
 
 mod description;
+mod lvm;
 mod meta;
 mod mount;
 mod names;
 mod tags;
 
 pub use description::DiskDescription;
+pub use lvm::{LVS_COLUMNS, Lv, LvmError, LvmLine, VolumeGroup, lvm_config, lvm_line, parse_pvs};
 pub use meta::{Allocation, Legality, META_SIZE, MetaError, VolumeFormat, VolumeMeta, VolumeRole};
 pub use mount::{
     Mount, MountShape, local_directory, mount_directory, mount_shape, normalise_spec, pool_link,

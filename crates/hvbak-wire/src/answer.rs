@@ -133,8 +133,20 @@ pub struct Layer {
     pub disk_type: Option<String>,
     /// Number of hard links; 2 or more for a template base.
     pub links: u64,
-    /// Which file it is.
+    /// Which file or LV it is.
     pub identity: FileIdentity,
+    /// What LVM says, when it is an LV.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lv: Option<LvFacts>,
+}
+
+/// A volume of a block domain as LVM reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LvFacts {
+    /// LVM's id of the LV: another one when it was removed and made anew.
+    pub uuid: String,
+    /// Where it lies: `DEVICE:FIRST-LAST` in extents, separated by spaces.
+    pub extents: String,
 }
 
 /// What was opened.

@@ -18,8 +18,8 @@ mod tally;
 mod version;
 
 pub use answer::{
-    Answer, ChainIs, End, FsKind, Layer, Located, MapIs, MountKind, Opened, Stats, TargetReady,
-    Totals, Written,
+    Answer, ChainIs, End, FsKind, Layer, Located, LvFacts, MapIs, MountKind, Opened, Stats,
+    TargetReady, Totals, Written,
 };
 pub use clusters::{
     Body, CLUSTER_BYTES, Cluster, Clusters, ClustersBuilder, MAX_CLUSTERS, MAX_COMPRESSED,

@@ -63,6 +63,15 @@ fn samples() -> Vec<(&'static str, Sealed)> {
         disk_type: Some("DATA".into()),
         links: 1,
         identity: identity(),
+        lv: None,
+    };
+    let lv = Layer {
+        path: "/dev/sd/vol".into(),
+        lv: Some(LvFacts {
+            uuid: "8WPH3m-ZGO0-j7tK-2kJd-jkqm-Yz1A-abcdef".into(),
+            extents: "/dev/mapper/lun0:41-43".into(),
+        }),
+        ..layer.clone()
     };
     let open = LayerAddress {
         place: Place::Volume(at),
@@ -145,6 +154,7 @@ fn samples() -> Vec<(&'static str, Sealed)> {
         ("done", reply(1, Answer::Done)),
         ("located", reply(2, Answer::Located(located))),
         ("chain-is", reply(3, Answer::Chain(ChainIs { layers: vec![layer] }))),
+        ("chain-is-lv", reply(3, Answer::Chain(ChainIs { layers: vec![lv] }))),
         ("opened", reply(4, Answer::Opened(opened))),
         ("map-is", reply(5, Answer::Map(map))),
         ("end", reply(6, Answer::End(end))),

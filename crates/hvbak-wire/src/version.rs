@@ -12,7 +12,7 @@ pub const PROTOCOLS: &[u16] = &[1];
 /// Optional abilities of this build's worker, named in its hello. A coordinator uses one
 /// only when it is named there.
 pub const FEATURES: &[&str] =
-    &["file", "qcow2", "raw", "zstd", "odirect", "slice", "tune", "cancel", "pieces"];
+    &["file", "lvm", "qcow2", "raw", "zstd", "odirect", "slice", "tune", "cancel", "pieces"];
 
 /// Name of this build: the version of the package.
 pub const fn build_id() -> &'static str {

@@ -15,10 +15,11 @@ use std::{
 
 use hvbak_qcow2::Header;
 use hvbak_types::VolumeId;
-use hvbak_vdsm::{Legality, VolumeFormat, VolumeMeta, VolumeRole, backing_name};
-use hvbak_wire::{ChainIs, Format, Layer, VolumeAddress};
+use hvbak_vdsm::{Legality, Lv, VolumeFormat, VolumeMeta, VolumeRole, backing_name};
+use hvbak_wire::{ChainIs, Format, Layer, LvFacts, VolumeAddress};
 
 use crate::{
+    block::{BlockDomain, lv_identity},
     buffer::Aligned,
     error::{Error, Result},
     host::Host,
@@ -36,24 +37,64 @@ const MAX_LAYERS: usize = 64;
 pub fn walk(host: &Host, at: &VolumeAddress, meter: &Arc<Meter>) -> Result<ChainIs> {
     let domain = find_domain(host, at)?;
     let mut layers: Vec<Layer> = Vec::new();
+    follow(at.volume, |volume| {
+        let path = find_volume(&domain, &VolumeAddress { volume, ..*at })?;
+        let meta = read_meta(&path, volume)?;
+        check_meta(&meta, at, volume, layers.is_empty())?;
+        layers.push(describe(path, volume, meta, None, meter)?);
+        Ok(layers.last().and_then(|layer| layer.parent))
+    })?;
+    Ok(ChainIs { layers })
+}
+
+/// The same over LVs. The metadata name the chain, all of it is activated and opened at
+/// once, and stays so; then the headers must agree. Tags only lead to the metadata: their
+/// parent is stale after a merge on a host that does not manage the pool.
+///
+/// # Errors
+/// As [`walk`], and what LVM fails with.
+pub fn walk_block(
+    domain: &mut BlockDomain,
+    at: &VolumeAddress,
+    meter: &Arc<Meter>,
+) -> Result<ChainIs> {
+    let group = domain.scan()?;
+    let mut metas: Vec<(VolumeId, VolumeMeta)> = Vec::new();
+    follow(at.volume, |volume| {
+        let meta = domain.meta(&group, volume)?;
+        check_meta(&meta, at, volume, metas.is_empty())?;
+        let parent = meta.parent;
+        metas.push((volume, meta));
+        Ok(parent)
+    })?;
+    let names: Vec<_> = metas.iter().map(|(volume, _)| volume.to_string()).collect();
+    domain.hold(&group, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let mut layers = Vec::new();
+    for ((volume, meta), name) in metas.into_iter().zip(&names) {
+        let lv = domain.usable(&group, volume)?;
+        layers.push(describe(domain.path(name), volume, meta, Some(lv), meter)?);
+    }
+    Ok(ChainIs { layers })
+}
+
+/// Calls `step` for each volume, which gives the next one, down to the base.
+fn follow(
+    newest: VolumeId,
+    mut step: impl FnMut(VolumeId) -> Result<Option<VolumeId>>,
+) -> Result<()> {
     let mut seen = HashSet::new();
-    let mut next = Some(at.volume);
+    let mut next = Some(newest);
     while let Some(volume) = next {
         let bad = |what| Err(Error::BadChain { volume, what });
         if !seen.insert(volume) {
             return bad("it comes twice");
         }
-        if layers.len() == MAX_LAYERS {
+        if seen.len() > MAX_LAYERS {
             return bad("more than 64 layers");
         }
-        let path = find_volume(&domain, &VolumeAddress { volume, ..*at })?;
-        let meta = read_meta(&path, volume)?;
-        check_meta(&meta, at, volume, layers.is_empty())?;
-        let layer = describe(path, volume, meta, meter)?;
-        next = layer.parent;
-        layers.push(layer);
+        next = step(volume)?;
     }
-    Ok(ChainIs { layers })
+    Ok(())
 }
 
 /// Reads `<VOL>.meta` past the page cache where possible: NFS may show an old one else.
@@ -112,11 +153,13 @@ fn describe(
     path: PathBuf,
     volume: VolumeId,
     meta: VolumeMeta,
+    lv: Option<&Lv>,
     meter: &Arc<Meter>,
 ) -> Result<Layer> {
     let file = regular(&path)?;
+    let file_size = lv.map_or_else(|| file.len(), |lv| lv.size);
     let (header_size, backing) = match meta.format {
-        VolumeFormat::Raw => (file.len(), None),
+        VolumeFormat::Raw => (file_size, None),
         VolumeFormat::Cow => {
             let source = Volume::open(&path, false, Arc::clone(meter))?;
             let header = Header::read(&source)
@@ -150,13 +193,14 @@ fn describe(
         header_size,
         parent: meta.parent,
         backing_name: backing,
-        file_size: file.len(),
-        allocated: allocated(&file),
+        file_size,
+        allocated: lv.map_or_else(|| allocated(&file), |lv| lv.size),
         ctime: meta.ctime,
         generation: meta.generation,
         disk_type: meta.disk_type,
         links: file.nlink(),
-        identity: identity(&file),
+        identity: lv.map_or_else(|| identity(&file), lv_identity),
+        lv: lv.map(|lv| LvFacts { uuid: lv.uuid.clone(), extents: lv.extents.clone() }),
         path: path.to_string_lossy().into_owned(),
     })
 }

@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, io, path::PathBuf};
 
-use hvbak_types::VolumeId;
-use hvbak_vdsm::{BackingNameError, MetaError};
+use hvbak_types::{DomainId, VolumeId};
+use hvbak_vdsm::{BackingNameError, LvmError, MetaError};
 use hvbak_wire::{Code, Failed, WireError};
 
 /// A request that failed. The session goes on.
@@ -13,6 +13,21 @@ pub enum Error {
     NoDomain { domain: String },
     #[error("volume {volume} is not in the directory of disk {image}")]
     NoVolume { volume: String, image: String },
+    #[error(
+        "block domain {domain} needs LVM, which needs root: log in to this host as root, or let the login start the worker with sudo"
+    )]
+    NotRoot { domain: DomainId },
+    #[error("cannot {doing} block domain {domain}: {what}")]
+    Lvm { doing: &'static str, domain: DomainId, what: String },
+    #[error("cannot understand LVM")]
+    LvmReport {
+        #[source]
+        source: LvmError,
+    },
+    #[error(
+        "{path} is smaller on this host than in the group's metadata, because another host has extended it, and somebody uses it here: read it on another host"
+    )]
+    Outdated { path: PathBuf },
     #[error("{path} is no regular file")]
     NotAFile { path: PathBuf },
     #[error("cannot {action} {path}")]
@@ -122,6 +137,11 @@ impl Error {
         Self::BadRequest { what: what.into() }
     }
 
+    /// A failure of LVM, in its own words.
+    pub fn lvm(doing: &'static str, domain: DomainId, what: impl Into<String>) -> Self {
+        Self::Lvm { doing, domain, what: what.into() }
+    }
+
     /// An IO error with its operation and file.
     pub fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
@@ -135,7 +155,8 @@ impl Error {
             Self::File { source, .. }
             | Self::WriteCluster { source, .. }
             | Self::Flush { source } => io_code(source),
-            Self::BecomeVdsm { .. } => Code::Permission,
+            Self::BecomeVdsm { .. } | Self::NotRoot { .. } => Code::Permission,
+            Self::Lvm { .. } | Self::LvmReport { .. } | Self::Outdated { .. } => Code::Io,
             Self::Meta { .. } | Self::MetaIs { .. } => Code::Metadata,
             Self::Illegal { .. } | Self::Disagree { .. } => Code::Merging,
             Self::Backing { .. } => Code::BackingName,
@@ -162,7 +183,13 @@ impl Error {
                 put("volume", volume.clone());
                 put("disk", image.clone());
             }
-            Self::NotAFile { path } | Self::Changed { path } | Self::Image { path, .. } => {
+            Self::NotRoot { domain } | Self::Lvm { domain, .. } => {
+                put("domain", domain.to_string());
+            }
+            Self::NotAFile { path }
+            | Self::Changed { path }
+            | Self::Outdated { path }
+            | Self::Image { path, .. } => {
                 put("path", path.display().to_string());
             }
             Self::File { action, path, .. } => {

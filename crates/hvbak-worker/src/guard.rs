@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::{FileExt, FileTypeExt, MetadataExt},
 };
 
 use hvbak_qcow2::{Header, Layer};
@@ -19,6 +19,7 @@ use nix::{
 
 use crate::{
     error::{Error, Result},
+    target::length,
     zero::is_zero,
 };
 
@@ -106,6 +107,23 @@ pub fn check_file(at: &VolumeAddress, file: &File, guards: &Guards) -> Result<()
     Ok(())
 }
 
+/// Compares the open device with what a volume of a block domain is. That it is the LV was
+/// proven when it was activated, and it is held since.
+///
+/// # Errors
+/// [`Error::Guard`], or the device cannot be looked at.
+pub fn check_device(at: &VolumeAddress, file: &File, guards: &Guards) -> Result<()> {
+    let meta = file.metadata().map_err(Error::file("look at", at.volume.to_string()))?;
+    if !meta.file_type().is_block_device() {
+        return Err(refuse(at.volume, "it is no block device"));
+    }
+    if guards.not_open && is_locked(file) {
+        let why = "a program on this host has it open (QEMU's image lock)";
+        return Err(refuse(at.volume, why));
+    }
+    Ok(())
+}
+
 /// A raw volume of the right length that holds nothing yet.
 ///
 /// # Errors
@@ -117,6 +135,9 @@ pub fn check_raw(
     guards: &Guards,
 ) -> Result<()> {
     let fail = || Error::file("read", at.volume.to_string());
+    if file.metadata().map_err(fail())?.file_type().is_block_device() {
+        return check_raw_device(at, file, virtual_size, guards);
+    }
     let size = file.metadata().map_err(fail())?.len();
     let rounded = virtual_size.checked_next_multiple_of(BLOCK as u64).unwrap_or(u64::MAX);
     if size != virtual_size && size != rounded {
@@ -145,6 +166,20 @@ pub fn check_raw(
         from = end;
     }
     Ok(())
+}
+
+/// A raw LV: whole extents, of which LVM wiped nothing but the first block when it was made.
+fn check_raw_device(
+    at: &VolumeAddress,
+    file: &File,
+    virtual_size: u64,
+    guards: &Guards,
+) -> Result<()> {
+    let size = length(file).map_err(Error::file("measure", at.volume.to_string()))?;
+    if size < virtual_size {
+        return Err(refuse(at.volume, format!("the LV has {size} bytes, not {virtual_size}")));
+    }
+    if guards.must_be_empty { zero_at(at, file, 0, BLOCK as u64) } else { Ok(()) }
 }
 
 /// The next data as the file system knows it; the answer may be wrong on Gluster, where it

@@ -1,12 +1,17 @@
 //! The layers that are open for reading, and what a range of them holds.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use hvbak_qcow2::{Chain, Layer};
-use hvbak_types::{CLUSTER_SIZE, ExtentKind};
-use hvbak_wire::{Format, LayerAddress, MapIs, Opened, Place};
+use hvbak_types::{CLUSTER_SIZE, DomainId, ExtentKind, VolumeId};
+use hvbak_wire::{FileIdentity, Format, LayerAddress, MapIs, Opened, Place};
 
 use crate::{
+    block::BlockDomains,
     error::{Error, Result},
     host::Host,
     locate::{find_domain, find_volume},
@@ -32,6 +37,7 @@ impl OpenChain {
     /// A layer is not there, is another file than before, or is damaged.
     pub fn open(
         host: &Host,
+        block: &mut BlockDomains,
         layers: &[LayerAddress],
         top: Option<u32>,
         meter: &Arc<Meter>,
@@ -48,14 +54,18 @@ impl OpenChain {
         }
         let mut paths = Vec::new();
         let mut opened = Vec::new();
+        let mut lvs = hold_lvs(host, block, layers)?;
         for layer in layers {
-            let path = match &layer.place {
-                Place::Path(path) => PathBuf::from(path),
-                Place::Volume(at) => find_volume(&find_domain(host, at)?, at)?,
+            let (path, lv) = match &layer.place {
+                Place::Path(path) => (PathBuf::from(path), None),
+                Place::Volume(at) => match lvs.remove(&at.volume) {
+                    Some((path, identity)) => (path, Some(identity)),
+                    None => (find_volume(&find_domain(host, at)?, at)?, None),
+                },
             };
             let volume = Volume::open(&path, false, Arc::clone(meter))?;
             if let Some(known) = layer.identity {
-                let found = volume.identity();
+                let found = lv.unwrap_or_else(|| volume.identity());
                 if (known.device, known.inode) != (found.device, found.inode) {
                     return Err(Error::Changed { path });
                 }
@@ -165,6 +175,28 @@ impl OpenChain {
     fn give_up_when_gone(&self) -> Result<()> {
         if self.meter.stop.is_gone() { Err(Error::Gone) } else { Ok(()) }
     }
+}
+
+/// Makes the layers that are LVs active, all of a domain at once.
+fn hold_lvs(
+    host: &Host,
+    block: &mut BlockDomains,
+    layers: &[LayerAddress],
+) -> Result<HashMap<VolumeId, (PathBuf, FileIdentity)>> {
+    let mut domains: BTreeMap<DomainId, Vec<VolumeId>> = BTreeMap::new();
+    for layer in layers {
+        if let Place::Volume(at) = &layer.place
+            && BlockDomains::is_block(host, at)
+        {
+            domains.entry(at.domain).or_default().push(at.volume);
+        }
+    }
+    let mut lvs = HashMap::new();
+    for (domain, volumes) in domains {
+        let held = block.get(host, domain)?.hold_volumes(&volumes)?;
+        lvs.extend(volumes.into_iter().zip(held));
+    }
+    Ok(lvs)
 }
 
 /// Makes a chain of volumes given newest first.

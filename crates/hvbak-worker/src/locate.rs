@@ -11,6 +11,7 @@ use hvbak_vdsm::{MountShape, mount_shape, pool_link, volume_path};
 use hvbak_wire::{FileIdentity, FsKind, Located, MountKind, VolumeAddress};
 
 use crate::{
+    block::{BlockDomain, lv_identity},
     error::{Error, Result},
     host::Host,
 };
@@ -115,6 +116,24 @@ pub fn locate(host: &Host, at: &VolumeAddress) -> Result<Located> {
         identity: identity(&meta),
         pool_link: domain.pool_link,
         path: path.to_string_lossy().into_owned(),
+    })
+}
+
+/// Answers `Locate` for a block domain; the LV need not be active.
+///
+/// # Errors
+/// No such LV; what LVM fails with.
+pub fn locate_block(domain: &BlockDomain, at: &VolumeAddress) -> Result<Located> {
+    let group = domain.scan()?;
+    let lv = domain.usable(&group, at.volume)?;
+    Ok(Located {
+        fs: FsKind::Other,
+        mount: MountKind::Other,
+        file_size: lv.size,
+        allocated: lv.size,
+        identity: lv_identity(lv),
+        pool_link: false,
+        path: domain.path(&at.volume.to_string()).to_string_lossy().into_owned(),
     })
 }
 

@@ -4,6 +4,7 @@
 //!
 //! Invariant: nothing but frames is ever written to stdout once the magic is out.
 
+mod block;
 mod buffer;
 mod chain;
 mod error;

@@ -9,9 +9,10 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use hvbak_wire::{Answer, End, FEATURES, Hello, Kind, Op, PROTOCOLS, Request, build_id};
+use hvbak_wire::{Answer, End, FEATURES, Hello, Kind, Op, PROTOCOLS, Place, Request, build_id};
 
 use crate::{
+    block::BlockDomains,
     chain,
     error::{Error, Result},
     host::{self, Host},
@@ -54,8 +55,10 @@ struct Session {
     output: Output,
     host: Host,
     meter: Arc<Meter>,
+    // Dropped in this order: LVs are deactivated when nothing of them is open any more.
     open: Option<OpenChain>,
     filling: Option<Filling>,
+    block: BlockDomains,
     /// A stream whose clusters are dropped, because its end was told.
     dead_stream: u32,
 }
@@ -71,7 +74,8 @@ impl Session {
     fn new(inbox: Arc<Inbox>, output: Output) -> Self {
         let meter = Arc::new(Meter { stop: inbox.stop(), ..Meter::default() });
         let host = Host::from_env();
-        Self { inbox, output, host, meter, open: None, filling: None, dead_stream: 0 }
+        let block = BlockDomains::default();
+        Self { inbox, output, host, meter, open: None, filling: None, block, dead_stream: 0 }
     }
 
     fn run(&mut self) -> Result<()> {
@@ -131,21 +135,27 @@ impl Session {
         if self.meter.stop.is_set(id) {
             return Err(Error::Cancelled);
         }
-        if matches!(op, Op::Locate { .. } | Op::Chain { .. } | Op::Open { .. } | Op::Target { .. })
-        {
-            self.host.become_vdsm()?;
-        }
+        self.settle_for(&op)?;
         Ok(match op {
             Op::Tune(tune) => {
                 host::apply_manners(&tune);
                 self.meter.throttle.set(tune.rate);
                 Answer::Done
             }
+            Op::Locate { at } if BlockDomains::is_block(&self.host, &at) => {
+                let domain = self.block.get(&self.host, at.domain)?;
+                Answer::Located(locate::locate_block(domain, &at)?)
+            }
             Op::Locate { at } => Answer::Located(locate::locate(&self.host, &at)?),
+            Op::Chain { at } if BlockDomains::is_block(&self.host, &at) => {
+                let domain = self.block.get(&self.host, at.domain)?;
+                Answer::Chain(chain::walk_block(domain, &at, &self.meter)?)
+            }
             Op::Chain { at } => Answer::Chain(chain::walk(&self.host, &at, &self.meter)?),
             Op::Open { layers, top } => {
                 self.open = None;
-                let (open, answer) = OpenChain::open(&self.host, &layers, top, &self.meter)?;
+                let (open, answer) =
+                    OpenChain::open(&self.host, &mut self.block, &layers, top, &self.meter)?;
                 self.open = Some(open);
                 Answer::Opened(answer)
             }
@@ -157,6 +167,7 @@ impl Session {
             }
             Op::Close => {
                 self.open = None;
+                self.block.release();
                 Answer::Done
             }
             Op::Target { at, format, virtual_size, slice, reads, guards, check_digests } => {
@@ -179,9 +190,31 @@ impl Session {
             Op::Bye => {
                 self.open = None;
                 self.filling = None;
+                self.block.release();
                 Answer::Farewell(host::stats())
             }
         })
+    }
+
+    /// Files are touched as user 36 and no other from then on; LVM needs root.
+    fn settle_for(&mut self, op: &Op) -> Result<()> {
+        let at = match op {
+            Op::Locate { at } | Op::Chain { at } | Op::Target { at, .. } => Some(at),
+            Op::Open { layers, .. } => layers.iter().find_map(|layer| match &layer.place {
+                Place::Volume(at) => Some(at),
+                Place::Path(_) => None,
+            }),
+            _ => return Ok(()),
+        };
+        match at {
+            Some(at) if BlockDomains::is_block(&self.host, at) => Ok(()),
+            None if self.block.in_use() => Ok(()),
+            _ => {
+                self.open = None;
+                self.block.release();
+                self.host.become_vdsm()
+            }
+        }
     }
 
     fn opened(&self) -> Result<&OpenChain> {
@@ -220,7 +253,7 @@ impl Session {
         if self.filling.is_some() {
             return Err(Error::bad_request("another target is open"));
         }
-        let (target, ready) = Target::open(&self.host, wanted, &self.meter)?;
+        let (target, ready) = Target::open(&self.host, &mut self.block, wanted, &self.meter)?;
         let threads = host::cores().clamp(1, 4);
         self.filling = Some(Filling::start(id, target, threads, &self.inbox)?);
         Ok(Answer::Target(ready))

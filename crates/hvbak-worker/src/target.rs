@@ -6,6 +6,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
+    ops::Range,
     os::{
         fd::AsRawFd,
         unix::fs::{FileExt, OpenOptionsExt},
@@ -27,6 +28,7 @@ use nix::{
 };
 
 use crate::{
+    block::BlockDomains,
     chain::read_meta,
     error::{Error, Result},
     guard,
@@ -93,7 +95,7 @@ impl ReadAt for Place {
     }
 
     fn size(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        length(&self.file)
     }
 }
 
@@ -110,6 +112,8 @@ pub struct Target {
     pub virtual_size: u64,
     pub check_digests: bool,
     reads: Zeros,
+    /// Bytes of an LV behind the disk. A guest may be shown them.
+    tail: Option<Range<u64>>,
     first: u64,
     end: u64,
     failure: Mutex<Option<Error>>,
@@ -120,21 +124,36 @@ impl Target {
     ///
     /// # Errors
     /// It is not there, or a guard does not hold; nothing was written.
-    pub fn open(host: &Host, wanted: &Wanted, meter: &Arc<Meter>) -> Result<(Self, TargetReady)> {
+    pub fn open(
+        host: &Host,
+        block: &mut BlockDomains,
+        wanted: &Wanted,
+        meter: &Arc<Meter>,
+    ) -> Result<(Self, TargetReady)> {
         let at = &wanted.at;
         let clusters = wanted.virtual_size.div_ceil(CLUSTER_SIZE);
         let (first, end) = bounds(wanted, clusters)?;
-        let domain = find_domain(host, at)?;
-        let path = find_volume(&domain, at)?;
-        let meta = read_meta(&path, at.volume)?;
+        let (path, meta, lv) = if BlockDomains::is_block(host, at) {
+            let (path, meta, lv) = block.get(host, at.domain)?.target(at, &wanted.guards)?;
+            (path, meta, Some(lv))
+        } else {
+            let path = find_volume(&find_domain(host, at)?, at)?;
+            let meta = read_meta(&path, at.volume)?;
+            (path, meta, None)
+        };
         guard::check_meta(at, &meta, wanted.format, wanted.virtual_size, &wanted.guards)?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
-            .custom_flags(libc::O_NOFOLLOW)
+            // The node of an LV is a link that udev made.
+            .custom_flags(if lv.is_some() { 0 } else { libc::O_NOFOLLOW })
             .open(&path)
             .map_err(Error::file("open for writing", &path))?;
-        guard::check_file(at, &file, &wanted.guards)?;
+        match lv {
+            Some(_) => guard::check_device(at, &file, &wanted.guards)?,
+            None => guard::check_file(at, &file, &wanted.guards)?,
+        }
+        let size = length(&file).map_err(Error::file("measure", &path))?;
         let header = match wanted.format {
             Format::Raw => {
                 guard::check_raw(at, &file, wanted.virtual_size, &wanted.guards)?;
@@ -149,10 +168,10 @@ impl Target {
         let stat = file.metadata().map_err(Error::file("look at", &path))?;
         let ready = TargetReady {
             path: path.to_string_lossy().into_owned(),
-            file_size: stat.len(),
-            allocated: allocated(&stat),
+            file_size: size,
+            allocated: if lv.is_some() { size } else { allocated(&stat) },
             qcow2_version: header.as_ref().map(|h| h.version),
-            identity: identity(&stat),
+            identity: lv.unwrap_or_else(|| identity(&stat)),
         };
         let place = Arc::new(Place {
             file,
@@ -170,7 +189,10 @@ impl Target {
             sink,
             virtual_size: wanted.virtual_size,
             check_digests: wanted.check_digests,
-            reads: wanted.reads,
+            // Whatever was asked: an LV holds what the disks before it left there.
+            reads: if lv.is_some() { Zeros::Unknown } else { wanted.reads },
+            tail: (wanted.format == Format::Raw && lv.is_some() && end == clusters)
+                .then_some(wanted.virtual_size..size),
             first,
             end,
             failure: Mutex::new(None),
@@ -227,7 +249,7 @@ impl Target {
             totals: tally.totals(),
             digest: tally.digest(),
             written_bytes: place.written.load(Ordering::Relaxed),
-            file_size: place.file.metadata().map_err(flush)?.len(),
+            file_size: length(&place.file).map_err(flush)?,
             stats: host::stats(),
         })
     }
@@ -235,9 +257,11 @@ impl Target {
     /// Writes zeros over all clusters that did not come as data.
     fn fill(&self, seen: &Seen) -> Result<()> {
         let zeros = vec![0; ZEROS];
-        for (first, end) in seen.gaps(self.first, self.end) {
-            let mut at = first * CLUSTER_SIZE;
-            let stop = (end * CLUSTER_SIZE).min(self.virtual_size);
+        let gaps = seen
+            .gaps(self.first, self.end)
+            .into_iter()
+            .map(|(first, end)| first * CLUSTER_SIZE..(end * CLUSTER_SIZE).min(self.virtual_size));
+        for Range { start: mut at, end: stop } in gaps.chain(self.tail.clone()) {
             while at < stop {
                 let take = usize::try_from(stop - at).unwrap_or(ZEROS).min(ZEROS);
                 self.place()
@@ -267,6 +291,14 @@ fn bounds(wanted: &Wanted, clusters: u64) -> Result<(u64, u64)> {
         return Err(Error::bad_request("slice is empty or beyond the end of the disk"));
     }
     Ok((slice.offset / CLUSTER_SIZE, stop.div_ceil(CLUSTER_SIZE)))
+}
+
+/// Bytes of a file or block device.
+///
+/// # Errors
+/// It cannot be looked at.
+pub fn length(file: &File) -> io::Result<u64> {
+    ReadAt::size(file)
 }
 
 /// Starts a fresh image over the empty one, of the same size, uncompressed because a VM

@@ -4,6 +4,7 @@
 // Helpers outside of test functions panic as tests do.
 #![allow(clippy::unwrap_used)]
 
+mod block;
 mod hostile;
 mod locate;
 mod read;

@@ -1,8 +1,10 @@
 //! A tree as vdsm makes it, and a coordinator that is just enough.
 
+mod guest;
 mod tree;
 mod worker;
 
+pub use guest::{Guest, Lab};
 pub use tree::{Tree, Volume, kind, qemu_img};
 pub use worker::Worker;
 

@@ -34,12 +34,12 @@ pub struct ReadBack {
 
 impl Worker {
     pub fn start(root: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_hvbak-worker"))
-            .env("HVBAK_HOST_ROOT", root)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::over(Command::new(env!("CARGO_BIN_EXE_hvbak-worker")).env("HVBAK_HOST_ROOT", root))
+    }
+
+    /// A worker that `command` starts.
+    pub fn over(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = child.stdout.take().unwrap();
         read_magic(&mut stdout).unwrap();
         let hello = read_frame(&mut stdout, Vec::new()).unwrap().unwrap().hello().unwrap();
