@@ -69,8 +69,6 @@ pub enum DiskSkip {
     NotData { kind: String },
     #[error("excluded by the user")]
     Excluded,
-    #[error("storage domain `{name}` is {kind}: block domains are not supported by this version")]
-    BlockDomain { name: String, kind: String },
     #[error("its storage domain is unknown")]
     NoDomain,
 }
@@ -106,6 +104,9 @@ pub struct DiskPlan {
     pub action: DiskAction,
     pub domain: Option<DomainId>,
     pub domain_name: Option<String>,
+    /// On LVs of a block domain, not in files.
+    #[serde(skip)]
+    pub block: bool,
     /// Bytes the guest sees.
     pub virtual_size: u64,
     /// Bytes that its volumes hold: what is read at the most.
@@ -349,6 +350,7 @@ fn plan_disk(input: &BackupInput<'_>, attachment: &Attachment) -> DiskPlan {
             action: DiskAction::Skip { skip: DiskSkip::NoDomain },
             domain: None,
             domain_name: None,
+            block: false,
             virtual_size: 0,
             expected_bytes: 0,
             held: Held::default(),
@@ -376,14 +378,7 @@ fn plan_disk(input: &BackupInput<'_>, attachment: &Attachment) -> DiskPlan {
             _ if *content != ContentType::Data => {
                 Some(DiskSkip::NotData { kind: content.to_string() })
             }
-            _ => match domain {
-                None => Some(DiskSkip::NoDomain),
-                Some(d) if d.storage.is_block() => Some(DiskSkip::BlockDomain {
-                    name: d.name.clone(),
-                    kind: d.storage.to_string(),
-                }),
-                Some(_) => None,
-            },
+            _ => domain.is_none().then_some(DiskSkip::NoDomain),
         }
     };
     let virtual_size = disk.provisioned_size.unwrap_or(0);
@@ -399,6 +394,7 @@ fn plan_disk(input: &BackupInput<'_>, attachment: &Attachment) -> DiskPlan {
         },
         domain: domain_id,
         domain_name: domain.map(|d| d.name.clone()),
+        block: domain.is_some_and(|d| d.storage.is_block()),
         virtual_size,
         expected_bytes: held.all,
         held,

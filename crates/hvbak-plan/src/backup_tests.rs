@@ -233,8 +233,12 @@ fn every_disk_that_cannot_be_read_is_left_out_by_name() {
         |_, d| (d.content_type, d.alias) = (None, "OVF_STORE".into()),
         &DiskSkip::NotData { kind: "ovf_store".into() },
     );
-    check(
-        |i, _| i.storage_domains[0].storage = StorageKind::Iscsi,
-        &DiskSkip::BlockDomain { name: "data1".into(), kind: "iscsi".into() },
-    );
+}
+
+#[test]
+fn disks_of_block_domains_are_read_and_marked() {
+    let plan = plan_of(|i, _| i.storage_domains[0].storage = StorageKind::Iscsi);
+    assert!(plan.disks[0].block);
+    assert!(matches!(plan.disks[0].action, DiskAction::Backup { .. }));
+    assert!(!plan_of(|_, _| ()).disks[0].block);
 }

@@ -117,6 +117,9 @@ pub struct RestoreDisk {
     pub domain: DomainId,
     pub domain_name: String,
     pub format: RestoreFormat,
+    /// On an LV of a block domain, whose size must be known before it is made.
+    #[serde(skip)]
+    pub block: bool,
     pub interface: String,
     pub bootable: bool,
     pub active: bool,
@@ -321,7 +324,8 @@ fn plan_disks(
             stored_bytes: disk.stored_bytes,
             domain: domain.id,
             domain_name: domain.name.clone(),
-            format: options.format.unwrap_or(disk.format),
+            format: format_on(domain, disk.format, options.format)?,
+            block: domain.storage.is_block(),
             interface: options
                 .interface
                 .clone()
@@ -365,10 +369,28 @@ fn check_target(domain: &StorageDomain, data_center: DataCenterId) -> Result<(),
     {
         return refuse(format!("is {status}"));
     }
-    if !domain.storage.is_file() {
-        return refuse(format!("is {}: this version writes to file domains only", domain.storage));
+    if !domain.storage.is_file() && !domain.storage.is_block() {
+        return refuse(format!("is {}: disks there are neither files nor LVs", domain.storage));
     }
     Ok(())
+}
+
+/// Block domains hold no sparse raw volumes: what was one becomes qcow2, thin as before.
+fn format_on(
+    domain: &StorageDomain,
+    stored: RestoreFormat,
+    wanted: Option<RestoreFormat>,
+) -> Result<RestoreFormat, RestoreError> {
+    match wanted.unwrap_or(stored) {
+        RestoreFormat::RawSparse if domain.storage.is_block() => match wanted {
+            None => Ok(RestoreFormat::Cow),
+            Some(_) => Err(RestoreError::Domain {
+                name: domain.name.clone(),
+                why: format!("is {}: it cannot hold sparse raw disks", domain.storage),
+            }),
+        },
+        format => Ok(format),
+    }
 }
 
 /// Space that the restore takes at once: all of a preallocated disk, the stored bytes

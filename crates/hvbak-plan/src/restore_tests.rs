@@ -85,6 +85,22 @@ fn beside_the_original_macs_are_new() {
 }
 
 #[test]
+fn sparse_raw_disks_become_qcow2_on_block_domains() {
+    let mut inv = with_network();
+    inv.storage_domains[0].storage = StorageKind::Iscsi;
+    for (stored, made) in [
+        (RestoreFormat::RawSparse, RestoreFormat::Cow),
+        (RestoreFormat::RawPreallocated, RestoreFormat::RawPreallocated),
+        (RestoreFormat::Cow, RestoreFormat::Cow),
+    ] {
+        let mut p = point();
+        p.disks[0].format = stored;
+        let plan = plan_restore(&inv, &p, &RestoreOptions::default()).unwrap();
+        assert_eq!((plan.disks[0].format, plan.disks[0].block), (made, true));
+    }
+}
+
+#[test]
 fn what_cannot_be_restored_is_refused_before_anything_is_done() {
     fn check(
         change: impl FnOnce(&mut Inventory, &mut PointFacts, &mut RestoreOptions),
@@ -103,7 +119,14 @@ fn what_cannot_be_restored_is_refused_before_anything_is_done() {
     check(|_, _, o| o.storage_domains = vec!["nope".into()], "no domain `nope`");
     check(|_, _, o| o.storage_domains = vec!["x:data1".into()], "no disk `x`");
     check(|i, _, _| i.storage_domains.clear(), "gone");
-    check(|i, _, _| i.storage_domains[0].storage = StorageKind::Fcp, "fcp");
+    check(|i, _, _| i.storage_domains[0].storage = StorageKind::Glance, "glance");
+    check(
+        |i, _, o| {
+            i.storage_domains[0].storage = StorageKind::Fcp;
+            o.format = Some(RestoreFormat::RawSparse);
+        },
+        "cannot hold sparse raw",
+    );
     check(|i, _, _| i.storage_domains[0].kind = DomainKind::Iso, "iso");
     check(|i, _, _| i.storage_domains[0].data_centers.clear(), "not attached");
     check(|i, _, _| i.storage_domains[0].available = Some(5 << 30), "bytes free");

@@ -33,4 +33,4 @@ pub use extents::{ClusterRun, ClusterRuns, Extents};
 pub use header::{Compression, Header};
 pub use io::{ReadAt, WriteAt};
 pub use layer::Layer;
-pub use writer::{Backing, BackingFormat, Summary, Writer, WriterOptions};
+pub use writer::{Backing, BackingFormat, Summary, Writer, WriterOptions, image_size};

@@ -19,6 +19,8 @@ use crate::{
 
 /// Bytes of image tables kept, however many points a disk stands on.
 const CACHE_BYTES: u64 = 8 << 20;
+/// Clusters under one table of a qcow2 image.
+const L2_ENTRIES: u64 = 8192;
 
 /// What a cluster of the merged disk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +142,24 @@ impl DiskReader {
             let run = run?;
             Ok(if run.data { sum + run.count } else { sum })
         })
+    }
+
+    /// Bytes of the qcow2 image that a restore of this disk writes, to be known where a
+    /// volume cannot grow.
+    pub fn image_size(&self) -> Result<u64> {
+        let (mut data, mut tables, mut last) = (0, 0, None);
+        for run in self.stored() {
+            let run = run?;
+            if !run.data || run.count == 0 {
+                continue;
+            }
+            data += run.count;
+            let (first, end) =
+                (run.cluster / L2_ENTRIES, (run.cluster + run.count - 1) / L2_ENTRIES);
+            tables += end - first + 1 - u64::from(last == Some(first));
+            last = Some(end);
+        }
+        Ok(hvbak_qcow2::image_size(self.virtual_size, data, tables))
     }
 
     /// Reads one cluster as it is stored into `buffer`.

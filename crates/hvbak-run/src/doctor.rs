@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use hvbak_ssh::{Connection, probe};
-use hvbak_types::{Host, HostStatus, Inventory};
+use hvbak_types::{Host, HostStatus};
 use serde::Serialize;
 
 use crate::{gather, hosts, job::Context};
@@ -92,14 +92,6 @@ pub async fn doctor(context: &Context, mut tell: impl FnMut(&Check)) -> Vec<Chec
             "install the hvbak-worker package here, or set worker.path",
         ));
     }
-    for domain in block_domains(&inventory) {
-        push(Check::bad(
-            format!("domain {domain}"),
-            Health::Warning,
-            "is a block domain, whose disks this version leaves out",
-            "back its VMs up by other means until block domains are supported",
-        ));
-    }
     for host in &inventory.hosts {
         if context.cancel.is_cancelled() {
             break;
@@ -107,10 +99,6 @@ pub async fn doctor(context: &Context, mut tell: impl FnMut(&Check)) -> Vec<Chec
         push(check_host(context, host).await);
     }
     checks
-}
-
-fn block_domains(inventory: &Inventory) -> impl Iterator<Item = &str> {
-    inventory.storage_domains.iter().filter(|d| d.storage.is_block()).map(|d| d.name.as_str())
 }
 
 fn repository(context: &Context) -> Check {

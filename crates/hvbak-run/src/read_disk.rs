@@ -66,8 +66,13 @@ pub async fn read_disk(
     tokio::pin!(cancelled);
     let prepare = async {
         let mut sessions = match sessions {
-            Some(sessions) => sessions,
-            None => start(access, transfer.streams).await?,
+            Some(sessions) if sessions[0].block == Some(plan.block) => sessions,
+            other => {
+                for session in other.into_iter().flatten() {
+                    session.bye().await?;
+                }
+                start(access, transfer.streams, plan.block).await?
+            }
         };
         let chain = walk(&mut sessions[0], at).await?;
         if source.running {
@@ -77,7 +82,7 @@ pub async fn read_disk(
         let extent = decide(source, &chain, size);
         for session in &mut sessions {
             let doing = "open the volumes";
-            let layers = chain.layers.iter().map(layer_address).collect();
+            let layers = chain.layers.iter().map(|layer| layer_address(layer, at)).collect();
             let open = Op::Open { layers, top: extent.top };
             let Answer::Opened(opened) = session.ask(open, doing).await? else {
                 return Err(session.unexpected(doing));
@@ -171,9 +176,16 @@ fn decide(source: &DiskSource<'_>, chain: &ChainIs, size: u64) -> Extent {
     }
 }
 
-async fn start(access: &Access, count: usize) -> Result<Vec<Session>> {
+async fn start(access: &Access, count: usize, block: bool) -> Result<Vec<Session>> {
     let mut sessions = access.sessions(count).await?;
     for session in &mut sessions {
+        session.block = Some(block);
+        if block && !session.features.iter().any(|feature| feature == "lvm") {
+            return Err(RunError::Protocol {
+                host: access.name.clone(),
+                text: "the installed worker is too old for block domains".into(),
+            });
+        }
         let tune = Tune { nice: Some(10), low_io: true, rate: None };
         session.ask(Op::Tune(tune), "be modest").await?;
     }
@@ -225,9 +237,13 @@ fn virtual_size(chain: &ChainIs, plan: &DiskPlan) -> std::result::Result<u64, St
     }
 }
 
-fn layer_address(layer: &Layer) -> LayerAddress {
+fn layer_address(layer: &Layer, at: VolumeAddress) -> LayerAddress {
     LayerAddress {
-        place: Place::Path(layer.path.clone()),
+        place: match layer.lv {
+            // Each worker makes sure for itself that the LV is active.
+            Some(_) => Place::Volume(VolumeAddress { volume: layer.volume, ..at }),
+            None => Place::Path(layer.path.clone()),
+        },
         format: layer.format,
         capacity: (layer.format == Format::Raw).then_some(layer.capacity),
         identity: Some(layer.identity),

@@ -206,13 +206,17 @@ async fn fill_disks(
     let mark = format!("hvbak:{}:{}", context.repository.id(), context.job);
     for disk in &plan.disks {
         let (repository, point, source) = (context.repository.clone(), point.clone(), disk.source);
-        let reader =
-            blocking("open the stored disk", move || repository.disk_reader(&point, source))
-                .await?;
+        let sized = disk.block && disk.format == RestoreFormat::Cow;
+        let (reader, image_size) = blocking("open the stored disk", move || {
+            let reader = repository.disk_reader(&point, source)?;
+            let image_size = sized.then(|| reader.image_size()).transpose()?;
+            Ok((reader, image_size))
+        })
+        .await?;
         context.phase(None, format!("making disk {}", disk.alias));
         let begun = write_disk::Begun::new(job, disk).await?;
         made.push(begun.step.clone());
-        let (at, size) = begun.make(job, disk, plan.data_center, &mark).await?;
+        let (at, size) = begun.make(job, disk, plan.data_center, &mark, image_size).await?;
         context.phase(None, format!("filling disk {}", disk.alias));
         write_disk::fill(job, access, disk, reader, at, size).await?;
         disks.push(RestoredDisk { source: disk.source, disk: begun.id, alias: disk.alias.clone() });

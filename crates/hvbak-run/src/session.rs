@@ -34,6 +34,10 @@ pub struct Session {
     exit: ProcessExit,
     decoder: Decoder,
     next_id: u32,
+    /// What the worker named as its abilities.
+    pub features: Vec<String>,
+    /// Whether it works on block domains; a worker keeps to one kind. Not known at first.
+    pub block: Option<bool>,
     connection: Connection,
     /// Bytes received and sent, frames included.
     pub received: u64,
@@ -56,12 +60,15 @@ impl Session {
             exit,
             decoder: Decoder::with_magic(),
             next_id: 1,
+            features: Vec::new(),
+            block: None,
             connection,
             received: 0,
             sent: 0,
         };
         let frame = session.frame().await?;
         let hello = frame.hello().map_err(|e| session.wire(&e))?;
+        session.features = hello.features.clone();
         let choice = choose(&hello).map_err(|e| session.wire(&e))?;
         let sealed = Encoder::choice(&choice).map_err(|e| session.wire(&e))?;
         session.send(sealed).await?;

@@ -8,10 +8,12 @@
 mod alloc;
 mod header;
 mod region;
+mod size;
 mod tables;
 
 use hvbak_types::CLUSTER_SIZE;
 
+pub use self::size::image_size;
 use self::{alloc::Allocator, region::Region, tables::Tables};
 use crate::{
     Compression, Error, ReadAt, Result, WriteAt,
