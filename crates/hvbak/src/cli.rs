@@ -59,6 +59,8 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Write disks of a point as images, without an engine
     Export(ExportArgs),
+    /// Prove offline that archives of engine-backup are whole
+    ManagerVerify(ManagerVerifyArgs),
     /// Undo what a run that died has left behind
     Cleanup(CleanupArgs),
     /// Print shell completions
@@ -380,4 +382,12 @@ pub struct CleanupArgs {
     /// Show what would be undone
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  hvbak manager-verify /backup/engine.backup --json")]
+pub struct ManagerVerifyArgs {
+    /// Archive files; neither a configuration nor a manager is needed
+    #[arg(required = true, value_name = "FILE")]
+    pub archives: Vec<PathBuf>,
 }

@@ -7,6 +7,7 @@ pub mod enroll;
 pub mod export;
 pub mod init;
 pub mod list;
+pub mod manager_verify;
 pub mod points;
 pub mod restore;
 pub mod verify;

@@ -1,0 +1,81 @@
+//! The member `files`: a tar file in the archive, possibly compressed, walked to its end.
+//!
+//! It is unpacked over `/` by root, so a name that leads elsewhere is damage: absolute
+//! names, `..`, devices, and names that lead through a symbolic link of the same file.
+
+use std::{
+    collections::HashSet,
+    io::{self, Read},
+};
+
+use super::{
+    compress::{Compression, Decoder},
+    tar::{Flaw, Kind, Walker},
+};
+
+/// Bytes of link names that are remembered; more is not believed.
+const LINKS_MAX: usize = 32 << 20;
+
+/// What the member held.
+#[derive(Debug)]
+pub struct Files {
+    pub compression: Compression,
+    pub members: u64,
+    /// Bytes with holes filled.
+    pub size: u64,
+    /// The engine's certificate authority is in it.
+    pub has_ca: bool,
+}
+
+/// Walks the member.
+pub fn check(reader: impl Read) -> Result<Files, Flaw> {
+    let decoder = Decoder::open(io::BufReader::with_capacity(64 << 10, reader))?;
+    let compression = decoder.kind();
+    let mut walker = Walker::new(io::BufReader::with_capacity(64 << 10, decoder));
+    let mut files = Files { compression, members: 0, size: 0, has_ca: false };
+    let (mut links, mut bytes) = (HashSet::new(), 0);
+    while let Some(member) = walker.next_member()? {
+        files.members += 1;
+        files.size = files.size.saturating_add(member.size);
+        let name = inside(&member.name)?;
+        files.has_ca |= name == b"etc/pki/ovirt-engine/ca.pem";
+        if (1..name.len()).any(|at| name[at] == b'/' && links.contains(&name[..at])) {
+            return Err(Flaw::Bad(format!("`{}` leads through a link", show(name))));
+        }
+        match member.kind {
+            Kind::File | Kind::Directory => {}
+            Kind::HardLink => drop(inside(&member.link)?),
+            Kind::Symlink => {
+                bytes += name.len();
+                if bytes > LINKS_MAX {
+                    return Err(Flaw::Bad("too many links".into()));
+                }
+                links.insert(name.to_vec());
+            }
+            Kind::Other(_) => return Err(Flaw::Bad(format!("`{}` is a device", show(name)))),
+        }
+    }
+    if files.members == 0 {
+        return Err(Flaw::Bad("it holds no file".into()));
+    }
+    Ok(files)
+}
+
+/// A name that stays below the directory it is unpacked in, without `./` and a final `/`.
+pub fn inside(name: &[u8]) -> Result<&[u8], Flaw> {
+    let short = name.strip_prefix(b"./").unwrap_or(name);
+    let short = short.strip_suffix(b"/").unwrap_or(short);
+    let leads_out = name.first() == Some(&b'/')
+        || short.contains(&0)
+        || short.split(|b| *b == b'/').any(|part| part == b"..");
+    if leads_out {
+        return Err(Flaw::Bad(format!("the name `{}` leads out of the archive", show(name))));
+    }
+    Ok(short)
+}
+
+/// A foreign name for people: no control characters, not endless.
+pub fn show(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&name[..name.len().min(200)]).into_owned();
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}

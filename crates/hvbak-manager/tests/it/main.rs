@@ -1,0 +1,7 @@
+//! The room against what real engine-backup programs wrote: archives and transcripts in
+//! `tests/fixtures/engine-backup`, and hostile variants of them.
+#![allow(clippy::unwrap_used)]
+
+mod archives;
+mod hostile;
+mod support;

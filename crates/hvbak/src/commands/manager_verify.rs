@@ -1,0 +1,102 @@
+//! `hvbak manager-verify`: what an archive of engine-backup holds and whether it is whole.
+
+use std::{
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use hvbak_manager::archive::{self, Report};
+use hvbak_run::RunError;
+use indicatif::HumanBytes;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::{Face, Outcome};
+use crate::{
+    cli::ManagerVerifyArgs,
+    exit::{CliError, DAMAGE, DONE},
+};
+
+pub async fn run(face: &Face, args: ManagerVerifyArgs) -> Outcome {
+    let (mut damaged, count) = (0, args.archives.len());
+    for path in args.archives {
+        let report = read(face, path.clone()).await?;
+        damaged += usize::from(!report.is_whole());
+        tell(face, &path, &report);
+    }
+    let code = if damaged == 0 { DONE } else { DAMAGE };
+    Ok((code, json!({ "archives": count, "damaged": damaged })))
+}
+
+/// Reads one archive on a thread that may block; heeds cancellation.
+async fn read(face: &Face, path: PathBuf) -> Result<Report, CliError> {
+    let cancel = face.cancel.clone();
+    let shown = path.display().to_string();
+    let work = move || {
+        let inner = std::fs::File::open(&path)?;
+        archive::verify(Heeding { inner, cancel }).map_err(|archive::ReadError(cause)| cause)
+    };
+    let report = tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| RunError::Task { text: e.to_string() })?;
+    if face.cancel.is_cancelled() {
+        return Err(RunError::Cancelled.into());
+    }
+    report.map_err(|cause| CliError::Io { text: format!("cannot read archive {shown}"), cause })
+}
+
+/// A source that fails once the command was cancelled.
+struct Heeding<R> {
+    inner: R,
+    cancel: CancellationToken,
+}
+
+impl<R: Read> Read for Heeding<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(io::Error::other("cancelled"));
+        }
+        self.inner.read(buffer)
+    }
+}
+
+fn tell(face: &Face, path: &Path, report: &Report) {
+    let shown = path.display();
+    let restored_by = report.version.as_ref().map(hvbak_manager::Version::restored_by);
+    let mut record = json!({ "archive": path, "whole": report.is_whole(), "scopes": report.scopes(), "restored_by": restored_by });
+    if let (Some(record), Ok(serde_json::Value::Object(more))) =
+        (record.as_object_mut(), serde_json::to_value(report))
+    {
+        record.extend(more);
+    }
+    face.printer.record("archive", &record);
+    for finding in &report.findings {
+        let member = finding.member.as_deref().map_or_else(String::new, |m| format!("{m}: "));
+        face.printer.data(&format!("{shown}: DAMAGED: {member}{}", finding.text));
+    }
+    if report.is_whole() {
+        let version = report.version.as_ref().map_or_else(String::new, ToString::to_string);
+        let os = report.os_version.as_deref().unwrap_or("an unknown system");
+        face.printer.data(&format!("{shown}: whole, made by engine-backup {version} on {os}"));
+    }
+    for part in &report.parts {
+        let format = part.format.map_or("tar", archive::Format::word);
+        let items = match part.items {
+            0 => String::new(),
+            n if part.format.is_some() => format!(", {n} tables with data"),
+            n => format!(", {n} members"),
+        };
+        face.printer.data(&format!(
+            "  {:<15} {}, {format}, {} unpacked{items}",
+            part.scope.name(),
+            part.scope.title(),
+            HumanBytes(part.unpacked),
+        ));
+    }
+    if let (Some(by), false) = (restored_by, report.parts.is_empty()) {
+        face.printer.data(&format!("  can be restored by engine-backup {by}"));
+    }
+    for note in &report.notes {
+        face.printer.say(&format!("note: {shown}: {note}"));
+    }
+}
