@@ -9,6 +9,7 @@ mod bad_input;
 mod cancel;
 mod cli;
 mod enroll;
+mod fleet;
 mod incremental;
 mod repository;
 mod restore;

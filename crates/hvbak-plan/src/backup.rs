@@ -1,8 +1,10 @@
 //! The plan of a backup: per VM and disk what is read, through which host, and why not.
 
+use std::collections::HashMap;
+
 use hvbak_types::{
-    Attachment, ContentType, DiskId, DiskStatus, DomainId, DomainKind, DomainStatus, Inventory,
-    Snapshot, SnapshotKind, SnapshotStatus, StorageDomain, Vm, VmId, VmStatus,
+    Attachment, ContentType, DiskId, DiskStatus, DomainId, DomainKind, DomainStatus, HostId,
+    Inventory, Snapshot, SnapshotKind, SnapshotStatus, StorageDomain, Vm, VmId, VmStatus,
 };
 use serde::{Deserialize, Serialize};
 
@@ -207,13 +209,15 @@ pub struct BackupInput<'a> {
 
 /// Plans a backup of the given VMs.
 pub fn plan_backup(input: &BackupInput<'_>) -> BackupPlan {
-    let vms: Vec<_> = input.vms.iter().map(|facts| plan_vm(input, facts)).collect();
+    let mut load = HashMap::new();
+    let vms: Vec<_> = input.vms.iter().map(|facts| plan_vm(input, facts, &mut load)).collect();
     let expected_bytes =
         vms.iter().filter(|v| v.action == VmAction::Backup).map(|v| v.expected_bytes).sum();
     BackupPlan { vms, expected_bytes }
 }
 
-fn plan_vm(input: &BackupInput<'_>, facts: &VmFacts) -> VmPlan {
+/// `load`: bytes that are read through each host so far.
+fn plan_vm(input: &BackupInput<'_>, facts: &VmFacts, load: &mut HashMap<HostId, u64>) -> VmPlan {
     let vm = &facts.vm;
     let disks: Vec<_> = facts.attachments.iter().map(|a| plan_disk(input, a)).collect();
     let data_center = vm
@@ -250,8 +254,13 @@ fn plan_vm(input: &BackupInput<'_>, facts: &VmFacts) -> VmPlan {
     if plan.chosen_disks().next().is_none() {
         plan.warnings.push("no disk is backed up: only the configuration is stored".into());
     }
-    match check_vm(input, facts, &plan) {
-        Ok(host) => plan.host = host,
+    match check_vm(input, facts, &plan, load) {
+        Ok(host) => {
+            if let Some(host) = &host {
+                *load.entry(host.id).or_default() += plan.expected_bytes.max(1);
+            }
+            plan.host = host;
+        }
         Err(skip) => plan.action = VmAction::Skip { skip },
     }
     plan
@@ -262,6 +271,7 @@ fn check_vm(
     input: &BackupInput<'_>,
     facts: &VmFacts,
     plan: &VmPlan,
+    load: &HashMap<HostId, u64>,
 ) -> Result<Option<HostChoice>, VmSkip> {
     let vm = &facts.vm;
     if vm.is_hosted_engine() {
@@ -312,7 +322,10 @@ fn check_vm(
         return Ok(None);
     }
     let center = plan.data_center.ok_or(VmSkip::NoDataCenter)?;
-    choose_host(input.inventory, center, input.host).map(Some).map_err(|why| VmSkip::NoHost { why })
+    let load = |host: HostId| load.get(&host).copied().unwrap_or(0);
+    choose_host(input.inventory, center, input.host, load)
+        .map(Some)
+        .map_err(|why| VmSkip::NoHost { why })
 }
 
 fn check_domain(domain: &StorageDomain) -> Result<(), VmSkip> {

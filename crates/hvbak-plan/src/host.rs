@@ -13,13 +13,15 @@ pub struct HostChoice {
 
 /// Chooses a host that is `up` in the data center.
 ///
-/// File domains are reachable from every such host, so the one with the fewest running
-/// VMs is taken, and a host other than the SPM before the SPM (which also deletes
-/// snapshots). `wanted` names a host that the user insists on.
+/// File domains are reachable from every such host, so the one with the least `load` and
+/// then the fewest running VMs is taken, and a host other than the SPM before the SPM
+/// (which also deletes snapshots). `wanted` names a host that the user insists on; `load`
+/// tells the bytes that the plan gives a host already.
 pub fn choose_host(
     inventory: &Inventory,
     data_center: DataCenterId,
     wanted: Option<&str>,
+    load: impl Fn(HostId) -> u64,
 ) -> Result<HostChoice, String> {
     let in_center = |host: &&Host| {
         host.cluster
@@ -45,7 +47,7 @@ pub fn choose_host(
     let best = hosts
         .iter()
         .filter(|h| h.status == HostStatus::Up)
-        .min_by_key(|h| (h.spm && hosts.len() > 1, running(h.id), &h.name));
+        .min_by_key(|h| (h.spm && hosts.len() > 1, load(h.id), running(h.id), &h.name));
     match best {
         Some(host) => Ok(HostChoice {
             id: host.id,

@@ -9,6 +9,7 @@ mod explain;
 mod host;
 mod level;
 mod restore;
+mod schedule;
 mod select;
 
 pub use backup::{
@@ -22,4 +23,5 @@ pub use restore::{
     MacRule, NicFacts, NicTarget, PointDisk, PointFacts, RestoreDisk, RestoreError, RestoreFormat,
     RestoreOptions, RestorePlan, plan_restore,
 };
+pub use schedule::{Limits, Queue};
 pub use select::{SelectError, Selection, select_vms};

@@ -227,7 +227,7 @@ pub fn plan_restore(
         None
     } else {
         Some(
-            choose_host(inventory, data_center, options.host.as_deref())
+            choose_host(inventory, data_center, options.host.as_deref(), |_| 0)
                 .map_err(|why| RestoreError::NoHost { why })?,
         )
     };

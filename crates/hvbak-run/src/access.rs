@@ -57,7 +57,8 @@ impl Access {
                 (false, _) => WorkerMode::Push,
             },
             binary: settings.worker.binary.clone(),
-            tag: job.context.job.to_string(),
+            // VMs of a run may use the host at the same time, and each removes its own.
+            tag: job.tag(),
             protocol: u32::from(hvbak_wire::PROTOCOLS[0]),
         };
         let remove = remove_command(&info, &source.tag)

@@ -4,15 +4,19 @@
 //! did not change meanwhile; whatever happens, the guest is thawed, our snapshot deleted,
 //! the worker removed and the half-made point discarded, or the journal says what is left.
 
-use std::time::Instant;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use hvbak_plan::{BackupPlan, DiskAction, VmAction, VmPlan, Wish};
+use hvbak_plan::{BackupPlan, DiskAction, Queue, VmAction, VmPlan, Wish};
 use hvbak_repo::{
     Consistency, Level, Manifest, ManifestDisk, ManifestSnapshot, ManifestVm, SkippedDisk, Staging,
     VmLock,
 };
 use hvbak_types::{Inventory, PointId, VmId, VmStatus};
 use serde::Serialize;
+use tokio::task::JoinSet;
 
 use crate::{
     access::Access,
@@ -23,6 +27,7 @@ use crate::{
     gather, hosts,
     job::{Context, Job, blocking},
     journal::Step,
+    pump::Rate,
     read_disk::{DiskSource, read_disk},
     snapshot::{self, Taken},
 };
@@ -71,68 +76,96 @@ impl BackupReport {
 /// Only what concerns the run as a whole: the journal, or cancellation.
 pub async fn backup(
     context: &Context,
-    inventory: &Inventory,
+    inventory: &Arc<Inventory>,
     plan: &BackupPlan,
 ) -> Result<BackupReport> {
-    let job = Job::start(context).await?;
+    let job = Arc::new(Job::start(context).await?);
     context.events.event(&Event::JobStarted { job: context.job, kind: "backup" });
     let mut report = BackupReport::default();
-    let mut cancelled = false;
     for vm in &plan.vms {
         if let VmAction::Skip { skip } = &vm.action {
             report.skipped += 1;
             let reason = skip.to_string();
             context.events.event(&Event::VmSkipped { vm: vm.id, name: vm.name.clone(), reason });
-            continue;
-        }
-        let started = Instant::now();
-        match backup_vm(&job, inventory, vm).await {
-            Ok(manifest) => {
-                let done = VmDone {
-                    vm: vm.id,
-                    name: vm.name.clone(),
-                    point: manifest.point.clone(),
-                    stored_bytes: manifest.stored_bytes(),
-                    seconds: started.elapsed().as_secs_f64(),
-                };
-                context.events.event(&Event::VmDone {
-                    vm: vm.id,
-                    name: vm.name.clone(),
-                    point: Some(done.point.clone()),
-                    stored_bytes: done.stored_bytes,
-                    seconds: done.seconds,
-                });
-                report.done.push(done);
-            }
-            Err(RunError::Cancelled) => {
-                cancelled = true;
-                break;
-            }
-            Err(cause) => {
-                let failed = VmFailed {
-                    vm: vm.id,
-                    name: vm.name.clone(),
-                    error: crate::chain(&cause),
-                    hint: cause.hint(),
-                    exit: cause.exit_code(),
-                };
-                context.events.event(&Event::VmFailed {
-                    vm: vm.id,
-                    name: vm.name.clone(),
-                    error: failed.error.clone(),
-                    hint: failed.hint.clone(),
-                });
-                report.failed.push(failed);
-            }
         }
     }
-    if !job.end().await? {
+    let rate = Rate::new(context.settings.transfer.rate_limit);
+    let mut queue = Queue::new(&plan.vms, context.settings.limits);
+    let mut tasks = JoinSet::new();
+    let mut cancelled = false;
+    loop {
+        while !context.cancel.is_cancelled()
+            && let Some(vm) = queue.start()
+        {
+            let (job, inventory, rate) = (job.clone(), inventory.clone(), rate.clone());
+            tasks.spawn(async move {
+                let started = Instant::now();
+                let result = backup_vm(&job, &inventory, &vm, &rate).await;
+                (vm, result, started.elapsed())
+            });
+        }
+        // Every task is waited for: each undoes its own, also after Ctrl-C.
+        let Some(ended) = tasks.join_next().await else { break };
+        let (vm, result, time) = ended.map_err(|e| RunError::Task { text: e.to_string() })?;
+        queue.ended(&vm);
+        match result {
+            Ok(manifest) => report.done.push(vm_done(context, &vm, &manifest, time)),
+            Err(RunError::Cancelled) => cancelled = true,
+            Err(cause) => report.failed.push(vm_failed(context, &vm, &cause)),
+        }
+    }
+    cancelled |= queue.waiting() > 0;
+    let ended = match Arc::into_inner(job) {
+        Some(job) => job.end().await?,
+        None => false,
+    };
+    if !ended {
         context.warn(None, "something could not be undone; `hvbak cleanup` tries again");
     }
     if cancelled { Err(RunError::Cancelled) } else { Ok(report) }
 }
 
-async fn backup_vm(job: &Job, inventory: &Inventory, plan: &VmPlan) -> Result<Manifest> {
+fn vm_done(context: &Context, vm: &VmPlan, manifest: &Manifest, time: Duration) -> VmDone {
+    let done = VmDone {
+        vm: vm.id,
+        name: vm.name.clone(),
+        point: manifest.point.clone(),
+        stored_bytes: manifest.stored_bytes(),
+        seconds: time.as_secs_f64(),
+    };
+    context.events.event(&Event::VmDone {
+        vm: vm.id,
+        name: vm.name.clone(),
+        point: Some(done.point.clone()),
+        stored_bytes: done.stored_bytes,
+        seconds: done.seconds,
+    });
+    done
+}
+
+fn vm_failed(context: &Context, vm: &VmPlan, cause: &RunError) -> VmFailed {
+    let failed = VmFailed {
+        vm: vm.id,
+        name: vm.name.clone(),
+        error: crate::chain(cause),
+        hint: cause.hint(),
+        exit: cause.exit_code(),
+    };
+    context.events.event(&Event::VmFailed {
+        vm: vm.id,
+        name: vm.name.clone(),
+        error: failed.error.clone(),
+        hint: failed.hint.clone(),
+    });
+    failed
+}
+
+async fn backup_vm(
+    job: &Job,
+    inventory: &Inventory,
+    plan: &VmPlan,
+    rate: &Arc<Rate>,
+) -> Result<Manifest> {
     let context = &job.context;
     context.check_cancel()?;
     context.events.event(&Event::VmStarted {
@@ -169,7 +202,7 @@ async fn backup_vm(job: &Job, inventory: &Inventory, plan: &VmPlan) -> Result<Ma
         started,
     );
     let (staging, lock) = open_staging(context, lock, &point).await?;
-    let result = fill(job, inventory, plan, manifest, staging).await;
+    let result = fill(job, inventory, plan, rate, manifest, staging).await;
     let settled = match result {
         Ok((staging, manifest, taken)) => {
             context.phase(Some(plan.id), "publishing the point");
@@ -259,6 +292,7 @@ async fn fill(
     job: &Job,
     inventory: &Inventory,
     plan: &VmPlan,
+    rate: &Arc<Rate>,
     mut manifest: Manifest,
     staging: Staging,
 ) -> Result<(Staging, Manifest, Option<Taken>)> {
@@ -287,7 +321,8 @@ async fn fill(
     let running = docs.vm.status != VmStatus::Down;
     let taken = snapshot::take(job, plan, &manifest.point, running).await?;
     manifest.consistency = taken.consistency;
-    let result = read_all(job, inventory, plan, &taken, &docs, running, staging).await;
+    let reading = Reading { taken: &taken, docs: &docs, running, rate };
+    let result = read_all(job, inventory, plan, &reading, staging).await;
     let (staging, disks) = match result {
         Ok(read) => read,
         Err(cause) => {
@@ -335,16 +370,23 @@ async fn store_documents(staging: Staging, docs: Documents) -> Result<Staging> {
     .await
 }
 
+/// What all disks of a VM share while they are read.
+struct Reading<'a> {
+    taken: &'a Taken,
+    docs: &'a Documents,
+    running: bool,
+    rate: &'a Arc<Rate>,
+}
+
 async fn read_all(
     job: &Job,
     inventory: &Inventory,
     plan: &VmPlan,
-    taken: &Taken,
-    docs: &Documents,
-    running: bool,
+    reading: &Reading<'_>,
     staging: Staging,
 ) -> Result<(Staging, Vec<ManifestDisk>)> {
     let context = &job.context;
+    let Reading { taken, docs, running, rate } = *reading;
     let choice = plan.host.as_ref().ok_or_else(|| RunError::UnknownHost { host: "-".into() })?;
     let host = hosts::find_host(inventory, choice.id)?;
     let center =
@@ -357,7 +399,7 @@ async fn read_all(
     let mut sessions = None;
     for disk in plan.chosen_disks() {
         let base = plan.base.as_ref().zip(base_disks.as_deref());
-        let source = DiskSource { plan: disk, taken, base, running, data_center: center };
+        let source = DiskSource { plan: disk, taken, base, running, data_center: center, rate };
         match read_disk(job, &access, &source, docs, sessions.take(), &staging).await {
             Ok((record, back)) => {
                 sessions = Some(back);

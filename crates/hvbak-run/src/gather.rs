@@ -89,6 +89,27 @@ pub async fn vm_facts(context: &Context, wanted: &[VmId]) -> Result<Vec<VmFacts>
     Ok(facts)
 }
 
+/// The VMs whose newest point began longer ago than `age`, or that have none.
+pub async fn older_than(
+    context: &Context,
+    vms: &[VmId],
+    age: jiff::SignedDuration,
+) -> Result<Vec<VmId>> {
+    let (repository, vms) = (context.repository.clone(), vms.to_vec());
+    let limit = jiff::Timestamp::now().saturating_sub(age).unwrap_or(jiff::Timestamp::MIN);
+    blocking("look for points", move || {
+        let mut old = Vec::new();
+        for vm in vms {
+            let listing = repository.points(vm)?;
+            if listing.points.last().is_none_or(|p| p.manifest.started < limit) {
+                old.push(vm);
+            }
+        }
+        Ok(old)
+    })
+    .await
+}
+
 /// The point that a selector names.
 pub async fn find_point(repository: &Arc<Repository>, selector: &str) -> Result<Point> {
     let (repository, selector) = (repository.clone(), selector.to_owned());

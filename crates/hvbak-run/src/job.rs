@@ -1,6 +1,9 @@
 //! What a job works with, and its journal.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 
 use hvbak_engine::Engine;
 use hvbak_repo::{Journal, Repository, StepId};
@@ -53,6 +56,7 @@ pub struct Open {
 pub struct Job {
     pub context: Context,
     journal: Arc<Journal>,
+    tags: AtomicU32,
 }
 
 impl Job {
@@ -60,7 +64,12 @@ impl Job {
     pub async fn start(context: &Context) -> Result<Self> {
         let (repository, id) = (context.repository.clone(), context.job);
         let journal = blocking("open the journal", move || repository.journal(id)).await?;
-        Ok(Self { context: context.clone(), journal: Arc::new(journal) })
+        Ok(Self { context: context.clone(), journal: Arc::new(journal), tags: AtomicU32::new(0) })
+    }
+
+    /// A name for something outside that only one task of the job uses.
+    pub fn tag(&self) -> String {
+        format!("{}-{}", self.context.job, self.tags.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Writes down that an effect is about to be made.

@@ -33,8 +33,8 @@ pub use enroll::{Bootstrap, EnrollMode, EnrollOptions, EnrollOutcome, enroll};
 pub use error::{Result, RunError};
 pub use event::{Event, Events, Silent, Sink};
 pub use gather::{
-    fetch_ca, find_point, inventory, list_inventory, list_snapshots, login, open_repository,
-    vm_facts,
+    fetch_ca, find_point, inventory, list_inventory, list_snapshots, login, older_than,
+    open_repository, vm_facts,
 };
 pub use hvbak_ssh::enroll::KeyKind;
 pub use job::{Context, blocking};

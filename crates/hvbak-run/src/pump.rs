@@ -102,26 +102,32 @@ impl Meter {
     }
 }
 
-/// A budget of bytes per second, shared by the streams of a disk.
+/// A budget of bytes per second, shared by all streams of a run. What was not used is
+/// not saved up for longer than a second.
 pub struct Rate {
     per_second: u64,
-    start: Instant,
-    spent: AtomicU64,
+    /// When the bytes that were spent so far are paid for.
+    paid: Mutex<Instant>,
 }
 
 impl Rate {
     /// 0 = no limit.
-    pub fn new(per_second: u64) -> Self {
-        Self { per_second, start: Instant::now(), spent: AtomicU64::new(0) }
+    pub fn new(per_second: u64) -> Arc<Self> {
+        Arc::new(Self { per_second, paid: Mutex::new(Instant::now()) })
     }
 
     async fn spend(&self, bytes: u64) {
         if self.per_second == 0 {
             return;
         }
-        let spent = self.spent.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let due = Duration::from_secs_f64(spent as f64 / self.per_second as f64);
-        if let Some(wait) = due.checked_sub(self.start.elapsed()) {
+        let price = Duration::from_secs_f64(bytes as f64 / self.per_second as f64);
+        let now = Instant::now();
+        let due = {
+            let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+            *paid = (*paid).max(now - Duration::from_secs(1)) + price;
+            *paid
+        };
+        if let Some(wait) = due.checked_duration_since(now) {
             tokio::time::sleep(wait).await;
         }
     }
@@ -136,11 +142,10 @@ pub async fn pull(
     options: ReadOptions,
     writer: DiskWriter,
     meter: Arc<Meter>,
-    rate: Rate,
+    rate: Arc<Rate>,
     cancel: &CancellationToken,
 ) -> Result<(Vec<Session>, DiskRecord)> {
     let pieces = Arc::new(pieces);
-    let rate = Arc::new(rate);
     let pool: Pool = Arc::default();
     let (queue, inbox) = mpsc::channel::<Frame>(QUEUE);
     let writing = tokio::task::spawn_blocking({

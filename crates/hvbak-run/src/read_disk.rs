@@ -31,6 +31,7 @@ pub struct DiskSource<'a> {
     pub base: Option<(&'a Base, &'a [SnapshotDisk])>,
     pub running: bool,
     pub data_center: DataCenterId,
+    pub rate: &'a Arc<Rate>,
 }
 
 /// What of the chain is read.
@@ -130,7 +131,7 @@ pub async fn read_disk(
         ..ReadOptions::default()
     };
     let pieces = Pieces::new(map.pieces, size);
-    let rate = Rate::new(transfer.rate_limit);
+    let rate = source.rate.clone();
     let (mut sessions, record) =
         pull(sessions, pieces, read, writer, meter.clone(), rate, &context.cancel).await?;
     let after = walk(&mut sessions[0], at).await?;

@@ -15,6 +15,8 @@ pub struct Settings {
     pub reserve: u64,
     /// Whether a backup leaves its snapshot on the VM as the base of the next delta.
     pub keep_snapshot: bool,
+    /// How many VMs are backed up at the same time.
+    pub limits: hvbak_plan::Limits,
     /// Overrides by host name.
     pub hosts: BTreeMap<String, HostOverride>,
 }
@@ -49,7 +51,7 @@ pub struct TransferSettings {
     pub threads: u32,
     /// zstd level; 0 = uncompressed.
     pub compression: u32,
-    /// Bytes per second over all streams of a disk; 0 = no limit.
+    /// Bytes per second over all streams of a run; 0 = no limit.
     pub rate_limit: u64,
 }
 

@@ -218,6 +218,10 @@ pub struct BackupArgs {
     /// Whether guests are frozen for the snapshot
     #[arg(long, value_enum)]
     pub quiesce: Option<QuiesceArg>,
+    /// Leave out VMs that have a point younger than this (20h, 90m): a run that was stopped
+    /// goes on with the rest
+    #[arg(long, value_name = "AGE")]
+    pub max_age: Option<jiff::SignedDuration>,
     /// Read through this host
     #[arg(long, value_name = "HOST")]
     pub host: Option<String>,

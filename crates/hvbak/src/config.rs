@@ -24,6 +24,8 @@ pub struct Config {
     #[serde(default)]
     pub transfer: TransferSection,
     #[serde(default)]
+    pub limits: LimitsSection,
+    #[serde(default)]
     pub backup: BackupSection,
     /// Overrides per host, by the engine's name of it.
     #[serde(default)]
@@ -113,8 +115,23 @@ pub struct TransferSection {
     pub threads: u32,
     /// zstd level; 0 stores uncompressed.
     pub compression: u32,
-    /// MiB per second over all streams of a disk; 0 = no limit.
+    /// MiB per second over all streams of a run; 0 = no limit.
     pub rate_limit_mib: u64,
+}
+
+/// How many VMs are backed up at the same time.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsSection {
+    pub vms: usize,
+    pub vms_per_host: usize,
+    pub vms_per_storage_domain: usize,
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        Self { vms: 4, vms_per_host: 2, vms_per_storage_domain: 4 }
+    }
 }
 
 impl Default for TransferSection {

@@ -1,5 +1,7 @@
 //! `hvbak backup`.
 
+use std::sync::Arc;
+
 use hvbak_plan::{BackupInput, Quiesce, Selection, Wish, explain_backup, plan_backup, select_vms};
 use serde_json::json;
 
@@ -25,8 +27,12 @@ pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
     let context = face.context().await?;
     let result = async {
         let own = hvbak_run::own_prefix(context.repository.id());
-        let inventory = hvbak_run::inventory(&context).await?;
+        let inventory = Arc::new(hvbak_run::inventory(&context).await?);
         let ids = select_vms(&inventory, &selection(&args.select))?;
+        let ids = match args.max_age {
+            Some(age) => hvbak_run::older_than(&context, &ids, age).await?,
+            None => ids,
+        };
         let vms = hvbak_run::vm_facts(&context, &ids).await?;
         let plan = plan_backup(&BackupInput {
             inventory: &inventory,

@@ -125,6 +125,11 @@ fn settings(config: &Config) -> Result<Settings, ConfigError> {
         },
         reserve: config.repository.reserve_gib << 30,
         keep_snapshot: config.backup.keep_snapshot,
+        limits: hvbak_plan::Limits {
+            total: config.limits.vms,
+            per_host: config.limits.vms_per_host,
+            per_domain: config.limits.vms_per_storage_domain,
+        },
         hosts: config
             .hosts
             .iter()
