@@ -13,3 +13,4 @@ mod fleet;
 mod incremental;
 mod repository;
 mod restore;
+mod trust;

@@ -87,7 +87,7 @@ impl Engine {
         self.create_snapshot_within(None, vm, description, disks).await
     }
 
-    /// As `create_snapshot`, but repeats for no longer than `patience`: with a frozen guest
+    /// As `create_snapshot`, but asks and repeats for no longer than `patience`: with a frozen guest
     /// minutes of waiting for a lock would be minutes of a hanging guest.
     ///
     /// # Errors
@@ -115,7 +115,11 @@ impl Engine {
         let what = format!("creating a snapshot of VM {vm}");
         let post = || async {
             let path = format!("/vms/{vm}/snapshots");
-            let request = Request::post(path, body.clone(), &what).no_waiting().patience(patience);
+            let mut request =
+                Request::post(path, body.clone(), &what).no_waiting().patience(patience);
+            if let Some(patience) = patience {
+                request = request.timeout(patience);
+            }
             let answer = self.send(request).await?;
             Ok((answer.one::<Snapshot>()?, answer.correlation))
         };

@@ -69,10 +69,21 @@ pub enum DiskSkip {
     ManagedBlock,
     #[error("{kind} is not VM data")]
     NotData { kind: String },
+    #[error(
+        "unplugged while the VM runs: the engine could not delete a snapshot of it; plug it in, or back up when the VM is down"
+    )]
+    Unplugged,
     #[error("excluded by the user")]
     Excluded,
     #[error("its storage domain is unknown")]
     NoDomain,
+}
+
+impl VmSkip {
+    /// Such a VM is left out by its nature, not by a state that will pass.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::HostedEngine | Self::Stateless | Self::Pool)
+    }
 }
 
 /// What is done with a VM.
@@ -207,6 +218,15 @@ pub struct BackupInput<'a> {
     pub own: &'a str,
 }
 
+/// Plans one VM again from fresh facts, read through the host it was given before.
+pub fn plan_again(input: &BackupInput<'_>, facts: &VmFacts, before: &VmPlan) -> VmPlan {
+    let mut plan = plan_vm(input, facts, &mut HashMap::new());
+    if let (Some(host), Some(before)) = (&mut plan.host, &before.host) {
+        host.clone_from(before);
+    }
+    plan
+}
+
 /// Plans a backup of the given VMs.
 pub fn plan_backup(input: &BackupInput<'_>) -> BackupPlan {
     let mut load = HashMap::new();
@@ -219,7 +239,7 @@ pub fn plan_backup(input: &BackupInput<'_>) -> BackupPlan {
 /// `load`: bytes that are read through each host so far.
 fn plan_vm(input: &BackupInput<'_>, facts: &VmFacts, load: &mut HashMap<HostId, u64>) -> VmPlan {
     let vm = &facts.vm;
-    let disks: Vec<_> = facts.attachments.iter().map(|a| plan_disk(input, a)).collect();
+    let disks: Vec<_> = facts.attachments.iter().map(|a| plan_disk(input, vm, a)).collect();
     let data_center = vm
         .cluster
         .and_then(|id| input.inventory.clusters.iter().find(|c| c.id == id))
@@ -351,7 +371,7 @@ fn find_domain(inventory: &Inventory, id: Option<DomainId>) -> Option<&StorageDo
     inventory.storage_domains.iter().find(|d| d.id == id)
 }
 
-fn plan_disk(input: &BackupInput<'_>, attachment: &Attachment) -> DiskPlan {
+fn plan_disk(input: &BackupInput<'_>, vm: &Vm, attachment: &Attachment) -> DiskPlan {
     let disk = attachment
         .disk
         .as_ref()
@@ -384,6 +404,10 @@ fn plan_disk(input: &BackupInput<'_>, attachment: &Attachment) -> DiskPlan {
                 Some(DiskSkip::ManagedBlock)
             }
             _ if disk.shareable == Some(true) => Some(DiskSkip::Shareable),
+            // A live merge needs all disks plugged (engine-api §9).
+            _ if attachment.active == Some(false) && vm.status != VmStatus::Down => {
+                Some(DiskSkip::Unplugged)
+            }
             // Engines before 4.3 do not send the content type.
             _ if disk.content_type.is_none() && disk.alias == "OVF_STORE" => {
                 Some(DiskSkip::NotData { kind: "ovf_store".into() })

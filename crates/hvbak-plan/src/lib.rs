@@ -14,7 +14,7 @@ mod select;
 
 pub use backup::{
     BackupInput, BackupPlan, DiskAction, DiskPlan, DiskSkip, Held, Quiesce, VmAction, VmFacts,
-    VmPlan, VmSkip, plan_backup,
+    VmPlan, VmSkip, plan_again, plan_backup,
 };
 pub use explain::{explain_backup, explain_restore};
 pub use host::{HostChoice, choose_host};

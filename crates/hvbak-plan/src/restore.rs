@@ -48,7 +48,7 @@ pub struct PointDisk {
     pub id: DiskId,
     pub alias: String,
     pub virtual_size: u64,
-    pub stored_bytes: u64,
+    pub data_bytes: u64,
     /// Format of the chain's base when it was read.
     pub format: RestoreFormat,
     pub domain: Option<DomainId>,
@@ -113,7 +113,7 @@ pub struct RestoreDisk {
     pub source: DiskId,
     pub alias: String,
     pub virtual_size: u64,
-    pub stored_bytes: u64,
+    pub data_bytes: u64,
     pub domain: DomainId,
     pub domain_name: String,
     pub format: RestoreFormat,
@@ -170,8 +170,10 @@ pub enum RestoreError {
     Domain { name: String, why: String },
     #[error("the original storage domain of disk `{alias}` is gone")]
     DomainGone { alias: String },
-    #[error("storage domain `{name}` has {available} bytes free and {needed} are needed")]
-    NoSpace { name: String, available: u64, needed: u64 },
+    #[error(
+        "storage domain `{name}` has {available} bytes free, keeps {reserve} of them as its reserve, and {needed} are needed"
+    )]
+    NoSpace { name: String, available: u64, reserve: u64, needed: u64 },
     #[error("cluster `{name}` is in no data center")]
     NoDataCenter { name: String },
     #[error("{why}")]
@@ -321,7 +323,7 @@ fn plan_disks(
             source: disk.id,
             alias: disk.alias.clone(),
             virtual_size: disk.virtual_size,
-            stored_bytes: disk.stored_bytes,
+            data_bytes: disk.data_bytes,
             domain: domain.id,
             domain_name: domain.name.clone(),
             format: format_on(domain, disk.format, options.format)?,
@@ -393,8 +395,8 @@ fn format_on(
     }
 }
 
-/// Space that the restore takes at once: all of a preallocated disk, the stored bytes
-/// of another (a lower bound: they are compressed).
+/// Space that the restore takes at once: all of a preallocated disk, the guest data of
+/// another.
 fn check_space(inventory: &Inventory, disks: &[RestoreDisk]) -> Result<(), RestoreError> {
     for domain in &inventory.storage_domains {
         let needed: u64 = disks
@@ -402,7 +404,7 @@ fn check_space(inventory: &Inventory, disks: &[RestoreDisk]) -> Result<(), Resto
             .filter(|d| d.domain == domain.id)
             .map(|d| match d.format {
                 RestoreFormat::RawPreallocated => d.virtual_size,
-                RestoreFormat::RawSparse | RestoreFormat::Cow => d.stored_bytes,
+                RestoreFormat::RawSparse | RestoreFormat::Cow => d.data_bytes,
             })
             .sum();
         let reserve = domain.critical_space_gib.unwrap_or(0) << 30;
@@ -410,7 +412,8 @@ fn check_space(inventory: &Inventory, disks: &[RestoreDisk]) -> Result<(), Resto
             && let Some(available) = domain.available
             && available.saturating_sub(reserve) < needed
         {
-            return Err(RestoreError::NoSpace { name: domain.name.clone(), available, needed });
+            let name = domain.name.clone();
+            return Err(RestoreError::NoSpace { name, available, reserve, needed });
         }
     }
     Ok(())

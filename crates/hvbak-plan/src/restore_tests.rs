@@ -15,7 +15,7 @@ fn point() -> PointFacts {
             id: DiskId::random(),
             alias: "web1_Disk1".into(),
             virtual_size: 10 << 30,
-            stored_bytes: 1 << 30,
+            data_bytes: 1 << 30,
             format: RestoreFormat::RawSparse,
             domain: Some("00000003-0000-4000-8000-000000000001".parse().unwrap()),
             domain_name: Some("data1".into()),

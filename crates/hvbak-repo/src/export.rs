@@ -6,7 +6,6 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -89,16 +88,10 @@ impl Repository {
         }
         let reader = self.disk_reader(point, disk)?;
         let mut name = output.as_os_str().to_owned();
-        name.push(".partial");
+        // A name that nobody else has: a file of the user's is never taken for ours.
+        name.push(format!(".partial-{}", uuid::Uuid::new_v4().simple()));
         let mut partial = Partial { path: PathBuf::from(name), armed: true };
         let data_clusters = reader.data_clusters()?;
-        // A left-over of an export that was killed.
-        match fs::remove_file(&partial.path) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-                return Err(cause).writing(&partial.path);
-            }
-            _ => {}
-        }
         let total = data_clusters * CLUSTER_SIZE;
         let done = AtomicU64::new(0);
         let progress = |clusters: u64| {

@@ -63,7 +63,7 @@ impl Access {
         };
         let remove = remove_command(&info, &source.tag)
             .map_err(error::ssh(&name, "name the worker's directory"))?;
-        let step = Step::Worker { host: host.id, host_name: name.clone(), remove: remove.clone() };
+        let step = Step::Worker { host: host.id, host_name: name.clone(), tag: source.tag.clone() };
         let step = job.intent(step).await?;
         let delivered = tokio::select! {
             delivered = ensure_worker(&control, &info, &source) => {

@@ -1,35 +1,25 @@
-//! The backup job: per VM freeze, snapshot, thaw, read, compare, publish, delete snapshot.
+//! The backup job: the VMs of a plan, several at a time, each for itself.
 //!
-//! Invariants: a point is published only when every disk was read whole from volumes that
-//! did not change meanwhile; whatever happens, the guest is thawed, our snapshot deleted,
-//! the worker removed and the half-made point discarded, or the journal says what is left.
+//! Invariant: one VM's failure does not stop the others, and every VM that has begun is
+//! waited for, also after Ctrl-C, because it undoes its own.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use hvbak_plan::{BackupPlan, DiskAction, Queue, VmAction, VmPlan, Wish};
-use hvbak_repo::{
-    Consistency, Level, Manifest, ManifestDisk, ManifestSnapshot, ManifestVm, SkippedDisk, Staging,
-    VmLock,
-};
-use hvbak_types::{Inventory, PointId, VmId, VmStatus};
+use hvbak_plan::{BackupInput, BackupPlan, Queue, Quiesce, VmAction, VmPlan, Wish};
+use hvbak_repo::Manifest;
+use hvbak_types::{Inventory, PointId, VmId};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
 use crate::{
-    access::Access,
-    base,
-    documents::{self, Documents},
+    backup_vm::backup_vm,
     error::{Result, RunError},
     event::Event,
-    gather, hosts,
-    job::{Context, Job, blocking},
-    journal::Step,
+    job::{Context, Job},
     pump::Rate,
-    read_disk::{DiskSource, read_disk},
-    snapshot::{self, Taken},
 };
 
 /// A VM whose point was published.
@@ -60,6 +50,10 @@ pub struct BackupReport {
     pub failed: Vec<VmFailed>,
     /// VMs that the plan left out.
     pub skipped: usize,
+    /// Of these, the ones whose state may be another next time.
+    pub passing: usize,
+    /// What could not be undone yet, in words.
+    pub left_behind: Vec<String>,
 }
 
 impl BackupReport {
@@ -67,6 +61,32 @@ impl BackupReport {
     pub fn single_exit(&self) -> Option<u8> {
         let first = self.failed.first()?.exit;
         self.failed.iter().all(|f| f.exit == first).then_some(first)
+    }
+}
+
+/// What the user asked for, kept for planning a VM again when its turn comes.
+#[derive(Debug, Clone)]
+pub struct Wishes {
+    pub quiesce: Quiesce,
+    pub exclude_disks: Vec<String>,
+    pub host: Option<String>,
+    pub wish: Wish,
+    /// How the descriptions of our own snapshots begin.
+    pub own: String,
+}
+
+impl Wishes {
+    /// The plan's input, without VMs.
+    pub fn input<'a>(&'a self, inventory: &'a Inventory) -> BackupInput<'a> {
+        BackupInput {
+            inventory,
+            vms: &[],
+            quiesce: self.quiesce,
+            exclude_disks: &self.exclude_disks,
+            host: self.host.as_deref(),
+            wish: self.wish,
+            own: &self.own,
+        }
     }
 }
 
@@ -78,6 +98,7 @@ pub async fn backup(
     context: &Context,
     inventory: &Arc<Inventory>,
     plan: &BackupPlan,
+    wishes: &Arc<Wishes>,
 ) -> Result<BackupReport> {
     let job = Arc::new(Job::start(context).await?);
     context.events.event(&Event::JobStarted { job: context.job, kind: "backup" });
@@ -85,6 +106,7 @@ pub async fn backup(
     for vm in &plan.vms {
         if let VmAction::Skip { skip } = &vm.action {
             report.skipped += 1;
+            report.passing += usize::from(!skip.is_lasting());
             let reason = skip.to_string();
             context.events.event(&Event::VmSkipped { vm: vm.id, name: vm.name.clone(), reason });
         }
@@ -97,10 +119,11 @@ pub async fn backup(
         while !context.cancel.is_cancelled()
             && let Some(vm) = queue.start()
         {
-            let (job, inventory, rate) = (job.clone(), inventory.clone(), rate.clone());
+            let (job, inventory) = (job.clone(), inventory.clone());
+            let (wishes, rate) = (wishes.clone(), rate.clone());
             tasks.spawn(async move {
                 let started = Instant::now();
-                let result = backup_vm(&job, &inventory, &vm, &rate).await;
+                let result = backup_vm(&job, &inventory, &vm, &wishes, &rate).await;
                 (vm, result, started.elapsed())
             });
         }
@@ -115,13 +138,10 @@ pub async fn backup(
         }
     }
     cancelled |= queue.waiting() > 0;
-    let ended = match Arc::into_inner(job) {
-        Some(job) => job.end().await?,
-        None => false,
-    };
-    if !ended {
-        context.warn(None, "something could not be undone; `hvbak cleanup` tries again");
+    if let Some(job) = Arc::into_inner(job) {
+        report.left_behind = job.end().await?;
     }
+    context.tell_left_behind(&report.left_behind);
     if cancelled { Err(RunError::Cancelled) } else { Ok(report) }
 }
 
@@ -158,273 +178,4 @@ fn vm_failed(context: &Context, vm: &VmPlan, cause: &RunError) -> VmFailed {
         hint: failed.hint.clone(),
     });
     failed
-}
-
-async fn backup_vm(
-    job: &Job,
-    inventory: &Inventory,
-    plan: &VmPlan,
-    rate: &Arc<Rate>,
-) -> Result<Manifest> {
-    let context = &job.context;
-    context.check_cancel()?;
-    context.events.event(&Event::VmStarted {
-        vm: plan.id,
-        name: plan.name.clone(),
-        expected_bytes: plan.expected_bytes,
-    });
-    for text in &plan.warnings {
-        context.warn(Some(plan.id), format!("{}: {text}", plan.name));
-    }
-    check_space(context, plan).await?;
-    let (repository, vm, id) = (context.repository.clone(), plan.id, context.job);
-    let lock = blocking("lock the VM", move || {
-        let lock = repository.lock_vm(vm, id)?;
-        repository.sweep_partials(&lock)?;
-        Ok(lock)
-    })
-    .await?;
-    let plan = &look_again(job, plan).await?;
-    let started = jiff::Timestamp::now();
-    let point = context.repository.new_point_id(plan.id, started);
-    let partial = job.intent(Step::Partial { vm: plan.id, point: point.clone() }).await?;
-    let manifest = Manifest::new(
-        context.repository.id(),
-        point.clone(),
-        ManifestVm {
-            id: plan.id,
-            name: plan.name.clone(),
-            cluster: None,
-            data_center: None,
-            status: None,
-        },
-        context.job,
-        started,
-    );
-    let (staging, lock) = open_staging(context, lock, &point).await?;
-    let result = fill(job, inventory, plan, rate, manifest, staging).await;
-    let settled = match result {
-        Ok((staging, manifest, taken)) => {
-            context.phase(Some(plan.id), "publishing the point");
-            let published = blocking("publish the point", move || staging.publish(manifest)).await;
-            settle_snapshots(job, plan, taken, published.is_ok()).await;
-            published.map(|p| p.manifest)
-        }
-        Err(cause) => Err(cause),
-    };
-    if settled.is_err() {
-        let (repository, point) = (context.repository.clone(), point.clone());
-        blocking("discard the half-made point", move || repository.remove_partial(&lock, &point))
-            .await?;
-    }
-    job.undone(&partial).await?;
-    settled
-}
-
-/// Levels are decided once more now that nobody else can add a point, and what earlier
-/// runs have left on the VM goes.
-async fn look_again(job: &Job, plan: &VmPlan) -> Result<VmPlan> {
-    let context = &job.context;
-    let snapshots = gather::list_snapshots(&context.engine, plan.id).await?;
-    let mut plan = plan.clone();
-    plan.set_levels(base::find(context, plan.id).await?, &snapshots);
-    base::sweep(job, &plan, &snapshots).await?;
-    Ok(plan)
-}
-
-/// Once the fate of the point is known: one snapshot of ours stays, the one that the next
-/// delta stands on. What cannot be deleted stays in the journal, and the next run tries
-/// again before it makes another.
-async fn settle_snapshots(job: &Job, plan: &VmPlan, taken: Option<Taken>, published: bool) {
-    let context = &job.context;
-    let Some(taken) = taken else { return };
-    let result = async {
-        if !published {
-            return snapshot::delete(job, plan, &taken).await;
-        }
-        snapshot::keep(job, &taken).await?;
-        if let Some(base) = &plan.base {
-            context.phase(Some(plan.id), "deleting the snapshot of the point before");
-            base::retire(job, plan, &base.description).await?;
-            snapshot::prove_there(context, plan, &taken).await?;
-        }
-        Ok(())
-    };
-    if let Err(cause) = result.await {
-        context.warn(Some(plan.id), crate::chain(&cause));
-    }
-}
-
-/// Half of the upper bound must fit: stored data is compressed, and by how much is not
-/// known before. Less than the whole bound is worth a warning.
-async fn check_space(context: &Context, plan: &VmPlan) -> Result<()> {
-    let (repository, bytes) = (context.repository.clone(), plan.expected_bytes);
-    let reserve = context.settings.reserve;
-    let free = blocking("check the free space", move || {
-        repository.ensure_space(bytes / 2, reserve)?;
-        repository.free_bytes()
-    })
-    .await?;
-    if free < bytes.saturating_add(reserve) {
-        context.warn(
-            Some(plan.id),
-            format!(
-                "{} may need up to {bytes} bytes and the repository has {free} free",
-                plan.name
-            ),
-        );
-    }
-    Ok(())
-}
-
-async fn open_staging(
-    context: &Context,
-    lock: VmLock,
-    point: &PointId,
-) -> Result<(Staging, VmLock)> {
-    let (repository, point) = (context.repository.clone(), point.clone());
-    blocking("begin the point", move || Ok((repository.stage(&lock, &point)?, lock))).await
-}
-
-/// Everything between the empty and the complete staging directory. The worker is gone
-/// when this returns, and so is the snapshot unless the next delta is to stand on it.
-async fn fill(
-    job: &Job,
-    inventory: &Inventory,
-    plan: &VmPlan,
-    rate: &Arc<Rate>,
-    mut manifest: Manifest,
-    staging: Staging,
-) -> Result<(Staging, Manifest, Option<Taken>)> {
-    let context = &job.context;
-    context.phase(Some(plan.id), "reading the VM's configuration");
-    let docs = documents::fetch(context, inventory, plan.id).await?;
-    manifest.vm.cluster = docs.cluster.clone();
-    manifest.vm.data_center = docs.data_center.clone();
-    manifest.vm.status = Some(docs.vm.status.to_string());
-    manifest.engine_version = Some(context.engine.version().full.clone());
-    manifest.warnings = plan.warnings.clone();
-    for disk in &plan.disks {
-        if let DiskAction::Skip { skip } = &disk.action {
-            manifest.skipped.push(SkippedDisk {
-                id: disk.id,
-                alias: disk.alias.clone(),
-                reason: skip.to_string(),
-            });
-        }
-    }
-    if plan.chosen_disks().next().is_none() {
-        manifest.consistency = Consistency::Offline;
-        let staging = store_documents(staging, docs).await?;
-        return Ok((staging, manifest, None));
-    }
-    let running = docs.vm.status != VmStatus::Down;
-    let taken = snapshot::take(job, plan, &manifest.point, running).await?;
-    manifest.consistency = taken.consistency;
-    let reading = Reading { taken: &taken, docs: &docs, running, rate };
-    let result = read_all(job, inventory, plan, &reading, staging).await;
-    let (staging, disks) = match result {
-        Ok(read) => read,
-        Err(cause) => {
-            if let Err(undo) = snapshot::delete(job, plan, &taken).await {
-                context.warn(Some(plan.id), crate::chain(&undo));
-            }
-            return Err(cause);
-        }
-    };
-    let stands_on_base = disks.iter().any(|d| d.record.parent.is_some());
-    let differential = stands_on_base && plan.wish == Wish::Differential;
-    let kept = context.settings.keep_snapshot && !differential;
-    manifest.snapshot =
-        Some(ManifestSnapshot { id: taken.id, description: taken.description.clone(), kept });
-    manifest.parent = disks.iter().find_map(|d| d.record.parent.clone());
-    manifest.level = match stands_on_base {
-        false => Level::Full,
-        true if differential => Level::Differential,
-        true => Level::Incremental,
-    };
-    manifest.disks = disks;
-    let stored = store_documents(staging, docs).await;
-    let taken = if kept && stored.is_ok() {
-        Some(taken)
-    } else {
-        if let Err(cause) = snapshot::delete(job, plan, &taken).await {
-            // The data is whole; the snapshot stays in the journal for `cleanup`.
-            context.warn(Some(plan.id), crate::chain(&cause));
-            let text = format!("the snapshot was not deleted: {}", crate::chain(&cause));
-            manifest.warnings.push(text);
-        }
-        None
-    };
-    manifest.finished = jiff::Timestamp::now();
-    Ok((stored?, manifest, taken))
-}
-
-async fn store_documents(staging: Staging, docs: Documents) -> Result<Staging> {
-    blocking("store the VM's configuration", move || {
-        for (name, bytes) in &docs.files {
-            staging.put_document(name, bytes)?;
-        }
-        Ok(staging)
-    })
-    .await
-}
-
-/// What all disks of a VM share while they are read.
-struct Reading<'a> {
-    taken: &'a Taken,
-    docs: &'a Documents,
-    running: bool,
-    rate: &'a Arc<Rate>,
-}
-
-async fn read_all(
-    job: &Job,
-    inventory: &Inventory,
-    plan: &VmPlan,
-    reading: &Reading<'_>,
-    staging: Staging,
-) -> Result<(Staging, Vec<ManifestDisk>)> {
-    let context = &job.context;
-    let Reading { taken, docs, running, rate } = *reading;
-    let choice = plan.host.as_ref().ok_or_else(|| RunError::UnknownHost { host: "-".into() })?;
-    let host = hosts::find_host(inventory, choice.id)?;
-    let center =
-        plan.data_center.ok_or_else(|| RunError::UnknownHost { host: host.name.clone() })?;
-    context.phase(Some(plan.id), format!("connecting to {}", host.name));
-    let access = Access::open(job, host).await?;
-    let base_disks = snapshot::base_disks(context, plan).await?;
-    let mut disks = Vec::new();
-    let mut failure = None;
-    let mut sessions = None;
-    for disk in plan.chosen_disks() {
-        let base = plan.base.as_ref().zip(base_disks.as_deref());
-        let source = DiskSource { plan: disk, taken, base, running, data_center: center, rate };
-        match read_disk(job, &access, &source, docs, sessions.take(), &staging).await {
-            Ok((record, back)) => {
-                sessions = Some(back);
-                disks.push(record);
-            }
-            Err(cause) => {
-                failure = Some(cause);
-                break;
-            }
-        }
-    }
-    for session in sessions.into_iter().flatten() {
-        // The worker has given all it had; a bad goodbye changes nothing of that.
-        let _ = session.bye().await;
-    }
-    if failure.is_none()
-        && let Err(cause) = snapshot::prove_unchanged(context, plan, taken).await
-    {
-        failure = Some(cause);
-    }
-    if let Err(cause) = access.close(job).await {
-        context.warn(Some(plan.id), crate::chain(&cause));
-    }
-    match failure {
-        Some(cause) => Err(cause),
-        None => Ok((staging, disks)),
-    }
 }

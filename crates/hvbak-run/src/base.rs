@@ -7,7 +7,7 @@
 
 use hvbak_plan::{Base, BaseDisk, VmPlan};
 use hvbak_repo::{Level, Point, Repository};
-use hvbak_types::{PointId, RepositoryId, Snapshot, VmId};
+use hvbak_types::{DiskId, PointId, RepositoryId, Snapshot, VmId};
 
 use crate::{
     error::{Result, RunError},
@@ -49,22 +49,22 @@ fn describe(repository: &Repository, point: &Point) -> Option<Base> {
 }
 
 /// What a look at the stored chain shows at once: a missing parent or file, another
-/// length. Flipped bits are found by `verify`, not here.
-fn damage(repository: &Repository, point: &Point, disk: hvbak_types::DiskId) -> Option<String> {
-    let looked = || -> hvbak_repo::Result<Option<String>> {
-        drop(repository.disk_reader(point, disk)?);
-        for layer in repository.disk_chain(point, disk)? {
-            let Some(entry) = layer.manifest.disk(disk) else { continue };
-            let (file, wanted) = (layer.path.join(&entry.record.file), entry.record.stored_bytes);
-            let found = std::fs::metadata(&file).map_or(0, |m| m.len());
-            if found != wanted {
-                let file = file.display();
-                return Ok(Some(format!("{file} has {found} bytes and had {wanted}")));
-            }
-        }
-        Ok(None)
+/// length. Flipped bits are found by `verify`, not here: a plan looks at every VM.
+fn damage(repository: &Repository, point: &Point, disk: DiskId) -> Option<String> {
+    let chain = match repository.disk_chain(point, disk) {
+        Ok(chain) => chain,
+        Err(cause) => return Some(crate::chain(&cause)),
     };
-    looked().unwrap_or_else(|cause| Some(crate::chain(&cause)))
+    chain.iter().find_map(|layer| {
+        let record = &layer.manifest.disk(disk)?.record;
+        let length = |name: &str| std::fs::metadata(layer.path.join(name)).map_or(0, |m| m.len());
+        let (found, wanted) = (length(&record.file), record.stored_bytes);
+        if found == wanted && length(&record.digests) > 0 {
+            return None;
+        }
+        let file = layer.path.join(&record.file);
+        Some(format!("{} has {found} bytes and had {wanted}, or has no digests", file.display()))
+    })
 }
 
 /// Deletes snapshots of ours that no run needs any more: what failed runs and failed

@@ -4,9 +4,9 @@
 //! lives is left alone; a step that cannot be undone now keeps its journal for the next
 //! time.
 
-use hvbak_repo::{JournalView, StepView};
-use hvbak_ssh::Connection;
-use hvbak_types::Inventory;
+use hvbak_repo::JournalView;
+use hvbak_ssh::{Connection, deliver::remove_command, probe};
+use hvbak_types::{Inventory, VmId, VmStatus};
 
 use crate::{
     base,
@@ -14,7 +14,7 @@ use crate::{
     event::Event,
     gather, hosts,
     job::{Context, blocking},
-    journal::Step,
+    journal::{Step, describe},
     restore, snapshot,
 };
 
@@ -54,13 +54,6 @@ pub async fn cleanup(context: &Context, dry_run: bool) -> Result<CleanupReport> 
         replay(context, &view, &mut inventory, &mut report).await?;
     }
     Ok(report)
-}
-
-fn describe(step: &StepView) -> String {
-    match serde_json::from_value::<Step>(step.step.clone()) {
-        Ok(step) => step.describe(),
-        Err(_) => step.step.to_string(),
-    }
 }
 
 async fn replay(
@@ -105,11 +98,11 @@ async fn replay(
 /// Undoes one step. Says whether there was anything.
 async fn undo(context: &Context, step: &Step, inventory: &mut Option<Inventory>) -> Result<bool> {
     match step {
-        // A guest is thawed by vdsm after the snapshot and by its agent's own time limit;
-        // a second thaw is refused and means nothing.
-        Step::Freeze { vm } => {
-            let _ = context.engine.thaw(*vm).await;
-            Ok(false)
+        Step::Freeze { vm } => thaw(context, *vm).await,
+        Step::Snapshot { description, .. } | Step::Retire { description, .. }
+            if !description.starts_with(&base::own_prefix(context.repository.id())) =>
+        {
+            Err(RunError::Foreign { what: format!("snapshot `{description}`") })
         }
         // The run died after its point was published: the next delta stands on it.
         Step::Snapshot { vm, description, .. }
@@ -129,7 +122,7 @@ async fn undo(context: &Context, step: &Step, inventory: &mut Option<Inventory>)
             })
             .await
         }
-        Step::Worker { host, host_name, remove } => {
+        Step::Worker { host, host_name, tag } => {
             if inventory.is_none() {
                 *inventory = Some(gather::inventory(context).await?);
             }
@@ -145,7 +138,10 @@ async fn undo(context: &Context, step: &Step, inventory: &mut Option<Inventory>)
             let target = hosts::target(&context.settings, host)?;
             let connection =
                 Connection::connect(&target).await.map_err(error::ssh(host_name, "log in"))?;
-            let removed = connection.exec(remove).await;
+            let info = probe(&connection).await.map_err(error::ssh(host_name, "look around"))?;
+            let remove = remove_command(&info, tag)
+                .map_err(error::ssh(host_name, "name the worker's directory"))?;
+            let removed = connection.exec(&remove).await;
             connection.close().await;
             removed
                 .and_then(|output| output.check("remove the worker"))
@@ -153,5 +149,16 @@ async fn undo(context: &Context, step: &Step, inventory: &mut Option<Inventory>)
             Ok(true)
         }
         Step::Disk { .. } | Step::Vm { .. } => restore::undo(context, step).await,
+    }
+}
+
+/// Thaws a guest. One that is gone or down is not frozen any more.
+async fn thaw(context: &Context, vm: VmId) -> Result<bool> {
+    let doing = || error::engine(format!("thaw VM {vm}"));
+    let Err(cause) = context.engine.thaw(vm).await else { return Ok(true) };
+    match context.engine.find_vm(vm).await.map_err(doing())? {
+        None => Ok(false),
+        Some(found) if found.status == VmStatus::Down => Ok(false),
+        Some(_) => Err(doing()(cause)),
     }
 }

@@ -54,6 +54,10 @@ pub enum RunError {
     Changed { alias: String, what: String },
     #[error("disk {alias} was restored wrongly: {what}")]
     Compare { alias: String, what: String },
+    #[error("{what} does not bear the mark of this repository and is left alone")]
+    Foreign { what: String },
+    #[error("it cannot be backed up now: {why}")]
+    NotNow { why: String },
     #[error("the point does not hold disk {disk}")]
     NoSuchDisk { disk: DiskId },
     #[error("stored document {name} cannot be used: {why}")]
@@ -127,6 +131,9 @@ impl RunError {
             }
             Self::Chain { .. } => {
                 "a merge may be at work or have failed; look at the VM's snapshots and events in the engine"
+            }
+            Self::Foreign { .. } => {
+                "if it is yours to remove, do it in the engine and delete the journal file in the repository"
             }
             Self::Snapshot { .. } => "look at the VM's events in the engine",
             Self::Worker { code, .. } => match code {

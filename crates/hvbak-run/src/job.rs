@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     error::{self, Result, RunError},
     event::{Event, Events},
-    journal::{Outcome, Step},
+    journal::{self, Outcome, Step},
     settings::Settings,
 };
 
@@ -37,6 +37,13 @@ impl Context {
     /// Tells of something that is not as it should be.
     pub fn warn(&self, vm: Option<hvbak_types::VmId>, text: impl Into<String>) {
         self.events.event(&Event::Warning { vm, text: text.into() });
+    }
+
+    /// Says what a job could not undo.
+    pub fn tell_left_behind(&self, left: &[String]) {
+        for what in left {
+            self.warn(None, format!("could not undo {what}; `hvbak cleanup` tries again"));
+        }
     }
 
     /// Fails when the job was cancelled.
@@ -92,16 +99,18 @@ impl Job {
     }
 
     /// Ends the job: the journal goes when every step is settled, and stays for
-    /// [`crate::cleanup`] otherwise. Says whether it went.
-    pub async fn end(self) -> Result<bool> {
+    /// [`crate::cleanup`] otherwise. Tells what is not settled, in words.
+    pub async fn end(self) -> Result<Vec<String>> {
         let (repository, id) = (self.context.repository.clone(), self.context.job);
         let views = blocking("read the journal", move || repository.open_journals()).await?;
-        let settled = views.iter().any(|v| v.job == id && v.unsettled().next().is_none());
-        if settled && let Some(journal) = Arc::into_inner(self.journal) {
+        let open: Vec<_> =
+            views.iter().filter(|v| v.job == id).flat_map(|v| v.unsettled()).collect();
+        if open.is_empty()
+            && let Some(journal) = Arc::into_inner(self.journal)
+        {
             blocking("close the journal", move || journal.close()).await?;
-            return Ok(true);
         }
-        Ok(false)
+        Ok(open.into_iter().map(journal::describe).collect())
     }
 }
 

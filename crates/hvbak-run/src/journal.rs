@@ -2,8 +2,10 @@
 //!
 //! Invariant: an intent is on disk before the effect is asked for, with enough in it to
 //! find the effect by name or id; "done" and "undone" follow. Undo is idempotent and
-//! tolerates "already gone", so replaying a journal twice is harmless.
+//! tolerates "already gone", so replaying a journal twice is harmless. A journal is data:
+//! it holds no command, and whoever replays it touches only what bears our own mark.
 
+use hvbak_repo::StepView;
 use hvbak_types::{DiskId, HostId, PointId, SnapshotId, VmId};
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +21,7 @@ pub enum Step {
     /// A snapshot of ours that no point needs any more is being deleted.
     Retire { vm: VmId, vm_name: String, description: String },
     /// A pushed worker lies on a host.
-    Worker { host: HostId, host_name: String, remove: String },
+    Worker { host: HostId, host_name: String, tag: String },
     /// A half-made point lies in the repository.
     Partial { vm: VmId, point: PointId },
     /// A disk made by a restore.
@@ -42,6 +44,14 @@ impl Step {
             Self::Disk { id, alias } => format!("disk `{alias}` ({id})"),
             Self::Vm { id, name } => format!("VM `{name}` ({id})"),
         }
+    }
+}
+
+/// A step as it lies in a journal, for people.
+pub fn describe(step: &StepView) -> String {
+    match serde_json::from_value::<Step>(step.step.clone()) {
+        Ok(step) => step.describe(),
+        Err(_) => step.step.to_string(),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod access;
 mod backup;
+mod backup_vm;
 mod base;
 mod cleanup;
 mod doctor;
@@ -25,7 +26,7 @@ mod settings;
 mod snapshot;
 mod write_disk;
 
-pub use backup::{BackupReport, VmDone, VmFailed, backup};
+pub use backup::{BackupReport, VmDone, VmFailed, Wishes, backup};
 pub use base::own_prefix;
 pub use cleanup::{CleanupReport, cleanup};
 pub use doctor::{Check, Health, doctor};

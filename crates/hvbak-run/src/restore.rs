@@ -9,12 +9,13 @@ use hvbak_engine::{
 };
 use hvbak_plan::{PointDisk, PointFacts, RestoreFormat, RestorePlan};
 use hvbak_repo::{Point, Repository};
-use hvbak_types::{DiskId, DiskInterface, Inventory, VmId, VmStatus};
+use hvbak_types::{CLUSTER_SIZE, DiskId, DiskInterface, Inventory, VmId, VmStatus};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     access::Access,
+    base,
     documents::{self, Facts},
     error::{self, Result, RunError},
     event::Event,
@@ -29,6 +30,8 @@ use crate::{
 pub struct Restored {
     pub vm: VmId,
     pub disks: Vec<RestoredDisk>,
+    /// Why the VM was not started although that was asked for.
+    pub not_started: Option<String>,
 }
 
 /// Which new disk came from which stored one.
@@ -61,8 +64,9 @@ pub fn point_facts(repository: &Repository, point: &Point) -> Result<PointFacts>
             alias: d.alias.clone(),
             virtual_size: d.record.virtual_size,
             // Layers hide parts of each other: at the most, and never more than the disk.
-            stored_bytes: held
-                .fold(0u64, |sum, d| sum.saturating_add(d.record.stored_bytes))
+            data_bytes: held
+                .fold(0u64, |sum, d| sum.saturating_add(d.record.data_clusters))
+                .saturating_mul(CLUSTER_SIZE)
                 .min(d.record.virtual_size),
             format: match (d.format.as_deref(), d.sparse) {
                 (Some("raw"), Some(false)) => RestoreFormat::RawPreallocated,
@@ -107,11 +111,12 @@ pub async fn restore(
     }
     let mut made = Vec::new();
     let result = execute(&job, inventory, point, plan, &mut made).await;
-    if result.is_ok() {
-        // From here on it is the user's.
+    let result = if let Ok(restored) = result {
+        // From here on it is the user's, also when it does not start.
         for step in &made {
             job.undone(step).await?;
         }
+        finish(context, point, plan, restored).await
     } else {
         context.phase(None, "undoing what was made");
         for step in made.iter().rev() {
@@ -120,10 +125,9 @@ pub async fn restore(
                 Err(cause) => context.warn(None, crate::chain(&cause)),
             }
         }
-    }
-    if !job.end().await? {
-        context.warn(None, "something could not be undone; `hvbak cleanup` tries again");
-    }
+        result
+    };
+    context.tell_left_behind(&job.end().await?);
     result
 }
 
@@ -179,19 +183,57 @@ async fn execute(
             context.warn(None, format!("tag `{tag}` was not set: {}", crate::chain(&cause)));
         }
     }
-    for disk in &disks {
-        // The mark has done its duty; engines before 4.4 cannot change it.
-        let _ = context.engine.describe_disk(disk.disk, Some(vm), "").await;
+    Ok(Restored { vm, disks, not_started: None })
+}
+
+/// Takes the marks off and starts the VM. What fails here does not undo a good restore.
+async fn finish(
+    context: &Context,
+    point: &Point,
+    plan: &RestorePlan,
+    mut restored: Restored,
+) -> Result<Restored> {
+    for disk in &restored.disks {
+        // Engines before 4.4 cannot change it.
+        let _ = context.engine.describe_disk(disk.disk, Some(restored.vm), "").await;
+    }
+    let description = stored_ovf(point)
+        .ok()
+        .and_then(|text| ovf::read(&text).ok())
+        .and_then(|read| read.description)
+        .unwrap_or_default();
+    if let Err(cause) = context.engine.describe_vm(restored.vm, &description).await {
+        context
+            .warn(None, format!("the VM keeps our mark as description: {}", crate::chain(&cause)));
     }
     if plan.power_on {
         context.phase(None, "starting the VM");
-        let doing = || error::engine(format!("start {}", plan.name));
-        context.engine.start_vm(vm, None).await.map_err(doing())?;
-        let up = [VmStatus::Up, VmStatus::PoweringUp];
-        let limit = context.settings.timeouts.vm;
-        context.engine.wait_vm_status(vm, &up, limit, &context.cancel).await.map_err(doing())?;
+        if let Err(cause) = start(context, plan, restored.vm).await {
+            let why = crate::chain(&cause);
+            context.warn(None, format!("{} is restored and was not started: {why}", plan.name));
+            restored.not_started = Some(why);
+        }
     }
-    Ok(Restored { vm, disks })
+    Ok(restored)
+}
+
+async fn start(context: &Context, plan: &RestorePlan, vm: VmId) -> Result<()> {
+    let doing = || error::engine(format!("start {}", plan.name));
+    context.engine.start_vm(vm, None).await.map_err(doing())?;
+    let up = [VmStatus::Up, VmStatus::PoweringUp];
+    let limit = context.settings.timeouts.vm;
+    context.engine.wait_vm_status(vm, &up, limit, &context.cancel).await.map_err(doing())?;
+    Ok(())
+}
+
+/// What disks and the VM of an unfinished restore are described with.
+fn mark(context: &Context) -> String {
+    format!("hvbak:{}:{}", context.repository.id(), context.job)
+}
+
+/// Whether a description is such a mark of this repository.
+fn is_marked(context: &Context, description: Option<&str>) -> bool {
+    description.is_some_and(|d| d.starts_with(&base::own_prefix(context.repository.id())))
 }
 
 async fn fill_disks(
@@ -203,7 +245,7 @@ async fn fill_disks(
     disks: &mut Vec<RestoredDisk>,
 ) -> Result<()> {
     let context = &job.context;
-    let mark = format!("hvbak:{}:{}", context.repository.id(), context.job);
+    let mark = mark(context);
     for disk in &plan.disks {
         let (repository, point, source) = (context.repository.clone(), point.clone(), disk.source);
         let sized = disk.block && disk.format == RestoreFormat::Cow;
@@ -247,6 +289,7 @@ async fn make_vm(
     let edit = Edit {
         name: Some(plan.name.clone()),
         vm_id: Some(id),
+        description: Some(mark(context)),
         strip_nics: true,
         eject_cd: true,
         strip_quota: true,
@@ -289,8 +332,10 @@ pub(crate) async fn undo(context: &Context, step: &Step) -> Result<bool> {
         Step::Vm { id, name } => {
             let doing = || error::engine(format!("delete VM {name}"));
             let Some(vm) = engine.find_vm(*id).await.map_err(doing())? else { return Ok(false) };
-            if vm.status != VmStatus::Down && vm.status != VmStatus::ImageLocked {
-                let _ = engine.stop_vm(*id).await;
+            // A restore starts nothing before it is finished: one that runs is in use.
+            let idle = matches!(vm.status, VmStatus::Down | VmStatus::ImageLocked);
+            if !idle || !is_marked(context, vm.description.as_deref()) {
+                return Err(RunError::Foreign { what: format!("VM {name}") });
             }
             let _ = engine.wait_vm_status(*id, &[VmStatus::Down], limit, &never).await;
             // Disks are steps of their own.
@@ -300,8 +345,9 @@ pub(crate) async fn undo(context: &Context, step: &Step) -> Result<bool> {
         }
         Step::Disk { id, alias } => {
             let doing = || error::engine(format!("delete disk {alias}"));
-            if engine.disk(*id).await.map_err(doing())?.is_none() {
-                return Ok(false);
+            let Some(disk) = engine.disk(*id).await.map_err(doing())? else { return Ok(false) };
+            if !is_marked(context, disk.description.as_deref()) {
+                return Err(RunError::Foreign { what: format!("disk {alias}") });
             }
             let _ = engine.wait_disk_ok(*id, limit, &never).await;
             engine.delete_disk(*id).await.map_err(doing())?;

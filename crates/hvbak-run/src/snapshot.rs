@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use hvbak_engine::SnapshotGone;
+use hvbak_engine::{EngineError, SnapshotGone};
 use hvbak_plan::VmPlan;
 use hvbak_repo::Consistency;
 use hvbak_types::{DiskId, PointId, SnapshotDisk, SnapshotId, SnapshotStatus};
@@ -44,13 +44,18 @@ pub async fn take(job: &Job, plan: &VmPlan, point: &PointId, running: bool) -> R
     let context = &job.context;
     let description = format!("hvbak:{}:{point}", context.repository.id());
     let frozen = if plan.freeze && running { freeze(job, plan).await? } else { None };
-    let made = make(job, plan, &description, frozen.is_some()).await;
-    if let Some(step) = &frozen {
-        // vdsm may have thawed already; a second thaw is refused and means nothing.
-        let _ = context.engine.thaw(plan.id).await;
-        job.undone(step).await?;
+    let (step, created) = make(job, plan, &description, frozen.is_some()).await?;
+    // Before anything else: undoing a snapshot that failed may take minutes.
+    if let Some(frozen) = &frozen {
+        thaw(job, plan, frozen, created.is_ok()).await?;
     }
-    let Made { id, correlation, step } = made?;
+    let (id, correlation) = match created {
+        Ok(created) => created,
+        Err(cause) => {
+            undo_make(job, plan, &description, &step, &cause).await?;
+            return Err(error::engine(format!("take a snapshot of {}", plan.name))(cause));
+        }
+    };
     let consistency = match (running, &frozen) {
         (false, _) => Consistency::Offline,
         (true, Some(_)) => Consistency::Filesystem,
@@ -78,9 +83,9 @@ async fn freeze(job: &Job, plan: &VmPlan) -> Result<Option<Open>> {
     match context.engine.freeze(plan.id).await {
         Ok(()) => Ok(Some(step)),
         Err(cause) => {
-            // The guest may have frozen although the answer was bad.
-            let _ = context.engine.thaw(plan.id).await;
-            job.undone(&step).await?;
+            // The guest may have frozen although the answer was bad. A clear refusal of both
+            // says that it has no agent, and without one nothing was frozen.
+            thaw(job, plan, &step, matches!(cause, EngineError::Fault { .. })).await?;
             if plan.freeze_required {
                 return Err(RunError::Freeze { vm: plan.name.clone(), cause });
             }
@@ -97,13 +102,41 @@ async fn freeze(job: &Job, plan: &VmPlan) -> Result<Option<Open>> {
     }
 }
 
-struct Made {
-    id: SnapshotId,
-    correlation: String,
-    step: Open,
+/// Thaws the guest. vdsm thaws it after a snapshot that was made, so a refusal is no harm
+/// when `harmless`; otherwise the step stays open, and `cleanup` tries again.
+async fn thaw(job: &Job, plan: &VmPlan, step: &Open, harmless: bool) -> Result<()> {
+    let context = &job.context;
+    let mut last = None;
+    for pause in [0, 1, 3] {
+        tokio::time::sleep(Duration::from_secs(pause)).await;
+        match context.engine.thaw(plan.id).await {
+            Ok(()) => return job.undone(step).await,
+            Err(cause) => last = Some(cause),
+        }
+        if harmless {
+            return job.undone(step).await;
+        }
+    }
+    let why = last.map_or_else(String::new, |cause| crate::chain(&cause));
+    context.warn(
+        Some(plan.id),
+        format!(
+            "{}: the guest may still be frozen ({why}); run `hvbak cleanup`, or `fsfreeze --unfreeze` in the guest",
+            plan.name
+        ),
+    );
+    Ok(())
 }
 
-async fn make(job: &Job, plan: &VmPlan, description: &str, frozen: bool) -> Result<Made> {
+/// The snapshot's id and the correlation id of its request.
+type Created = std::result::Result<(SnapshotId, String), EngineError>;
+
+async fn make(
+    job: &Job,
+    plan: &VmPlan,
+    description: &str,
+    frozen: bool,
+) -> Result<(Open, Created)> {
     let context = &job.context;
     context.check_cancel()?;
     context.phase(Some(plan.id), "taking a snapshot");
@@ -115,7 +148,6 @@ async fn make(job: &Job, plan: &VmPlan, description: &str, frozen: bool) -> Resu
         })
         .await?;
     let disks: Vec<DiskId> = plan.chosen_disks().map(|d| d.id).collect();
-    let doing = format!("take a snapshot of {}", plan.name);
     // A frozen guest must not wait for other people's locks.
     let patience = frozen.then_some(Duration::from_secs(10));
     let created =
@@ -130,15 +162,24 @@ async fn make(job: &Job, plan: &VmPlan, description: &str, frozen: bool) -> Resu
         }
         Err(cause) => Err(cause),
     };
-    match result {
-        Ok((id, correlation)) => Ok(Made { id, correlation, step }),
-        Err(cause) => {
-            if let Err(undo) = remove(context, plan.id, &plan.name, description).await {
-                context.warn(Some(plan.id), crate::chain(&undo));
-            } else {
-                job.undone(&step).await?;
-            }
-            Err(error::engine(doing)(cause))
+    Ok((step, result))
+}
+
+/// Removes what a snapshot that failed left. When the engine never answered and shows
+/// nothing, the request may still be on its way: the step stays open then.
+async fn undo_make(
+    job: &Job,
+    plan: &VmPlan,
+    description: &str,
+    step: &Open,
+    cause: &EngineError,
+) -> Result<()> {
+    match remove(&job.context, plan.id, &plan.name, description).await {
+        Ok(0) if matches!(cause, EngineError::OutcomeUnknown { .. }) => Ok(()),
+        Ok(_) => job.undone(step).await,
+        Err(undo) => {
+            job.context.warn(Some(plan.id), crate::chain(&undo));
+            Ok(())
         }
     }
 }
@@ -148,21 +189,7 @@ async fn make(job: &Job, plan: &VmPlan, description: &str, frozen: bool) -> Resu
 async fn prove(context: &Context, plan: &VmPlan, taken: &Taken) -> Result<Vec<SnapshotDisk>> {
     let refuse = |what: String| RunError::Snapshot { description: taken.description.clone(), what };
     let doing = || format!("look at the snapshot of {}", plan.name);
-    let events = context
-        .engine
-        .events(Some(&format!("correlation_id={}", taken.correlation)), None, Some(50))
-        .await
-        .map_err(error::engine(doing()))?;
-    for event in events {
-        if let Some(code) = event.code
-            && BAD_EVENTS.contains(&code)
-        {
-            return Err(refuse(format!(
-                "is not safe to read, event {code}: {}",
-                event.description
-            )));
-        }
-    }
+    no_bad_event(context, plan, taken).await?;
     let disks =
         context.engine.snapshot_disks(plan.id, taken.id).await.map_err(error::engine(doing()))?;
     let (_, active) = context.engine.attachments(plan.id).await.map_err(error::engine(doing()))?;
@@ -175,7 +202,11 @@ async fn prove(context: &Context, plan: &VmPlan, taken: &Taken) -> Result<Vec<Sn
             .find(|a| a.disk_id == wanted.id)
             .and_then(|a| a.disk.as_ref())
             .and_then(|d| d.image_id);
-        if top == Some(disk.volume) {
+        // An engine that names no active volume proves nothing.
+        let Some(top) = top else {
+            return Err(refuse(format!("leaves open which volume of {} is written", wanted.alias)));
+        };
+        if top == disk.volume {
             return Err(refuse(format!(
                 "left volume {} of disk {} as the one that is written",
                 disk.volume, wanted.alias
@@ -185,10 +216,32 @@ async fn prove(context: &Context, plan: &VmPlan, taken: &Taken) -> Result<Vec<Sn
     Ok(disks)
 }
 
+/// No event of the request says that the guest may still write to what is frozen. Events
+/// come late, so it is asked again after the transfer.
+async fn no_bad_event(context: &Context, plan: &VmPlan, taken: &Taken) -> Result<()> {
+    let events = context
+        .engine
+        .events(Some(&format!("correlation_id={}", taken.correlation)), None, Some(50))
+        .await
+        .map_err(error::engine(format!("look at the snapshot of {}", plan.name)))?;
+    for event in events {
+        if let Some(code) = event.code
+            && BAD_EVENTS.contains(&code)
+        {
+            return Err(RunError::Snapshot {
+                description: taken.description.clone(),
+                what: format!("is not safe to read, event {code}: {}", event.description),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// After the transfer: the snapshot is still there and still owns the same volumes.
 pub async fn prove_unchanged(context: &Context, plan: &VmPlan, taken: &Taken) -> Result<()> {
     let doing = || format!("look at the snapshot of {}", plan.name);
     let refuse = |what: String| RunError::Snapshot { description: taken.description.clone(), what };
+    no_bad_event(context, plan, taken).await?;
     let now = context.engine.snapshot(plan.id, taken.id).await.map_err(error::engine(doing()))?;
     match now.and_then(|s| s.status) {
         Some(SnapshotStatus::Ok) => {}
@@ -290,7 +343,7 @@ pub async fn remove(
 }
 
 enum Undeleted {
-    Engine(hvbak_engine::EngineError),
+    Engine(EngineError),
     Stays(String),
 }
 

@@ -143,7 +143,7 @@ pub async fn fill(
         disk: disk.source,
         alias: disk.alias.clone(),
         virtual_size: size,
-        expected_bytes: disk.stored_bytes,
+        expected_bytes: disk.data_bytes,
         host: access.name.clone(),
         level: None,
         reason: None,

@@ -156,7 +156,11 @@ fn describe(
     lv: Option<&Lv>,
     meter: &Arc<Meter>,
 ) -> Result<Layer> {
-    let file = regular(&path)?;
+    regular(&path)?;
+    // By an open file: NFS revalidates attributes at open, and may show old ones else.
+    let file = fs::File::open(&path)
+        .and_then(|file| file.metadata())
+        .map_err(Error::file("open", &path))?;
     let file_size = lv.map_or_else(|| file.len(), |lv| lv.size);
     let (header_size, backing) = match meta.format {
         VolumeFormat::Raw => (file_size, None),

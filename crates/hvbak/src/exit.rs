@@ -44,6 +44,11 @@ impl CliError {
     /// The process's exit code.
     pub fn code(&self) -> u8 {
         match self {
+            Self::Restore(
+                RestoreError::NoSpace { .. }
+                | RestoreError::Domain { .. }
+                | RestoreError::NoHost { .. },
+            ) => FAILED,
             Self::Config(_) | Self::Select(_) | Self::Restore(_) | Self::Usage { .. } => USAGE,
             Self::Run(error) => error.exit_code(),
             Self::Io { .. } => FAILED,

@@ -37,6 +37,14 @@ impl Small {
         while file.write_all(&chunk).is_ok() {}
     }
 
+    /// Leaves about so many bytes free.
+    pub fn fill_but(&self, bytes: u64) {
+        self.fill();
+        let file = fs::OpenOptions::new().write(true).open(self.filler()).expect("the filler");
+        let length = file.metadata().expect("the filler").len();
+        file.set_len(length.saturating_sub(bytes)).expect("a shorter filler");
+    }
+
     /// Takes the filler away.
     pub fn free(&self) {
         let _ = fs::remove_file(self.filler());

@@ -20,6 +20,8 @@ pub struct Edit {
     pub name: Option<String>,
     /// New VM id; `None` keeps the old one (irrelevant with `regenerate_ids`).
     pub vm_id: Option<VmId>,
+    /// New description; `None` keeps the old one.
+    pub description: Option<String>,
     /// Take the NICs out, to add them by API.
     pub strip_nics: bool,
     /// Take the CD out of the drive: it names a file of the old site.
@@ -118,6 +120,18 @@ pub fn for_restore(source: &str, edit: &Edit) -> Result<Edited, OvfError> {
         match child(content, "Name") {
             Some(node) => cut.replace("name", node, name),
             None => return Err(OvfError::Missing("Name")),
+        }
+    }
+    if let Some(description) = &edit.description {
+        match (child(content, "Description"), child(content, "Name")) {
+            (Some(node), _) => cut.replace("description", node, description),
+            (None, Some(name)) => {
+                let end = name.range().end;
+                let new = format!("<Description>{}</Description>", escape(description));
+                cut.pieces.push((end..end, new));
+                cut.note("description");
+            }
+            (None, None) => return Err(OvfError::Missing("Name")),
         }
     }
     if let Some(id) = edit.vm_id

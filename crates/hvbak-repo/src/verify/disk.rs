@@ -159,8 +159,11 @@ impl Check<'_> {
         }
         let reader = match DiskReader::open(vec![point.clone()], record.id, None) {
             Ok(reader) => reader,
-            // Told already: sizes that do not fit.
-            Err(_) => return Ok(()),
+            // Usually told already (sizes that do not fit); never passed over in silence.
+            Err(error) => {
+                self.find(point, path, FindingKind::Structure, whole(&error));
+                return Ok(());
+            }
         };
         let odd = Mutex::new(Odd::default());
         let (clusters, bytes) = (AtomicU64::new(0), AtomicU64::new(0));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hvbak_plan::{BackupInput, Quiesce, Selection, Wish, explain_backup, plan_backup, select_vms};
+use hvbak_run::Wishes;
 use serde_json::json;
 
 use super::{Face, Outcome};
@@ -34,29 +35,28 @@ pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
             None => ids,
         };
         let vms = hvbak_run::vm_facts(&context, &ids).await?;
-        let plan = plan_backup(&BackupInput {
-            inventory: &inventory,
-            vms: &vms,
+        let wishes = Arc::new(Wishes {
             quiesce,
-            exclude_disks: &args.exclude_disk,
-            host: args.host.as_deref(),
+            exclude_disks: args.exclude_disk.clone(),
+            host: args.host.clone(),
             wish,
-            own: &own,
+            own,
         });
+        let plan = plan_backup(&BackupInput { vms: &vms, ..wishes.input(&inventory) });
         if args.dry_run {
             face.printer.data(&explain_backup(&plan));
             face.printer.record("plan", &plan);
             return Ok((DONE, json!({ "dry_run": true, "expected_bytes": plan.expected_bytes })));
         }
-        let report = hvbak_run::backup(&context, &inventory, &plan).await?;
-        let code = match (report.done.len(), report.failed.len() + report.skipped) {
+        let report = hvbak_run::backup(&context, &inventory, &plan, &wishes).await?;
+        let code = match (report.done.len(), report.failed.len() + report.passing + report.left_behind.len()) {
             (_, 0) => DONE,
             (0, _) => report.single_exit().unwrap_or(FAILED),
             _ => PARTLY,
         };
         Ok((
             code,
-            json!({ "job": context.job, "done": report.done, "failed": report.failed, "skipped": report.skipped }),
+            json!({ "job": context.job, "done": report.done, "failed": report.failed, "skipped": report.skipped, "left_behind": report.left_behind }),
         ))
     }
     .await;

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{Face, Outcome};
 use crate::{
     cli::{DiskFormatArg, InterfaceArg, MacArg, NicArg, RestoreArgs},
-    exit::DONE,
+    exit::{DONE, PARTLY},
 };
 
 pub async fn run(face: &Face, args: RestoreArgs) -> Outcome {
@@ -23,9 +23,13 @@ pub async fn run(face: &Face, args: RestoreArgs) -> Outcome {
         }
         let done = hvbak_run::restore(&context, &inventory, &point, &plan).await?;
         face.printer.data(&format!("VM {} restored as {}", plan.name, done.vm));
+        let code = if done.not_started.is_some() { PARTLY } else { DONE };
         Ok((
-            DONE,
-            json!({ "job": context.job, "vm": done.vm, "name": plan.name, "disks": done.disks }),
+            code,
+            json!({
+                "job": context.job, "vm": done.vm, "name": plan.name, "disks": done.disks,
+                "not_started": done.not_started,
+            }),
         ))
     }
     .await;
