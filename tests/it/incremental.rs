@@ -341,8 +341,10 @@ fn a_disk_that_moved_to_another_domain_stays_incremental() {
     let body = format!("<action><storage_domain id={}/></action>", target["id"]);
     story.lab.api("POST", &format!("/disks/{disk}/move"), &body);
     hvbak_tests::wait_for("the move", || {
-        let volumes = story.lab.volumes("web1", "web1_data");
-        volumes.iter().all(|v| v.exists() && v.to_string_lossy().contains("luster"))
+        let state = story.lab.state();
+        let disks = state["disks"].as_array().unwrap();
+        let found = disks.iter().find(|d| d["id"] == disk.as_str()).unwrap();
+        found["domain"] == target["id"] && found["status"] == "ok"
     });
     story.lab.write("web1", "web1_data", 5 << 20, 65_536, 0xd1);
     let second = story.backup("auto");

@@ -221,7 +221,7 @@ fn state(s: &State) -> Value {
             "tags": v.tags,
         })).collect::<Vec<_>>(),
         "storage_domains": s.domains.iter().map(|d| json!({ "id": id(d.id), "name": d.name })).collect::<Vec<_>>(),
-        "disks": s.disks.iter().map(|d| json!({ "id": id(d.id), "alias": d.alias, "status": d.status, "top": id(d.top), "cow": d.cow, "size": d.size, "description": d.description })).collect::<Vec<_>>(),
+        "disks": s.disks.iter().map(|d| json!({ "id": id(d.id), "alias": d.alias, "domain": id(d.domain), "status": d.status, "top": id(d.top), "cow": d.cow, "size": d.size, "description": d.description })).collect::<Vec<_>>(),
         "hosts": s.hosts.iter().map(|h| json!({ "name": h.name, "root": h.root })).collect::<Vec<_>>(),
         "events": s.events.iter().map(|e| json!({ "code": e.code, "text": e.description })).collect::<Vec<_>>(),
     })
