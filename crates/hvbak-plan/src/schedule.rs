@@ -100,6 +100,7 @@ mod tests {
             virtual_size: bytes,
             expected_bytes: bytes,
             held: Held::default(),
+            block: false,
         };
         VmPlan {
             id: VmId::random(),
