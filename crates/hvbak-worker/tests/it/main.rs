@@ -5,6 +5,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod block;
+mod history;
+mod history_corpus;
+mod history_disk;
+mod history_steps;
+mod history_store;
 mod hostile;
 mod locate;
 mod read;
