@@ -9,6 +9,7 @@ mod explain;
 mod host;
 mod level;
 mod restore;
+mod retention;
 mod schedule;
 mod select;
 
@@ -23,5 +24,6 @@ pub use restore::{
     MacRule, NicFacts, NicTarget, PointDisk, PointFacts, RestoreDisk, RestoreError, RestoreFormat,
     RestoreOptions, RestorePlan, plan_restore,
 };
+pub use retention::{KeepFacts, KeepRules, Verdict, judge_points};
 pub use schedule::{Limits, Queue};
 pub use select::{SelectError, Selection, select_vms};

@@ -8,6 +8,7 @@ use crate::{
     disk_reader::DiskReader,
     error::{At, Error, Result},
     layout::MANIFEST,
+    lock::lock_points,
     manifest::{FORMAT, Manifest, order_key},
     repository::Repository,
 };
@@ -159,7 +160,11 @@ impl Repository {
     /// # Errors
     /// [`Error::NoPoint`], or what is wrong with its manifest.
     pub fn point(&self, vm: VmId, point: &PointId) -> Result<Point> {
-        let path = self.layout.point(vm, point);
+        self.point_in(self.layout.point(vm, point), vm, point)
+    }
+
+    /// A point that lies, or will, in a hidden directory.
+    pub(crate) fn point_in(&self, path: PathBuf, vm: VmId, point: &PointId) -> Result<Point> {
         let missing = || Error::NoPoint { vm: vm.to_string(), when: point.to_string() };
         if !path.is_dir() {
             return Err(missing());
@@ -225,8 +230,9 @@ impl Repository {
     /// # Errors
     /// [`Error::Locked`], [`Error::NoDisk`], damage of the chain.
     pub fn disk_reader(&self, point: &Point, disk: DiskId) -> Result<DiskReader> {
-        let lock = self.lock_shared()?;
-        let chain = self.disk_chain(point, disk)?;
+        let lock = lock_points(&self.layout, point.vm(), false)?;
+        // What the point stands on may have changed since its manifest was read.
+        let chain = self.disk_chain(&self.point(point.vm(), point.id())?, disk)?;
         for layer in &chain {
             layer.prove_files(disk)?;
         }

@@ -13,7 +13,7 @@ use crate::{
     digests::{Digests, Kind, Run},
     error::{Error, Result},
     image::{ImageReader, Inflater, Stored},
-    lock::RepositoryLock,
+    lock::PointsLock,
     merge::{Extents, StoredRun, StoredRuns},
 };
 
@@ -61,7 +61,7 @@ pub struct DiskReader {
     virtual_size: u64,
     /// Base first.
     layers: Vec<Layer>,
-    _lock: Option<RepositoryLock>,
+    _lock: Option<PointsLock>,
 }
 
 #[derive(Debug)]
@@ -74,11 +74,7 @@ struct Layer {
 
 impl DiskReader {
     /// Opens the same disk of all points of a chain, base first.
-    pub(crate) fn open(
-        chain: Vec<Point>,
-        disk: DiskId,
-        lock: Option<RepositoryLock>,
-    ) -> Result<Self> {
+    pub(crate) fn open(chain: Vec<Point>, disk: DiskId, lock: Option<PointsLock>) -> Result<Self> {
         let mut layers = Vec::with_capacity(chain.len());
         let mut virtual_size = 0;
         for point in &chain {

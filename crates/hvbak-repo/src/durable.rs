@@ -99,6 +99,32 @@ pub fn rename_over(from: &Path, to: &Path) -> Result<()> {
     sync_parent(to)
 }
 
+/// Swaps the names of two directories in one moment; `false`, with nothing done, where the
+/// file system cannot (NFS, some FUSE).
+pub fn exchange(a: &Path, b: &Path) -> Result<bool> {
+    trace::op("exchange", b);
+    if trace::no_exchange() {
+        return Ok(false);
+    }
+    match renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE) {
+        Ok(()) => sync_parent(b).map(|()| true),
+        Err(nix::Error::EINVAL | nix::Error::ENOSYS | nix::Error::EOPNOTSUPP) => Ok(false),
+        Err(errno) => Err(errno.into()).writing(b),
+    }
+}
+
+/// Gives a file that never changes a second name; a copy where there are no hard links.
+pub fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
+    trace::op("link", to);
+    if fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    let mut source = File::open(from).reading(from)?;
+    let mut file = create_file(to)?;
+    io::copy(&mut source, &mut file).writing(to)?;
+    sync_file(&file, to)
+}
+
 /// Waits for the directory that holds `path`.
 pub fn sync_parent(path: &Path) -> Result<()> {
     match path.parent() {
@@ -139,6 +165,11 @@ pub mod trace {
         }
     }
 
+    /// Whether directories are to be replaced as on a file system that cannot swap names.
+    pub fn no_exchange() -> bool {
+        std::env::var_os("HVBAK_TEST_NO_EXCHANGE").is_some()
+    }
+
     /// Takes what this thread has done so far.
     pub fn take() -> Vec<(&'static str, String)> {
         LOG.with(|log| std::mem::take(&mut *log.borrow_mut()))
@@ -149,4 +180,9 @@ pub mod trace {
 mod trace {
     #[inline(always)]
     pub fn op(_: &'static str, _: &std::path::Path) {}
+
+    #[inline(always)]
+    pub fn no_exchange() -> bool {
+        false
+    }
 }

@@ -14,6 +14,12 @@ pub const VMS: &str = "vms";
 pub const LOCKS: &str = "locks";
 pub const JOURNAL: &str = "journal";
 pub const PARTIAL: &str = ".partial-";
+/// A point being merged with what expires below it; removed when its writer died.
+pub const MERGING: &str = ".merging-";
+/// The same, whole, on its way to the place of the point.
+pub const MERGED: &str = ".merged-";
+/// A point that expired, on its way out.
+pub const EXPIRED: &str = ".expired-";
 
 /// Paths below one repository root.
 #[derive(Debug, Clone)]
@@ -42,6 +48,11 @@ impl Layout {
         self.vm(vm).join(format!("{PARTIAL}{point}"))
     }
 
+    /// A hidden directory of a point, by one of the prefixes above.
+    pub fn hidden(&self, prefix: &str, vm: VmId, point: &PointId) -> PathBuf {
+        self.vm(vm).join(format!("{prefix}{point}"))
+    }
+
     pub fn locks(&self) -> PathBuf {
         self.root.join(LOCKS)
     }
@@ -52,6 +63,10 @@ impl Layout {
 
     pub fn vm_lock(&self, vm: VmId) -> PathBuf {
         self.locks().join(format!("vm-{vm}.lock"))
+    }
+
+    pub fn points_lock(&self, vm: VmId) -> PathBuf {
+        self.locks().join(format!("points-{vm}.lock"))
     }
 
     pub fn journals(&self) -> PathBuf {

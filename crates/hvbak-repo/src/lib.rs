@@ -6,7 +6,8 @@
 //!
 //! Invariants:
 //! - A point directory under its final name is whole: it was fsynced under a hidden name
-//!   and renamed, manifest last. Nothing in it changes afterwards.
+//!   and renamed, manifest last. What the guest saw never changes afterwards; only `expire`
+//!   replaces a point, by one that holds more of that by itself.
 //! - Manifests are the truth; there is no database or cache that could disagree.
 //! - A lock is a `flock`, so a dead process holds none; the text in a lock file only says
 //!   who.
@@ -18,6 +19,7 @@ mod disk_reader;
 mod disk_writer;
 mod durable;
 mod error;
+mod expire;
 mod export;
 mod identity;
 mod image;
@@ -40,10 +42,11 @@ pub use catalogue::{DamagedPoint, Listing, Point, VmEntry};
 pub use disk_reader::{Buffers, Content, DiskReader};
 pub use disk_writer::{DiskOptions, DiskWriter, Payload};
 pub use error::{Error, Result};
+pub use expire::{DiskMerge, ExpiryPlan, ExpirySummary, MergeStep, Stay};
 pub use export::{ExportFormat, ExportOptions, ExportSummary};
 pub use identity::Holder;
 pub use journal::{Journal, JournalView, StepId, StepState, StepView};
-pub use lock::{RepositoryLock, VmLock};
+pub use lock::{PointsLock, RepositoryLock, VmLock};
 pub use manifest::{
     Consistency, DiskRecord, DocumentEntry, Level, Manifest, ManifestDisk, ManifestSnapshot,
     ManifestVm, SkippedDisk,

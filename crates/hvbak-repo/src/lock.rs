@@ -4,8 +4,9 @@
 //! obstacle and there is no "break the lock" command. Lock files are never removed: a
 //! process that holds the lock of an unlinked file would hold nothing.
 //!
-//! Order, against deadlock: repository first, then VM. A VM lock holds the repository
-//! shared, so that whoever holds it exclusively (prune) is alone.
+//! Order, against deadlock: repository first, then VM, then its points. A VM lock holds the
+//! repository shared, so that whoever holds it exclusively is alone. The points' lock is
+//! what keeps a reader and a prune apart that would not meet at the VM's lock.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -41,6 +42,15 @@ pub struct VmLock {
     _repository: RepositoryLock,
 }
 
+/// A VM's points are neither replaced nor removed until this is dropped (shared), or
+/// nobody reads them (exclusive).
+#[derive(Debug)]
+pub struct PointsLock {
+    /// None on a read-only file system without a lock file.
+    file: Option<File>,
+    _repository: RepositoryLock,
+}
+
 impl VmLock {
     /// The VM that is held.
     pub fn vm(&self) -> VmId {
@@ -55,6 +65,14 @@ impl Drop for VmLock {
         // of that until it runs its program.
         let _ = self.file.set_len(0);
         let _ = self.file.unlock();
+    }
+}
+
+impl Drop for PointsLock {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            let _ = file.unlock();
+        }
     }
 }
 
@@ -80,20 +98,25 @@ pub(crate) fn lock_vm(layout: &Layout, vm: VmId, job: JobId) -> Result<VmLock> {
     Ok(VmLock { vm, file, _repository: repository })
 }
 
+/// Held shared by whoever reads points of a VM, exclusively for the moments in which one is
+/// replaced or removed. Taken after the VM's lock where both are.
+pub(crate) fn lock_points(layout: &Layout, vm: VmId, exclusive: bool) -> Result<PointsLock> {
+    let repository = lock_shared(layout)?;
+    let path = layout.points_lock(vm);
+    let file = open_to_read(&path)?;
+    if let Some(file) = &file
+        && take(file, &path, exclusive)?.is_some()
+    {
+        return Err(Error::Locked { what: format!("the list of points of VM {vm}"), holder: None });
+    }
+    Ok(PointsLock { file, _repository: repository })
+}
+
 /// Held by everybody who reads points or adds one.
 pub(crate) fn lock_shared(layout: &Layout) -> Result<RepositoryLock> {
     let path = layout.repository_lock();
-    let file = match open(&path) {
-        Ok(file) => file,
-        // Points on a read-only mount can be read; who could write them elsewhere is told
-        // by the lock file if there is one.
-        Err(Error::Write { cause, .. }) if cause.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-            match File::open(&path) {
-                Ok(file) => file,
-                Err(_) => return Ok(RepositoryLock { file: None, exclusive: false }),
-            }
-        }
-        Err(error) => return Err(error),
+    let Some(file) = open_to_read(&path)? else {
+        return Ok(RepositoryLock { file: None, exclusive: false });
     };
     take(&file, &path, false)?.map_or(Ok(()), |holder| {
         Err(Error::Locked { what: "the repository".into(), holder: holder.map(Box::new) })
@@ -113,6 +136,18 @@ pub(crate) fn lock_exclusive(layout: &Layout, job: JobId) -> Result<RepositoryLo
     }
     sign(&file, &path, job)?;
     Ok(RepositoryLock { file: Some(file), exclusive: true })
+}
+
+/// Points on a read-only mount can be read; who could write them elsewhere is told by the
+/// lock file if there is one.
+fn open_to_read(path: &Path) -> Result<Option<File>> {
+    match open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(Error::Write { cause, .. }) if cause.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            Ok(File::open(path).ok())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn open(path: &Path) -> Result<File> {

@@ -179,6 +179,10 @@ pub struct Manifest {
     pub documents: Vec<DocumentEntry>,
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// The expired points whose content was merged into this one, in the order in which it
+    /// happened.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub merged: Vec<PointId>,
 }
 
 impl Manifest {
@@ -210,6 +214,7 @@ impl Manifest {
             skipped: Vec::new(),
             documents: Vec::new(),
             warnings: Vec::new(),
+            merged: Vec::new(),
         }
     }
 

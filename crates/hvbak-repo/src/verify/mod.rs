@@ -123,7 +123,11 @@ impl Repository {
         options: &VerifyOptions,
         progress: &(dyn Fn(VerifyProgress) -> bool + Sync),
     ) -> Result<VerifyReport> {
-        let _lock = self.lock_shared()?;
+        let _lock = crate::lock::lock_points(&self.layout, point.vm(), false)?;
+        // What the point stands on may have changed since its manifest was read; what is
+        // wrong with a manifest that cannot be read again is found below.
+        let again = self.point(point.vm(), point.id());
+        let point = again.as_ref().unwrap_or(point);
         let mut check = Check {
             repository: self,
             options,

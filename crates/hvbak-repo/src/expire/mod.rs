@@ -1,0 +1,120 @@
+//! Points that expire: merged into those that stand on them, then removed.
+//!
+//! A chain F ← E ← C whose E expires becomes F ← C: C is written anew under a hidden name
+//! from the clusters of both as they are stored (`merge`), takes the place of the old C in
+//! one step (`commit`), and only then E goes. Who expires is the caller's decision.
+//!
+//! Invariant: at every moment every listed point reads as it did, with all it stands on
+//! listed too. What a run that died has left are hidden directories whose names say what
+//! to do with them, so [`Repository::finish_expiry`] needs no journal.
+
+mod commit;
+mod merge;
+mod plan;
+
+use hvbak_types::PointId;
+use serde::Serialize;
+
+pub use plan::{DiskMerge, ExpiryPlan, MergeStep, Stay};
+
+use crate::{
+    error::{Error, Result},
+    layout::EXPIRED,
+    lock::{VmLock, lock_points},
+    repository::Repository,
+    verify::VerifyOptions,
+};
+
+/// What [`Repository::expire`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ExpirySummary {
+    /// Points that were written anew.
+    pub merged: Vec<PointId>,
+    pub removed: Vec<PointId>,
+    /// Bytes of images written.
+    pub written_bytes: u64,
+    /// Bytes of images removed, of expired points and of those that were replaced.
+    pub freed_bytes: u64,
+}
+
+impl Repository {
+    /// Carries out a plan of [`Repository::plan_expiry`], made under the same lock and after
+    /// [`Repository::finish_expiry`]. Refuses before anything changes when less than
+    /// `reserve` bytes would stay free while the largest point is rewritten. `progress` gets
+    /// clusters written and expected, and returns false to cancel.
+    ///
+    /// # Errors
+    /// [`Error::NoExchange`], [`Error::NoSpace`], [`Error::Damaged`], [`Error::Cancelled`], [`Error::Locked`] while
+    /// somebody reads the VM's points. What was done before is whole and stays; another call
+    /// does the rest.
+    pub fn expire(
+        &self,
+        lock: &VmLock,
+        plan: &ExpiryPlan,
+        reserve: u64,
+        progress: &(dyn Fn(u64, u64) -> bool + Sync),
+    ) -> Result<ExpirySummary> {
+        let vm = lock.vm();
+        let mut summary = ExpirySummary::default();
+        let total = plan.merges.iter().map(|step| step.clusters).sum();
+        let largest = plan.merges.iter().map(|step| step.bytes).max().unwrap_or(0);
+        if largest > 0 {
+            self.ensure_space(largest, reserve)?;
+        }
+        if let Some(step) = plan.merges.first() {
+            self.check_exchange(vm, &step.point)?;
+        }
+        let mut done = 0;
+        for step in &plan.merges {
+            self.check_sources(lock, step)?;
+            let old = self.point(vm, &step.point)?.manifest.stored_bytes();
+            let mut count = |clusters| {
+                done += clusters;
+                progress(done, total)
+            };
+            summary.written_bytes += self.write_merged(vm, step, &mut count)?;
+            let _points = lock_points(&self.layout, vm, true)?;
+            self.commit_merged(vm, &step.point)?;
+            summary.freed_bytes += old;
+            summary.merged.push(step.point.clone());
+        }
+        // Newest first: no listed point ever stands on one that is gone.
+        for point in plan.removes.iter().rev() {
+            if !progress(done, total) {
+                return Err(Error::Cancelled);
+            }
+            let bytes = self.point(vm, point)?.manifest.stored_bytes();
+            let hidden = self.layout.hidden(EXPIRED, vm, point);
+            {
+                let _points = lock_points(&self.layout, vm, true)?;
+                crate::durable::rename_new(&self.layout.point(vm, point), &hidden)?;
+            }
+            crate::durable::remove_tree(&hidden)?;
+            summary.freed_bytes += bytes;
+            summary.removed.push(point.clone());
+        }
+        Ok(summary)
+    }
+
+    /// What is copied must be what was stored: a damaged digests file would otherwise be the
+    /// measure for its copy. Clusters are not hashed here; their digests go with them.
+    fn check_sources(&self, lock: &VmLock, step: &MergeStep) -> Result<()> {
+        let mut sources: Vec<_> = step.disks.iter().flat_map(|d| &d.over).collect();
+        sources.push(&step.point);
+        sources.sort();
+        sources.dedup();
+        let options = VerifyOptions { parents: false, data: false, ..VerifyOptions::default() };
+        for id in sources {
+            let point = self.point(lock.vm(), id)?;
+            let report = self.verify(&point, &options, &|_| true)?;
+            if let Some(finding) = report.findings.first() {
+                let path = self.path().join(&finding.file);
+                return Err(Error::Damaged { path, why: finding.text.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
