@@ -104,7 +104,9 @@ fn foreign_snapshots_about_the_kept_one_are_deleted() {
                 foreign(),
                 write(5, 100 * KIB, 30 * KIB),
                 incremental(),
+                // Seen only through the foreign snapshot's own layer.
                 write(6, 110 * KIB, 9),
+                write(7, 600 * KIB, 9),
                 foreign(),
                 zero(64 * KIB, 64 * KIB),
             ];
