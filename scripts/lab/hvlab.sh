@@ -42,7 +42,7 @@ image_packages='bash dash base-files coreutils util-linux mount grep sed mawk fi
 # Their dependencies come along, except these and all that only these need.
 image_without='python3 perl-base debconf ucf adduser init-system-helpers sensible-utils dpkg
  libpam-runtime debianutils lsb-base runit-helper'
-image_modules='dm-mod loop'
+image_modules='dm-mod loop nfs nfsv4'
 
 die() { echo "hvlab: $*" >&2; exit 1; }
 now() { date +%s%N; }
@@ -124,6 +124,7 @@ image() {
     tar -C / --no-recursion -cf - -T "$work/files" | tar -C "$tree" -xpf -
 
     ln -sfn dash "$tree/usr/bin/sh"
+    ln -sfn mawk "$tree/usr/bin/awk"
     cp /bin/busybox "$tree/usr/bin/busybox"
     for p in init poweroff reboot halt; do ln -sfn ../bin/busybox "$tree/usr/sbin/$p"; done
     rm -rf "$tree"/etc/ssh/ssh_host* "$tree"/etc/lvm/{archive,backup} "$tree"/root

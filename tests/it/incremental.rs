@@ -9,29 +9,33 @@ use hvbak_tests::{Lab, Run, run_tool};
 use serde_json::Value;
 
 /// What the guest had on each disk when a point was taken.
-struct Then {
-    point: String,
-    disks: Vec<(&'static str, PathBuf)>,
+pub(crate) struct Then {
+    pub(crate) point: String,
+    pub(crate) disks: Vec<(&'static str, PathBuf)>,
 }
 
 const WEB1: [&str; 2] = ["web1_Disk1", "web1_data"];
 
 /// A lab in which points are taken and remembered.
-struct Story {
-    lab: Lab,
-    then: Vec<Then>,
+pub(crate) struct Story {
+    pub(crate) lab: Lab,
+    pub(crate) then: Vec<Then>,
 }
 
 impl Story {
     fn new() -> Self {
-        let lab = Lab::standard();
+        Self::of(Lab::standard())
+    }
+
+    /// The same over a lab of the test's.
+    pub(crate) fn of(lab: Lab) -> Self {
         lab.fill_web1();
         Self { lab, then: Vec::new() }
     }
 
     /// Backs `web1` up; gives its manifest.
     #[track_caller]
-    fn backup(&mut self, level: &str) -> Value {
+    pub(crate) fn backup(&mut self, level: &str) -> Value {
         self.backup_disks(level, &WEB1)
     }
 
@@ -64,7 +68,7 @@ impl Story {
 
     /// Every point is what the guest had, by qemu-img's own reading of the chain.
     #[track_caller]
-    fn end(&self) {
+    pub(crate) fn end(&self) {
         self.lab.hvbak(&["verify", "--all"]).exits(0);
         for then in &self.then {
             let out = self.lab.scratch(&format!("export-{}", then.point));
@@ -101,7 +105,7 @@ fn same(format: &str, image: &std::path::Path, reference: &std::path::Path) {
 
 /// Level of a disk, and why.
 #[track_caller]
-fn level<'a>(manifest: &'a Value, alias: &str) -> (&'a str, &'a str) {
+pub(crate) fn level<'a>(manifest: &'a Value, alias: &str) -> (&'a str, &'a str) {
     let disks = manifest["disks"].as_array().unwrap();
     let disk = disks.iter().find(|d| d["alias"] == alias).expect("the disk");
     (disk["level"].as_str().unwrap(), disk["reason"].as_str().unwrap())

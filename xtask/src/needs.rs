@@ -46,15 +46,24 @@ const GUESTS: &[Need] = &[
     ("socat", "socat", ""),
 ];
 
+/// What hosts and storage servers in namespaces need (`scripts/lab/peers.sh`), and a file
+/// system with sectors of 4 KiB; Debian only, as its servers are what was tried.
+const PEERS: &[Need] = &[
+    ("nsenter", "util-linux", ""),
+    ("glusterd", "glusterfs-server glusterfs-client", ""),
+    ("ganesha.nfsd", "nfs-ganesha nfs-ganesha-vfs", ""),
+    ("mkfs.xfs", "xfsprogs", ""),
+];
+
 fn present(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     path.split(':').chain(["/usr/sbin", "/sbin"]).any(|dir| Path::new(dir).join(program).exists())
 }
 
-/// Installs what the guests need where they can be had; without them their tests are skipped,
+/// Installs what guests and servers need where they can be had; without them their tests are skipped,
 /// loudly.
 pub fn guests(install: bool) -> Result<()> {
-    if install && present("apt-get") { check(&[GUESTS], true) } else { Ok(()) }
+    if install && present("apt-get") { check(&[GUESTS, PEERS], true) } else { Ok(()) }
 }
 
 /// Checks the programs; says what to install, and installs it only when asked to.

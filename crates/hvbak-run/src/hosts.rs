@@ -55,7 +55,16 @@ pub fn target_as(
 }
 
 fn options(settings: &Settings) -> SshOptions {
-    SshOptions { connect_timeout: settings.ssh.connect_timeout, ..SshOptions::default() }
+    let keepalive = settings.ssh.keepalive;
+    // An upload that is stuck is noticed as late as a silent download: three unanswered
+    // keepalives and the silence before them.
+    SshOptions {
+        connect_timeout: settings.ssh.connect_timeout,
+        keepalive,
+        keepalive_max: 3,
+        write_stall: keepalive * 4,
+        ..SshOptions::default()
+    }
 }
 
 /// Where keys are recorded that the user accepted although the engine knew none.

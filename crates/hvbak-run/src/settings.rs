@@ -31,6 +31,8 @@ pub struct SshSettings {
     /// `[USER@]HOST[:PORT]` and the OpenSSH line of its host key.
     pub jump: Option<(String, Option<String>)>,
     pub connect_timeout: Duration,
+    /// Silence after which a host is asked for a sign of life; four times that is its end.
+    pub keepalive: Duration,
 }
 
 /// Where the worker comes from.

@@ -116,6 +116,9 @@ struct Up {
     /// Inventory to start with
     #[arg(long)]
     seed: Option<PathBuf>,
+    /// A domain whose files lie in a directory that something is mounted on: NAME=DIR
+    #[arg(long = "mount", value_name = "NAME=DIR", value_parser = mount)]
+    mounts: Vec<(String, PathBuf)>,
     /// How long the engine's operations take
     #[arg(long, default_value_t = 100)]
     delay_ms: u64,
@@ -305,6 +308,11 @@ fn detach(up: &Up) -> Result<()> {
     if let Some(seed) = &up.seed {
         command.arg("--seed").arg(seed);
     }
+    for (name, dir) in &up.mounts {
+        let mut word = std::ffi::OsString::from(format!("{name}="));
+        word.push(dir);
+        command.arg("--mount").arg(word);
+    }
     // A session of its own: Ctrl-C in the terminal is not for the lab.
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0).spawn()?;
@@ -375,7 +383,7 @@ fn serve_in(up: &Up, dir: &Path) -> Result<()> {
         .arg(&key))?;
     let authorized = fs::read_to_string(dir.join("bootstrap_key.pub"))?;
     let kinds = kinds(&up.domains)?;
-    let mut state = seed::infrastructure(dir, up.hosts.max(1), &kinds, &authorized)?;
+    let mut state = seed::infrastructure(dir, up.hosts.max(1), &kinds, &up.mounts, &authorized)?;
     let described = match &up.seed {
         None => seed::default_seed(),
         Some(file) => serde_json::from_slice(&fs::read(file)?)
@@ -431,6 +439,12 @@ impl Ends {
             _ = self.term.recv() => {}
         }
     }
+}
+
+fn mount(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, dir) = text.split_once('=').ok_or("give NAME=DIR")?;
+    let dir = Path::new(dir).canonicalize().map_err(|e| format!("{dir}: {e}"))?;
+    Ok((name.to_owned(), dir))
 }
 
 fn kinds(names: &[String]) -> Result<Vec<Kind>> {

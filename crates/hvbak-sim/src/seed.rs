@@ -1,6 +1,9 @@
 //! What a lab holds when it comes up: the default, or a described inventory.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
@@ -134,8 +137,15 @@ pub fn default_seed() -> Seed {
     }
 }
 
-/// Makes data centers, clusters, domains and networks; hosts are started.
-pub fn infrastructure(dir: &Path, hosts: usize, kinds: &[Kind], authorized: &str) -> Result<State> {
+/// Makes data centers, clusters, domains and networks; hosts are started. The files of a
+/// domain lie in the lab's directory, or where `mounts` says.
+pub fn infrastructure(
+    dir: &Path,
+    hosts: usize,
+    kinds: &[Kind],
+    mounts: &[(String, PathBuf)],
+    authorized: &str,
+) -> Result<State> {
     let mut s = State::default();
     let center = |name: &str, local| DataCenter { id: Uuid::new_v4(), name: name.into(), local };
     let shared = center("Default", false);
@@ -165,7 +175,10 @@ pub fn infrastructure(dir: &Path, hosts: usize, kinds: &[Kind], authorized: &str
             data_center: center,
             address: address.into(),
             path: path.into(),
-            dir: dir.join("storage").join(name),
+            dir: mounts
+                .iter()
+                .find(|(mounted, _)| mounted == name)
+                .map_or_else(|| dir.join("storage").join(name), |(_, dir)| dir.clone()),
             available: None,
         };
         domain.create()?;

@@ -72,6 +72,9 @@ pub struct SshSection {
     /// OpenSSH line of the jump host's key.
     pub jump_host_key: Option<String>,
     pub connect_timeout_seconds: u64,
+    /// Silence after which a host is asked for a sign of life; it is given up after four times
+    /// that, so with the default a cut cable is noticed within 60 s.
+    pub keepalive_seconds: u64,
 }
 
 impl Default for SshSection {
@@ -84,6 +87,7 @@ impl Default for SshSection {
             jump: None,
             jump_host_key: None,
             connect_timeout_seconds: 20,
+            keepalive_seconds: 15,
         }
     }
 }

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use super::{
     bin,
+    peers::Mount,
     program::{Run, Started},
     wait_for, worker,
 };
@@ -25,6 +26,8 @@ pub struct Lab {
     pub up: Value,
     /// What was there at first.
     before: Value,
+    /// Goes before the folder it is in.
+    _mounts: Vec<Mount>,
     dir: TempDir,
 }
 
@@ -71,6 +74,11 @@ impl Lab {
 
     /// The same in a folder that the test has prepared; the lab's own is `lab` in it.
     pub fn at(dir: TempDir, seed: &Value, options: &[&str]) -> Self {
+        Self::mounted(dir, seed, options, Vec::new())
+    }
+
+    /// The same with things mounted in that folder, which go before it.
+    pub fn mounted(dir: TempDir, seed: &Value, options: &[&str], mounts: Vec<Mount>) -> Self {
         let file = dir.path().join("seed.json");
         fs::write(&file, seed.to_string()).expect("the seed");
         let mut command = Command::new(bin("hvbak-lab"));
@@ -78,7 +86,7 @@ impl Lab {
         command.arg("--seed").arg(&file).args(options);
         let run = Started::new(&mut command).wait().exits(0);
         let up = serde_json::from_str(&run.stdout).unwrap_or_else(|e| panic!("{e}: {run}"));
-        let mut lab = Self { up, before: Value::Null, dir };
+        let mut lab = Self { up, before: Value::Null, _mounts: mounts, dir };
         lab.before = lab.state();
         lab
     }

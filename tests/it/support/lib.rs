@@ -6,10 +6,12 @@
 
 pub mod damage;
 pub mod lab;
+pub mod peers;
 pub mod program;
 pub mod small;
 
 pub use lab::{Lab, Replay, small};
+pub use peers::{Mount, Peers};
 pub use program::{Run, Started, run_tool};
 pub use small::Small;
 

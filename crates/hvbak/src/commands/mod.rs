@@ -105,6 +105,7 @@ fn settings(config: &Config) -> Result<Settings, ConfigError> {
             agent: config.ssh.agent,
             jump: config.ssh.jump.clone().map(|j| (j, config.ssh.jump_host_key.clone())),
             connect_timeout: Duration::from_secs(config.ssh.connect_timeout_seconds.max(1)),
+            keepalive: Duration::from_secs(config.ssh.keepalive_seconds.clamp(1, 3600)),
         },
         worker: WorkerSettings {
             installed: config.worker.mode != WorkerMode::Push,
