@@ -7,7 +7,10 @@
 //! does not follow the sizes that they claim.
 
 pub mod archive;
+pub mod command;
+pub mod remote;
 mod scope;
+pub mod transcript;
 mod version;
 
 pub use scope::{Request, Scope, ScopeError};

@@ -26,6 +26,7 @@ mod image;
 mod journal;
 mod layout;
 mod lock;
+mod manager;
 mod manifest;
 mod merge;
 mod parallel;
@@ -47,6 +48,10 @@ pub use export::{ExportFormat, ExportOptions, ExportSummary};
 pub use identity::Holder;
 pub use journal::{Journal, JournalView, StepId, StepState, StepView};
 pub use lock::{PointsLock, RepositoryLock, VmLock};
+pub use manager::{
+    ARCHIVE as MANAGER_ARCHIVE, ManagerFile, ManagerListing, ManagerLock, ManagerManifest,
+    ManagerName, ManagerPoint, ManagerStaging, ManagerWriter,
+};
 pub use manifest::{
     Consistency, DiskRecord, DocumentEntry, Level, Manifest, ManifestDisk, ManifestSnapshot,
     ManifestVm, SkippedDisk,

@@ -72,6 +72,32 @@ pub enum RunError {
     },
     #[error("a task of this program failed: {text}")]
     Task { text: String },
+    #[error("manager {manager} cannot be worked with: {why}")]
+    ManagerUnfit { manager: String, why: String },
+    #[error("manager {manager} gives an answer that makes no sense")]
+    ManagerAnswer {
+        manager: String,
+        #[source]
+        cause: hvbak_manager::remote::AnswerError,
+    },
+    #[error("a run of engine-backup is at work on manager {manager} already")]
+    ManagerBusy { manager: String },
+    #[error("this cannot be asked of engine-backup")]
+    ManagerCommand {
+        #[source]
+        cause: hvbak_manager::command::CommandError,
+    },
+    #[error("backup of manager {manager} failed{}", kept_text(kept))]
+    ManagerRun {
+        manager: String,
+        #[source]
+        cause: hvbak_manager::transcript::RunFailed,
+        kept: Option<std::path::PathBuf>,
+    },
+    #[error("the archive that manager {manager} made is no good: {why}{}", kept_text(kept))]
+    ManagerArchive { manager: String, why: String, kept: Option<std::path::PathBuf> },
+    #[error("{file} of manager {manager} never arrived as it is there")]
+    ManagerTransfer { manager: String, file: String },
     #[error("cancelled")]
     Cancelled,
 }
@@ -106,7 +132,9 @@ impl RunError {
                 _ if cause.is_damage() => 15,
                 _ => 1,
             },
-            Self::Compare { .. } => 15,
+            Self::Compare { .. } | Self::ManagerArchive { .. } => 15,
+            Self::ManagerBusy { .. } => 11,
+            Self::ManagerCommand { .. } => 2,
             Self::Cancelled => 130,
             _ => 1,
         }
@@ -116,6 +144,10 @@ impl RunError {
     pub fn hint(&self) -> Option<String> {
         let text = match self {
             Self::Engine { cause, .. } => return cause.hint(),
+            Self::ManagerRun { cause, .. } => cause.hint(),
+            Self::ManagerBusy { .. } => {
+                "wait for it to end; the next `hvbak manager-backup` takes its archive home"
+            }
             Self::Freeze { .. } => "start qemu-guest-agent in the guest, or use `--quiesce auto`",
             Self::Ssh { cause, .. } => return cause.hint(),
             Self::Repository { cause, .. } => return cause.hint(),
@@ -165,6 +197,10 @@ impl RunError {
         };
         Some(text.to_owned())
     }
+}
+
+fn kept_text(kept: &Option<std::path::PathBuf>) -> String {
+    kept.as_ref().map_or_else(String::new, |path| format!(" (log kept in {})", path.display()))
 }
 
 /// Names the operation that an engine call belongs to.

@@ -24,6 +24,8 @@ pub enum Step {
     Worker { host: HostId, host_name: String, tag: String },
     /// A half-made point lies in the repository.
     Partial { vm: VmId, point: PointId },
+    /// A directory of a run of engine-backup lies on the manager, below `base`.
+    ManagerRun { manager: String, base: String, point: PointId },
     /// A disk made by a restore.
     Disk { id: DiskId, alias: String },
     /// A VM made by a restore, with an id that we chose.
@@ -41,6 +43,9 @@ impl Step {
             }
             Self::Worker { host_name, .. } => format!("worker on host {host_name}"),
             Self::Partial { vm, point } => format!("half-made point {point} of VM {vm}"),
+            Self::ManagerRun { manager, point, .. } => {
+                format!("run {point} of engine-backup on {manager}")
+            }
             Self::Disk { id, alias } => format!("disk `{alias}` ({id})"),
             Self::Vm { id, name } => format!("VM `{name}` ({id})"),
         }

@@ -18,6 +18,7 @@ mod gather;
 mod hosts;
 mod job;
 mod journal;
+mod manager;
 mod pump;
 mod read_disk;
 mod restore;
@@ -39,6 +40,10 @@ pub use gather::{
 };
 pub use hvbak_ssh::enroll::KeyKind;
 pub use job::{Context, blocking};
+pub use manager::{
+    ManagerBackupOptions, ManagerBackupReport, ManagerContext, ManagerSettings, manager_as_host,
+    manager_backup,
+};
 pub use restore::{Restored, RestoredDisk, point_facts, restore};
 pub use settings::{
     HostOverride, Settings, SshSettings, Timeouts, TransferSettings, WorkerSettings,

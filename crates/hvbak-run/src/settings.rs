@@ -17,6 +17,8 @@ pub struct Settings {
     pub keep_snapshot: bool,
     /// How many VMs are backed up at the same time.
     pub limits: hvbak_plan::Limits,
+    /// The machine that engine-backup runs on.
+    pub manager: Option<crate::manager::ManagerSettings>,
     /// Overrides by host name.
     pub hosts: BTreeMap<String, HostOverride>,
 }

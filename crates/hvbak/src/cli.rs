@@ -59,6 +59,10 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Write disks of a point as images, without an engine
     Export(ExportArgs),
+    /// Back up the manager itself, with engine-backup over SSH
+    ManagerBackup(ManagerBackupArgs),
+    /// Show the stored backups of managers
+    ManagerPoints,
     /// Prove offline that archives of engine-backup are whole
     ManagerVerify(ManagerVerifyArgs),
     /// Undo what a run that died has left behind
@@ -109,6 +113,9 @@ pub struct EnrollArgs {
     /// Every host of the engine
     #[arg(long, conflicts_with = "hosts")]
     pub all: bool,
+    /// The machine of the section [manager], for `hvbak manager-backup`
+    #[arg(long, conflicts_with_all = ["hosts", "all", "rotate"])]
+    pub manager: bool,
     /// First login with the password in this file
     #[arg(long, value_name = "FILE", conflicts_with = "bootstrap_key")]
     pub bootstrap_password_file: Option<PathBuf>,
@@ -389,9 +396,40 @@ pub struct CleanupArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  hvbak manager-verify /backup/engine.backup --json")]
+#[command(
+    after_help = "Examples:\n  hvbak manager-verify /backup/engine.backup --json\n  hvbak manager-verify engine.example.com@latest"
+)]
 pub struct ManagerVerifyArgs {
-    /// Archive files; neither a configuration nor a manager is needed
-    #[arg(required = true, value_name = "FILE")]
+    /// Archive files (which need no configuration), or points: FQDN, FQDN@latest,
+    /// FQDN@20261121T021454Z, FQDN@2026-11-21
+    #[arg(required = true, value_name = "FILE|POINT")]
     pub archives: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  hvbak manager-backup\n  hvbak manager-backup --scope=files --scope=db\n  hvbak manager-backup --small-size"
+)]
+pub struct ManagerBackupArgs {
+    /// What to back up (repeatable): all, files, db, dwhdb, cinderlibdb, managedblockdb,
+    /// keycloakdb, grafanadb, reportsdb
+    #[arg(long, value_name = "SCOPE", default_value = "all")]
+    pub scope: Vec<String>,
+    /// Smallest archive: xz and plain dumps, which `engine-backup --mode=verify` refuses
+    #[arg(long)]
+    pub small_size: bool,
+    /// Compressor of the archive
+    #[arg(long, value_enum)]
+    pub archive_compressor: Option<CompressorArg>,
+    /// Compressor of the configuration files within it
+    #[arg(long, value_enum)]
+    pub files_compressor: Option<CompressorArg>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum CompressorArg {
+    Gzip,
+    Bzip2,
+    Xz,
+    None,
 }

@@ -27,6 +27,8 @@ pub struct Config {
     pub limits: LimitsSection,
     #[serde(default)]
     pub backup: BackupSection,
+    /// The machine that engine-backup runs on; only for the `manager-…` commands.
+    pub manager: Option<ManagerSection>,
     /// Overrides per host, by the engine's name of it.
     #[serde(default)]
     pub hosts: BTreeMap<String, HostSection>,
@@ -184,6 +186,46 @@ pub struct HostSection {
     pub user: Option<String>,
     /// OpenSSH line or `SHA256:…`; wins over the engine's record.
     pub host_key: Option<String>,
+}
+
+/// Where the manager is.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManagerSection {
+    /// DNS name or address.
+    pub host: String,
+    #[serde(default = "default_ssh_port")]
+    pub port: u16,
+    /// Login; other users than root need `sudo` without a password.
+    #[serde(default = "default_manager_user")]
+    pub user: String,
+    /// OpenSSH line or `SHA256:…` of its host key; without it the one accepted at
+    /// enrolment.
+    pub host_key: Option<String>,
+    /// Its name in the repository; without it what it calls itself.
+    pub name: Option<String>,
+    /// hvbak's directory there; needs room for all dumps, the files and the archive.
+    #[serde(default = "default_work_dir")]
+    pub work_dir: String,
+    /// engine-backup.
+    #[serde(default = "default_program")]
+    pub program: String,
+}
+
+fn default_ssh_port() -> u16 {
+    22
+}
+
+fn default_manager_user() -> String {
+    "root".into()
+}
+
+fn default_work_dir() -> String {
+    "/var/lib/hvbak-manager".into()
+}
+
+fn default_program() -> String {
+    "/usr/bin/engine-backup".into()
 }
 
 /// Why the configuration cannot be used. All are usage errors (exit 2).

@@ -71,6 +71,8 @@ async fn dispatch(face: &Face, command: Command) -> Outcome {
         Command::Verify(args) => commands::verify::run(face, args).await,
         Command::Restore(args) => commands::restore::run(face, args).await,
         Command::Export(args) => commands::export::run(face, args).await,
+        Command::ManagerBackup(args) => commands::manager_backup::run(face, args).await,
+        Command::ManagerPoints => commands::manager_points::run(face),
         Command::ManagerVerify(args) => commands::manager_verify::run(face, args).await,
         Command::Cleanup(args) => commands::cleanup::run(face, args).await,
         Command::Completions { shell } => {

@@ -5,3 +5,4 @@
 mod archives;
 mod hostile;
 mod support;
+mod transcripts;

@@ -12,8 +12,8 @@ use crate::{
 };
 
 pub async fn run(face: &Face, args: EnrollArgs) -> Outcome {
-    if args.hosts.is_empty() && !args.all {
-        return Err(CliError::usage("name hosts, or `--all`"));
+    if args.hosts.is_empty() && !args.all && !args.manager {
+        return Err(CliError::usage("name hosts, `--all`, or `--manager`"));
     }
     if args.rotate && !args.all {
         return Err(CliError::Usage {
@@ -52,15 +52,23 @@ pub async fn run(face: &Face, args: EnrollArgs) -> Outcome {
     };
     let context = face.context().await?;
     let result = async {
-        let inventory = hvbak_run::inventory(&context).await?;
-        let hosts = choose(&inventory.hosts, &args)?;
+        let inventory;
+        let (own_context, manager);
+        let (context, hosts) = if args.manager {
+            let section = face.manager_context()?.manager;
+            (own_context, manager) = hvbak_run::manager_as_host(&context, &section);
+            (&own_context, vec![&manager])
+        } else {
+            inventory = hvbak_run::inventory(&context).await?;
+            (&context, choose(&inventory.hosts, &args)?)
+        };
         if args.dry_run {
             for host in &hosts {
                 face.printer.data(&format!("{} ({}:{})", host.name, host.address, host.ssh.port.unwrap_or(22)));
             }
             return Ok((DONE, json!({ "dry_run": true, "hosts": hosts.iter().map(|h| &h.name).collect::<Vec<_>>() })));
         }
-        let outcomes = hvbak_run::enroll(&context, &hosts, &options).await?;
+        let outcomes = hvbak_run::enroll(context, &hosts, &options).await?;
         let failed: Vec<_> = outcomes.iter().filter(|o| o.error.is_some()).collect();
         for hint in failed.iter().filter_map(|o| o.hint.as_ref()) {
             face.printer.say(&format!("hint: {hint}"));

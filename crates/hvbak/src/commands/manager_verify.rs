@@ -11,7 +11,7 @@ use indicatif::HumanBytes;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{Face, Outcome};
+use super::{Face, Outcome, repo_error};
 use crate::{
     cli::ManagerVerifyArgs,
     exit::{CliError, DAMAGE, DONE},
@@ -19,13 +19,32 @@ use crate::{
 
 pub async fn run(face: &Face, args: ManagerVerifyArgs) -> Outcome {
     let (mut damaged, count) = (0, args.archives.len());
-    for path in args.archives {
+    for named in args.archives {
+        let path = locate(face, &named)?;
         let report = read(face, path.clone()).await?;
         damaged += usize::from(!report.is_whole());
         tell(face, &path, &report);
     }
     let code = if damaged == 0 { DONE } else { DAMAGE };
     Ok((code, json!({ "archives": count, "damaged": damaged })))
+}
+
+/// A file that is there is a file; anything else is a point of the repository, whose files
+/// are compared with its manifest first.
+fn locate(face: &Face, named: &Path) -> Result<PathBuf, CliError> {
+    let selector = named.to_string_lossy();
+    if named.exists() || selector.contains('/') {
+        return Ok(named.to_owned());
+    }
+    let repository = hvbak_run::open_repository(&face.config()?.repository.path)?;
+    let point = repository.find_manager_point(&selector).map_err(repo_error("find the point"))?;
+    let wrong = point.compare().map_err(repo_error("read the point"))?;
+    if !wrong.is_empty() {
+        let why = wrong.join("; ");
+        let cause = hvbak_repo::Error::Damaged { path: point.path, why };
+        return Err(repo_error("verify the point")(cause).into());
+    }
+    Ok(point.archive_path())
 }
 
 /// Reads one archive on a thread that may block; heeds cancellation.

@@ -7,6 +7,8 @@ pub mod enroll;
 pub mod export;
 pub mod init;
 pub mod list;
+pub mod manager_backup;
+pub mod manager_points;
 pub mod manager_verify;
 pub mod points;
 pub mod restore;
@@ -15,8 +17,8 @@ pub mod verify;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use hvbak_run::{
-    Context, HostOverride, RunError, Settings, SshSettings, Timeouts, TransferSettings,
-    WorkerSettings,
+    Context, HostOverride, ManagerContext, ManagerSettings, RunError, Settings, SshSettings,
+    Timeouts, TransferSettings, WorkerSettings,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -71,6 +73,26 @@ impl Face {
             engine = login => Ok(engine?),
             () = self.cancel.cancelled() => Err(RunError::Cancelled.into()),
         }
+    }
+
+    /// What jobs on the manager need: no engine.
+    pub fn manager_context(&self) -> Result<ManagerContext, CliError> {
+        let config = self.config()?;
+        let Some(section) = &config.manager else {
+            return Err(CliError::Usage {
+                text: "the configuration has no section [manager]".into(),
+                hint: Some("add `[manager]` with `host = \"engine.example.com\"`".into()),
+            });
+        };
+        let repository = hvbak_run::open_repository(&config.repository.path)?;
+        Ok(ManagerContext {
+            repository: Arc::new(repository),
+            settings: Arc::new(settings(&config)?),
+            manager: manager_settings(section),
+            events: self.printer.clone(),
+            cancel: self.cancel.clone(),
+            job: hvbak_types::JobId::random(),
+        })
     }
 
     /// Puts a context together from its parts.
@@ -131,6 +153,7 @@ fn settings(config: &Config) -> Result<Settings, ConfigError> {
             per_host: config.limits.vms_per_host,
             per_domain: config.limits.vms_per_storage_domain,
         },
+        manager: config.manager.as_ref().map(manager_settings),
         hosts: config
             .hosts
             .iter()
@@ -145,6 +168,18 @@ fn settings(config: &Config) -> Result<Settings, ConfigError> {
             })
             .collect(),
     })
+}
+
+fn manager_settings(section: &crate::config::ManagerSection) -> ManagerSettings {
+    ManagerSettings {
+        address: section.host.clone(),
+        port: section.port,
+        user: section.user.clone(),
+        host_key: section.host_key.clone(),
+        name: section.name.clone(),
+        work_dir: section.work_dir.trim_end_matches('/').to_owned(),
+        program: section.program.clone(),
+    }
 }
 
 /// The worker that is pushed: `$HVBAK_WORKER`, the configured one, the RPM's, or one beside

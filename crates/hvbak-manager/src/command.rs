@@ -1,0 +1,195 @@
+//! The command lines of engine-backup as data.
+//!
+//! Invariants (engine-backup.md §1): always `--name=value`, never an empty argument (the
+//! program stops reading options at one), a unique `--file` and `--log` (it has no lock
+//! and overwrites), never a device (it would change its mode), no option that the version
+//! lacks.
+
+use crate::{
+    archive::Compression,
+    scope::{Request, Scope},
+    version::Version,
+};
+
+/// A command that cannot be given.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    #[error("engine-backup {version} has no scope {scope}")]
+    NoScope { version: Version, scope: Scope },
+    #[error("`{path}` cannot be given to engine-backup: {why}")]
+    Path { path: String, why: &'static str },
+    #[error("`{value}` cannot be the {what}: {why}")]
+    Value { what: &'static str, value: String, why: &'static str },
+    #[error("{text}")]
+    Contradiction { text: &'static str },
+}
+
+/// The formats of a backup; the program's defaults when nothing is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Format {
+    /// `--small-size`: xz everywhere, plain dumps of engine and Data Warehouse.
+    pub small: bool,
+    /// Compressor of the archive.
+    pub archive: Option<Compression>,
+    /// Compressor of the member `files`.
+    pub files: Option<Compression>,
+}
+
+/// Paths of one run on the manager.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paths {
+    pub archive: String,
+    pub log: String,
+    pub tmpdir: String,
+}
+
+impl Paths {
+    /// In a directory of the run's own.
+    pub fn in_dir(dir: &str) -> Self {
+        let at = |name: &str| format!("{dir}/{name}");
+        Self { archive: at("engine.backup"), log: at("engine-backup.log"), tmpdir: at("tmp") }
+    }
+
+    fn options(&self) -> Result<[String; 3], CommandError> {
+        for path in [&self.archive, &self.log, &self.tmpdir] {
+            check_path(path)?;
+        }
+        if self.archive == self.log {
+            return Err(CommandError::Contradiction { text: "--file and --log are the same" });
+        }
+        Ok([
+            format!("--file={}", self.archive),
+            format!("--log={}", self.log),
+            format!("--tmpdir={}", self.tmpdir),
+        ])
+    }
+}
+
+/// The arguments of a backup.
+pub fn backup(
+    version: &Version,
+    request: &Request,
+    format: Format,
+    paths: &Paths,
+) -> Result<Vec<String>, CommandError> {
+    let mut args = vec!["--mode=backup".to_owned()];
+    args.extend(scopes(version, request)?);
+    args.extend(paths.options()?);
+    // Presets first: the program lets later options win.
+    if format.small {
+        args.push("--small-size".into());
+    }
+    let compressor = |name: &str, kind: Option<Compression>| {
+        kind.map(|k| match k.word() {
+            "" => format!("--{name}-compressor=None"),
+            word => format!("--{name}-compressor={word}"),
+        })
+    };
+    args.extend(compressor("archive", format.archive));
+    args.extend(compressor("files", format.files));
+    Ok(args)
+}
+
+/// `--scope=` options; a scope that the version lacks is an error, not a silent loss.
+pub fn scopes(version: &Version, request: &Request) -> Result<Vec<String>, CommandError> {
+    if let Request::Parts(parts) = request {
+        for scope in parts {
+            if !scope.in_version(version) {
+                return Err(CommandError::NoScope { version: version.clone(), scope: *scope });
+            }
+        }
+    }
+    Ok(request.names().iter().map(|name| format!("--scope={name}")).collect())
+}
+
+/// Whether the program may be given this path: it touches it, changes its mode, and puts
+/// it unquoted into messages and SQL.
+pub fn check_path(path: &str) -> Result<(), CommandError> {
+    let no = |why| Err(CommandError::Path { path: path.chars().take(200).collect(), why });
+    if !path.starts_with('/') {
+        return no("it is not absolute");
+    }
+    if path.starts_with("/dev/") || path.starts_with("/proc/") || path.starts_with("/sys/") {
+        return no("it is a device; the program would change its mode");
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@".contains(c);
+    if !path.chars().all(plain) {
+        return no("it holds characters that the program does not quote");
+    }
+    if path.split('/').any(|part| part == ".." || part.starts_with('-')) {
+        return no("a part of it is `..` or begins with a dash");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(version: &str, scopes: &[&str], format: Format) -> Result<Vec<String>, CommandError> {
+        let paths = Paths::in_dir("/var/lib/hvbak-manager/20261121T021454Z");
+        backup(&version.parse().unwrap(), &Request::parse(scopes).unwrap(), format, &paths)
+    }
+
+    #[test]
+    fn rule_02_file_and_log_are_always_named() {
+        for version in ["4.2.8.9", "4.3.11.4", "4.4.10.7", "4.5.7"] {
+            let args = run(version, &["all"], Format::default()).unwrap();
+            assert_eq!(
+                args,
+                [
+                    "--mode=backup",
+                    "--scope=all",
+                    "--file=/var/lib/hvbak-manager/20261121T021454Z/engine.backup",
+                    "--log=/var/lib/hvbak-manager/20261121T021454Z/engine-backup.log",
+                    "--tmpdir=/var/lib/hvbak-manager/20261121T021454Z/tmp",
+                ]
+            );
+        }
+    }
+
+    #[test]
+    fn rule_10_devices_and_dashes_are_never_passed() {
+        for bad in ["/dev/null", "/dev/stdout", "-x", "x", "/a/-x", "/a/../b", "/a b", "/a'b", ""] {
+            assert!(check_path(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rule_11_and_12_no_argument_is_empty_and_all_are_name_equals_value() {
+        let format = Format {
+            small: true,
+            archive: Some(Compression::None),
+            files: Some(Compression::Gzip),
+        };
+        let args = run("4.5.7", &["files", "db", "db"], format).unwrap();
+        let bare = ["--small-size"];
+        assert!(args.iter().all(|a| {
+            a.starts_with("--")
+                && (bare.contains(&a.as_str())
+                    || a.split_once('=').is_some_and(|(_, v)| !v.is_empty()))
+        }));
+        assert!(args.contains(&"--archive-compressor=None".to_owned()));
+        let scopes: Vec<_> = args.iter().filter(|a| a.starts_with("--scope")).collect();
+        assert_eq!(scopes, ["--scope=files", "--scope=db"]);
+        // Behind the preset, or it would win.
+        let at = |x: &str| args.iter().position(|a| a.starts_with(x)).unwrap();
+        assert!(at("--small-size") < at("--files-compressor"));
+    }
+
+    #[test]
+    fn a_scope_that_the_version_lacks_is_refused() {
+        for (version, scope, there) in [
+            ("4.5.7", "reportsdb", false),
+            ("4.5.7", "managedblockdb", false),
+            ("4.5.8", "managedblockdb", true),
+            ("4.5.8", "cinderlibdb", false),
+            ("4.4.10.7", "keycloakdb", false),
+            ("4.4.2.6", "grafanadb", false),
+            ("4.2.8.9", "reportsdb", true),
+        ] {
+            let run = run(version, &[scope], Format::default());
+            assert_eq!(run.is_ok(), there, "{version} {scope}");
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! `manager-backup`: engine-backup on the manager, its archive in the repository.
+//!
+//! Success needs all of: exit code 0, the last line, a content line for what was asked, an
+//! archive that arrived with the sum it has on the manager, and an archive that is whole
+//! and holds what the program said (engine-backup.md §1, rules 1 and 3). A failed run
+//! leaves its log in the repository and nothing on the manager.
+
+use hvbak_manager::{
+    Request, Scope,
+    archive::{self, Report},
+    command::{self, Format, Paths},
+    remote::Look,
+    transcript::{BackupSaid, Transcript, judge_backup},
+};
+use hvbak_repo::{
+    MANAGER_ARCHIVE, ManagerLock, ManagerManifest, ManagerName, ManagerPoint, ManagerStaging,
+};
+use hvbak_types::PointId;
+
+use super::{ManagerContext, link::Link, run::Run};
+use crate::{
+    error::{self, Result, RunError},
+    job::blocking,
+    journal::Step,
+};
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct ManagerBackupOptions {
+    pub request: Request,
+    pub format: Format,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct ManagerBackupReport {
+    /// The new point.
+    pub point: ManagerPoint,
+    /// What the archive holds.
+    pub archive: Report,
+    /// Points of earlier runs that had lost their hvbak.
+    pub picked_up: Vec<ManagerPoint>,
+}
+
+/// Backs the manager up.
+///
+/// # Errors
+/// See [`RunError`]; where the log of a failed run is kept is part of the message.
+pub async fn manager_backup(
+    context: &ManagerContext,
+    options: &ManagerBackupOptions,
+) -> Result<ManagerBackupReport> {
+    let mut link = Link::open(&context.settings, &context.manager).await?;
+    let result = with_link(context, options, &mut link).await;
+    link.close().await;
+    result
+}
+
+async fn with_link(
+    context: &ManagerContext,
+    options: &ManagerBackupOptions,
+    link: &mut Link,
+) -> Result<ManagerBackupReport> {
+    let look = link.look(&context.manager).await?;
+    let name = manager_name(context, &look)?;
+    let base = format!("{}{}", look.root, context.manager.work_dir);
+    let (repository, job, of) = (context.repository.clone(), context.job, name.clone());
+    let lock = blocking("lock the manager", move || repository.lock_manager(&of, job)).await?;
+    let mut picked_up = Vec::new();
+    for (run, owner) in &look.runs {
+        let Ok(point) = run.parse::<PointId>() else { continue };
+        if *owner != context.repository.id().to_string() {
+            context.warn(format!("another hvbak's run {run} lies in {base} on the manager"));
+            continue;
+        }
+        context.phase(format!("picking up the run {run} of an earlier hvbak"));
+        let mut run = Run { context, link, base: base.clone(), point };
+        match take_home(&mut run, &lock, &name, &look).await {
+            Ok((point, _)) => picked_up.push(point),
+            Err(RunError::Cancelled) => return Err(RunError::Cancelled),
+            Err(cause) => context.warn(format!("the earlier run: {}", crate::chain(&cause))),
+        }
+    }
+    check_fit(context, &look, &name)?;
+    let point = PointId::at(jiff::Timestamp::now());
+    let mut run = Run { context, link, base, point: point.clone() };
+    let arguments = command::backup(
+        &look.version,
+        &options.request,
+        options.format,
+        &Paths::in_dir(&run.dir()),
+    )
+    .map_err(|cause| RunError::ManagerCommand { cause })?;
+    let mut command = vec![format!("{}{}", look.root, context.manager.program)];
+    command.extend(arguments);
+    let (repository, step) = (
+        context.repository.clone(),
+        Step::ManagerRun { manager: name.to_string(), base: run.base.clone(), point },
+    );
+    let journal = blocking("open the journal", move || repository.journal(job)).await?;
+    let id = journal.intent(&step).map_err(error::repository("write the journal"))?;
+    context.phase(format!("engine-backup {} begins on {name}", look.version));
+    if let Err(cause) = run.start(&command).await {
+        // Whether it began is unknown when the connection broke: then the journal stays.
+        if matches!(cause, RunError::ManagerBusy { .. }) {
+            settle(journal, id).await?;
+        }
+        return Err(cause);
+    }
+    let result = take_home(&mut run, &lock, &name, &look).await;
+    if result.is_ok() || is_settled(&result) {
+        settle(journal, id).await?;
+    }
+    let (point, archive) = result?;
+    Ok(ManagerBackupReport { point, archive, picked_up })
+}
+
+/// The directory on the manager is gone although the run failed.
+fn is_settled<T>(result: &Result<T>) -> bool {
+    matches!(
+        result,
+        Err(RunError::ManagerRun { .. } | RunError::ManagerArchive { .. } | RunError::Cancelled)
+    )
+}
+
+async fn settle(journal: hvbak_repo::Journal, id: hvbak_repo::StepId) -> Result<()> {
+    blocking("close the journal", move || {
+        journal.undone(id)?;
+        journal.close()
+    })
+    .await
+}
+
+fn manager_name(context: &ManagerContext, look: &Look) -> Result<ManagerName> {
+    let text = context.manager.name.clone().unwrap_or_else(|| look.name.clone());
+    text.parse().map_err(|why| RunError::ManagerUnfit {
+        manager: context.manager.address.clone(),
+        why: format!("{why}; set `manager.name`"),
+    })
+}
+
+/// Everything that can be known to go wrong before anything is started.
+fn check_fit(context: &ManagerContext, look: &Look, name: &ManagerName) -> Result<()> {
+    let unfit = |why: String| Err(RunError::ManagerUnfit { manager: name.to_string(), why });
+    if !look.is_root {
+        return unfit(format!(
+            "engine-backup must run as root, and `{}` is not",
+            context.manager.user
+        ));
+    }
+    if !look.missing_tools.is_empty() {
+        return unfit(format!("it has no {}", look.missing_tools.join(", ")));
+    }
+    if look.free < look.needed() {
+        return unfit(format!(
+            "{} has {} MiB free and the backup may need {} (dumps, files and the archive); set `manager.work_dir` to a larger file system",
+            context.manager.work_dir,
+            look.free >> 20,
+            look.needed().div_ceil(1 << 20)
+        ));
+    }
+    for database in &look.unknown {
+        context.warn(format!("the size of database {database} cannot be asked; space is a guess"));
+    }
+    Ok(())
+}
+
+/// Waits for a run, fetches what it made, judges it, publishes or keeps the log, sweeps.
+async fn take_home(
+    run: &mut Run<'_>,
+    lock: &ManagerLock,
+    name: &ManagerName,
+    look: &Look,
+) -> Result<(ManagerPoint, Report)> {
+    let context = run.context;
+    let (ended, seconds) = run.wait().await?;
+    let mut staging = Some(
+        context
+            .repository
+            .stage_manager(lock, &run.point)
+            .map_err(error::repository("begin the point"))?,
+    );
+    let (stdout, stderr, command) = run.fetch_texts(&mut staging).await?;
+    let scopes: Vec<_> = command.iter().filter_map(|a| a.strip_prefix("--scope=")).collect();
+    let request = Request::parse(&scopes).unwrap_or(Request::All);
+    let transcript = Transcript { ended, stdout: &stdout, stderr: &stderr };
+    let said = match judge_backup(&request, &transcript) {
+        Ok(said) => said,
+        Err(cause) => {
+            run.sweep().await?;
+            let kept = keep(staging, &cause.to_string()).await?;
+            return Err(RunError::ManagerRun { manager: name.to_string(), cause, kept });
+        }
+    };
+    context.phase("fetching the archive");
+    let file = match run.fetch(&mut staging, "engine.backup", MANAGER_ARCHIVE, None).await {
+        Ok(file) => file,
+        Err(RunError::Cancelled) => {
+            run.sweep().await?;
+            return Err(RunError::Cancelled);
+        }
+        Err(cause) => return Err(cause),
+    };
+    let report = match (&staging, file) {
+        (Some(staging), Some(_)) => read_archive(staging).await?,
+        _ => Report::default(),
+    };
+    if let Some(why) = contradiction(&said, &report) {
+        run.sweep().await?;
+        let kept = keep(staging, &why).await?;
+        return Err(RunError::ManagerArchive { manager: name.to_string(), why, kept });
+    }
+    let warnings = warnings(&said, &report);
+    for text in &warnings {
+        context.warn(text.clone());
+    }
+    let manifest = ManagerManifest {
+        format: 1,
+        manager: name.clone(),
+        point: run.point.clone(),
+        started: run.point.time().unwrap_or_else(jiff::Timestamp::now),
+        finished: jiff::Timestamp::now(),
+        hvbak: env!("CARGO_PKG_VERSION").into(),
+        version: report.version.as_ref().unwrap_or(&look.version).to_string(),
+        requested: request.names().iter().map(ToString::to_string).collect(),
+        scopes: words(&report.scopes()),
+        absent: words(&said.absent),
+        command,
+        seconds,
+        files: Vec::new(),
+        warnings,
+    };
+    let Some(staging) = staging else { return Err(RunError::Cancelled) };
+    let point = blocking("publish the point", move || staging.publish(manifest)).await?;
+    run.sweep().await?;
+    Ok((point, report))
+}
+
+fn words(scopes: &[Scope]) -> Vec<String> {
+    scopes.iter().map(ToString::to_string).collect()
+}
+
+async fn read_archive(staging: &ManagerStaging) -> Result<Report> {
+    let path = staging.path_of(MANAGER_ARCHIVE);
+    let work = move || {
+        archive::verify(std::fs::File::open(path)?).map_err(|archive::ReadError(cause)| cause)
+    };
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| RunError::Task { text: e.to_string() })?
+        .map_err(|cause| RunError::Local { doing: "read the archive again".into(), cause })
+}
+
+/// Why an archive is not what the program said it is.
+fn contradiction(said: &BackupSaid, report: &Report) -> Option<String> {
+    if report.version.is_none() && report.findings.is_empty() {
+        return Some("there is no archive".into());
+    }
+    if let Some(finding) = report.findings.first() {
+        let member = finding.member.as_deref().map_or_else(String::new, |m| format!("{m}: "));
+        return Some(format!("{member}{}", finding.text));
+    }
+    let held = report.scopes();
+    if let Some(scope) = said.content.iter().find(|s| !held.contains(s)) {
+        return Some(format!("the {} was announced and is not in it", scope.title()));
+    }
+    if held.is_empty() {
+        let asked = words(&said.absent).join(", ");
+        return Some(format!("nothing was backed up: {asked} is not set up on this manager"));
+    }
+    None
+}
+
+fn warnings(said: &BackupSaid, report: &Report) -> Vec<String> {
+    let mut warnings: Vec<String> = said
+        .absent
+        .iter()
+        .map(|s| {
+            format!("{s} was asked for and is not set up on this manager: it is NOT in the backup")
+        })
+        .collect();
+    warnings.extend(said.noise.iter().map(|noise| format!("engine-backup says: {noise}")));
+    warnings.extend(report.notes.iter().cloned());
+    warnings
+}
+
+/// Keeps log and output of a failed run.
+async fn keep(staging: Option<ManagerStaging>, why: &str) -> Result<super::Kept> {
+    let Some(staging) = staging else { return Ok(None) };
+    let why = why.to_owned();
+    blocking("keep the log", move || staging.fail(&why)).await.map(Some)
+}

@@ -1,0 +1,149 @@
+//! The way to the manager: constant scripts over SSH, again over a new connection when
+//! the old one broke.
+//!
+//! Only scripts that may be repeated go through [`Link::script`]; a start is not one.
+
+use std::time::Duration;
+
+use hvbak_manager::remote::{self, Look};
+use hvbak_ssh::{
+    Connection, HostTrust, Identity, Output, Pin, PinStore, Process, SshOptions, Target,
+};
+
+use super::ManagerSettings;
+use crate::{
+    error::{self, Result, RunError},
+    hosts,
+    settings::Settings,
+};
+
+/// How long a connection that broke is tried again.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+/// A connection to the manager that is made anew when it breaks.
+pub struct Link {
+    pub name: String,
+    target: Target,
+    sudo: bool,
+    connection: Option<Connection>,
+}
+
+/// Where and as whom.
+pub fn target(settings: &Settings, manager: &ManagerSettings) -> Result<Target> {
+    let mut target = Target::new(&manager.address, &manager.address, &manager.user);
+    target.port = manager.port;
+    target.identity = vec![Identity::KeyFile {
+        path: settings.ssh.key_file.clone(),
+        passphrase: settings.ssh.passphrase.clone(),
+    }];
+    if settings.ssh.agent {
+        target.identity.push(Identity::Agent { socket: None });
+    }
+    target.options =
+        SshOptions { connect_timeout: settings.ssh.connect_timeout, ..SshOptions::default() };
+    let trust = match &manager.host_key {
+        Some(line) => line.parse().map(|pin: Pin| HostTrust::Pinned(vec![pin])),
+        None => PinStore::open(hosts::pin_file(settings))
+            .map(|store| store.trust(&manager.address, manager.port).unwrap_or(HostTrust::Unknown)),
+    };
+    target.trust =
+        trust.map_err(error::ssh(&manager.address, "understand the recorded host key"))?;
+    Ok(target)
+}
+
+impl Link {
+    /// Logs in.
+    pub async fn open(settings: &Settings, manager: &ManagerSettings) -> Result<Self> {
+        let target = target(settings, manager)?;
+        let name = manager.address.clone();
+        let connection = Connection::connect(&target).await.map_err(error::ssh(&name, "log in"))?;
+        Ok(Self { name, target, sudo: manager.user != "root", connection: Some(connection) })
+    }
+
+    /// Looks around.
+    pub async fn look(&mut self, manager: &ManagerSettings) -> Result<Look> {
+        let doing = "look around";
+        let output =
+            self.script(remote::LOOK, &[&manager.work_dir, &manager.program], doing).await?;
+        let output = output.check(doing).map_err(error::ssh(&self.name, doing))?;
+        Look::parse(&output.text(), &manager.program)
+            .map_err(|cause| RunError::ManagerAnswer { manager: self.name.clone(), cause })
+    }
+
+    /// Runs a script that may be repeated, over a new connection if need be.
+    pub async fn script(
+        &mut self,
+        body: &str,
+        args: &[&str],
+        doing: &'static str,
+    ) -> Result<Output> {
+        let line = self.line(body, args);
+        let until = tokio::time::Instant::now() + PATIENCE;
+        let mut pause = Duration::from_millis(500);
+        loop {
+            let failed = match self.connected().await {
+                Err(cause) => cause,
+                Ok(connection) => match connection.exec(&line).await {
+                    Ok(output) => return Ok(output),
+                    Err(cause) => cause,
+                },
+            };
+            self.connection = None;
+            if !failed.retryable() || tokio::time::Instant::now() >= until {
+                return Err(error::ssh(&self.name, doing)(failed));
+            }
+            tracing::info!(manager = %self.name, "the connection broke; trying again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(30));
+        }
+    }
+
+    /// Runs a script once; a broken connection is an error.
+    pub async fn once(&mut self, body: &str, args: &[&str], doing: &'static str) -> Result<Output> {
+        let line = self.line(body, args);
+        let output = match self.connected().await {
+            Ok(connection) => connection.exec(&line).await,
+            Err(cause) => Err(cause),
+        };
+        if output.is_err() {
+            self.connection = None;
+        }
+        output.map_err(error::ssh(&self.name, doing))
+    }
+
+    /// A script as a stream, over a connection of its own.
+    pub async fn stream(
+        &self,
+        body: &str,
+        args: &[&str],
+    ) -> std::result::Result<(Connection, Process), hvbak_ssh::Error> {
+        let connection = Connection::connect(&self.target).await?;
+        let process = connection.spawn(&self.line(body, args)).await?;
+        Ok((connection, process))
+    }
+
+    /// Hangs up.
+    pub async fn close(self) {
+        if let Some(connection) = self.connection {
+            connection.close().await;
+        }
+    }
+
+    fn line(&self, body: &str, args: &[&str]) -> String {
+        let line = hvbak_ssh::script(body, args);
+        match line.strip_prefix("exec ") {
+            Some(rest) if self.sudo => format!("exec sudo -n {rest}"),
+            _ => line,
+        }
+    }
+
+    async fn connected(&mut self) -> std::result::Result<&Connection, hvbak_ssh::Error> {
+        if self.connection.is_none() {
+            self.connection = Some(Connection::connect(&self.target).await?);
+        }
+        self.connection.as_ref().ok_or_else(|| hvbak_ssh::Error::ConnectionLost {
+            host: self.name.clone(),
+            cause: "not connected".into(),
+        })
+    }
+}

@@ -1,0 +1,94 @@
+//! Jobs on the manager: engine-backup over SSH, as steps that survive a broken connection.
+//!
+//! What is run there and what its output means is data of `hvbak-manager`; this is the
+//! hand that does it. Needs no engine: the manager may be the patient.
+
+mod backup;
+mod link;
+mod run;
+
+use std::{path::PathBuf, sync::Arc};
+
+use hvbak_repo::Repository;
+use hvbak_types::{Host, HostId, HostSsh, HostStatus, JobId};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    event::{Event, Events},
+    job::Context,
+    settings::{HostOverride, Settings},
+};
+
+pub use backup::{ManagerBackupOptions, ManagerBackupReport, manager_backup};
+pub(crate) use run::undo;
+
+/// Where the manager is and how hvbak works there.
+#[derive(Debug, Clone)]
+pub struct ManagerSettings {
+    pub address: String,
+    pub port: u16,
+    /// Other users than root need a sudo rule without a password.
+    pub user: String,
+    /// OpenSSH line or `SHA256:…`; without it the key recorded at enrolment counts.
+    pub host_key: Option<String>,
+    /// Its name in the repository; without it what the machine calls itself.
+    pub name: Option<String>,
+    /// hvbak's directory there: archive, dumps and log lie in it while a backup runs.
+    pub work_dir: String,
+    /// The program.
+    pub program: String,
+}
+
+/// The parts a manager job is given.
+#[derive(Clone)]
+pub struct ManagerContext {
+    pub repository: Arc<Repository>,
+    pub settings: Arc<Settings>,
+    pub manager: ManagerSettings,
+    pub events: Events,
+    pub cancel: CancellationToken,
+    pub job: JobId,
+}
+
+impl ManagerContext {
+    pub(crate) fn phase(&self, text: impl Into<String>) {
+        self.events.event(&Event::Phase { vm: None, text: text.into() });
+    }
+
+    pub(crate) fn warn(&self, text: impl Into<String>) {
+        self.events.event(&Event::Warning { vm: None, text: text.into() });
+    }
+}
+
+/// What [`crate::enroll`] takes to enrol the manager as it enrols hypervisors. The engine
+/// has no record of the manager's key: without a configured one it needs consent.
+pub fn manager_as_host(context: &Context, manager: &ManagerSettings) -> (Context, Host) {
+    let host = Host {
+        id: HostId::random(),
+        name: manager.address.clone(),
+        address: manager.address.clone(),
+        status: HostStatus::Up,
+        cluster: None,
+        ssh: HostSsh::default(),
+        spm: false,
+        host_type: None,
+        os: None,
+        vdsm_version: None,
+        hardware_uuid: None,
+        active_vms: None,
+    };
+    let mut settings = Settings::clone(&context.settings);
+    let known = HostOverride {
+        address: Some(manager.address.clone()),
+        port: Some(manager.port),
+        user: Some(manager.user.clone()),
+        host_key: manager.host_key.clone(),
+    };
+    settings.hosts.insert(host.name.clone(), known);
+    // engine-backup needs all of root's rights, not the worker's.
+    settings.worker.push = true;
+    (Context { settings: Arc::new(settings), ..context.clone() }, host)
+}
+
+/// A failed run's log and output were kept there.
+pub type Kept = Option<PathBuf>;

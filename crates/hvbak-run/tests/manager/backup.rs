@@ -1,0 +1,226 @@
+//! `manager-backup`: what a good run stores, and that a bad one leaves nothing but its log.
+
+use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+
+use hvbak_run::RunError;
+use nix::sys::signal::Signal;
+
+use crate::stage::{Stage, fixture, options, text};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_run_is_stored_as_it_was_made() {
+    for (version, transcript, archive, scopes) in [
+        ("4.5.7", "b_ok_all", "4.5.7-all.backup", 5),
+        ("4.2.8.9", "b_4.2.8.9", "4.2.8.9-all.backup", 3),
+    ] {
+        let stage = Stage::new(version);
+        stage.play(transcript);
+        stage.archive(archive);
+        let report = stage.backup(&["all"]).await.unwrap();
+        let manifest = &report.point.manifest;
+        assert_eq!((manifest.scopes.len(), manifest.version.as_str()), (scopes, version));
+        let stored = fs::read(report.point.archive_path()).unwrap();
+        assert_eq!(stored, fs::read(fixture(archive)).unwrap());
+        assert!(report.point.compare().unwrap().is_empty());
+        assert!(report.point.path.join("engine-backup.log").exists());
+        assert_eq!(stage.left(), Vec::<String>::new());
+        // Rule 16: the archive holds the CA's key.
+        let mode = fs::metadata(report.point.archive_path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let calls = fs::read_to_string(stage.sshd.root().join("calls")).unwrap();
+        assert!(calls.contains("--scope=all\n") && calls.contains("--file=/"), "{calls}");
+        // Nothing of the journal is left.
+        let journal = stage.repository.path().join("journal");
+        assert_eq!(fs::read_dir(journal).unwrap().count(), 0);
+    }
+}
+
+/// What a failed run leaves: its log here, nothing there.
+#[track_caller]
+fn check_traces(stage: &Stage) {
+    assert_eq!(stage.left(), Vec::<String>::new(), "left on the manager");
+    let stored: Vec<_> = fs::read_dir(stage.stored())
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(stored.len() == 1 && stored[0].starts_with(".failed-"), "{stored:?}");
+    let kept = stage.stored().join(&stored[0]);
+    assert!(kept.join("engine-backup.log").exists() && !kept.join("engine.backup").exists());
+    let journal = stage.repository.path().join("journal");
+    assert_eq!(fs::read_dir(journal).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_04_a_failed_run_leaves_no_archive_whole_or_partial() {
+    for (transcript, partial, expected) in [
+        ("b_badpw", &b""[..], "Failed notifying engine"),
+        ("b_full_target", b"\x1f\x8b half an archive", "No space left on device"),
+        ("b_full_tmp", b"", "Low free space"),
+        ("b_baddwh", b"", "ovirt_engine_history backup failed"),
+    ] {
+        let stage = Stage::new("4.5.7");
+        stage.play(transcript);
+        stage.put("partial", partial);
+        let error = stage.backup(&["all"]).await.unwrap_err();
+        assert!(matches!(error, RunError::ManagerRun { .. }), "{transcript}: {error:?}");
+        assert!(text(&error).contains(expected), "{transcript}: {}", text(&error));
+        check_traces(&stage);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_01_done_with_a_bad_archive_is_a_failure() {
+    let whole = fs::read(fixture("4.5.7-all.backup")).unwrap();
+    for (archive, expected) in [
+        (Vec::new(), "cut off"),
+        (whole[..whole.len() / 2].to_vec(), "cut off"),
+        (fs::read(fixture("4.5.7-db.backup")).unwrap(), "announced and is not in it"),
+    ] {
+        let stage = Stage::new("4.5.7");
+        stage.play("b_ok_all");
+        stage.put("archive", &archive);
+        let error = stage.backup(&["all"]).await.unwrap_err();
+        assert!(matches!(error, RunError::ManagerArchive { .. }), "{error:?}");
+        assert!(text(&error).contains(expected), "{}", text(&error));
+        assert_eq!(error.exit_code(), 15);
+        check_traces(&stage);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_03_a_component_that_is_not_set_up_is_reported() {
+    let stage = Stage::new("4.5.7");
+    stage.play("b_cinderlibdb");
+    stage.archive("4.5.7-cinderlibdb-not-configured.backup");
+    let error = stage.backup(&["cinderlibdb"]).await.unwrap_err();
+    assert!(text(&error).contains("not set up"), "{}", text(&error));
+    check_traces(&stage);
+
+    let stage = Stage::new("4.5.7");
+    stage.play("b_files");
+    stage.archive("4.5.7-files.backup");
+    let report = stage.backup(&["files", "keycloakdb"]).await.unwrap();
+    assert_eq!(report.point.manifest.absent, ["keycloakdb"]);
+    assert_eq!(report.point.manifest.scopes, ["files"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_14_a_run_that_a_signal_ends_is_a_failure() {
+    for signal in ["PIPE", "TERM", "KILL"] {
+        let stage = Stage::new("4.5.7");
+        stage.play("b_ok_all");
+        stage.archive("4.5.7-all.backup");
+        stage.put("kill", signal.as_bytes());
+        let error = stage.backup(&["all"]).await.unwrap_err();
+        assert!(text(&error).contains("signal"), "{}", text(&error));
+        check_traces(&stage);
+    }
+}
+
+async fn until(what: impl Fn() -> bool) {
+    for _ in 0..600 {
+        if what() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("it does not come to pass");
+}
+
+/// A run that waits behind "Backing up:" until `go`.
+fn waiting() -> Stage {
+    let stage = Stage::new("4.5.7");
+    stage.play("b_ok_all");
+    stage.archive("4.5.7-all.backup");
+    stage.put("wait", b"");
+    stage
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_14_a_connection_that_is_cut_does_not_end_the_run() {
+    let stage = waiting();
+    let context = stage.context();
+    let job =
+        tokio::spawn(async move { hvbak_run::manager_backup(&context, &options(&["all"])).await });
+    until(|| stage.sshd.root().join("calls").exists()).await;
+    for _ in 0..3 {
+        stage.sshd.signal_sessions(Signal::SIGKILL);
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
+    stage.put("go", b"");
+    let report = job.await.unwrap().unwrap();
+    assert_eq!(report.point.manifest.scopes.len(), 5);
+    assert_eq!(stage.left(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_02_a_second_run_is_refused_while_one_is_at_work() {
+    let stage = waiting();
+    let context = stage.context();
+    let job =
+        tokio::spawn(async move { hvbak_run::manager_backup(&context, &options(&["all"])).await });
+    until(|| stage.sshd.root().join("calls").exists()).await;
+    // The same repository is locked here; another hvbak's is stopped by the manager's lock.
+    let error = stage.backup(&["all"]).await.unwrap_err();
+    assert_eq!(error.exit_code(), 11, "{}", text(&error));
+    let other = tempfile::tempdir().unwrap();
+    hvbak_repo::Repository::init(other.path()).unwrap();
+    let context = stage.context_for(other.path());
+    let error = hvbak_run::manager_backup(&context, &options(&["all"])).await.unwrap_err();
+    assert!(matches!(error, RunError::ManagerBusy { .. }), "{}", text(&error));
+    stage.put("go", b"");
+    job.await.unwrap().unwrap();
+    let calls = fs::read_to_string(stage.sshd.root().join("calls")).unwrap();
+    assert_eq!(calls.matches("--mode=backup").count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_hvbak_died_is_picked_up_by_the_next() {
+    let stage = waiting();
+    let context = stage.context();
+    let job =
+        tokio::spawn(async move { hvbak_run::manager_backup(&context, &options(&["all"])).await });
+    until(|| stage.sshd.root().join("calls").exists()).await;
+    job.abort();
+    assert!(job.await.unwrap_err().is_cancelled());
+    // Another second, another point.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    stage.put("go", b"");
+    let report = stage.backup(&["all"]).await.unwrap();
+    assert_eq!(report.picked_up.len(), 1);
+    assert_ne!(report.picked_up[0].path, report.point.path);
+    assert!(report.picked_up[0].compare().unwrap().is_empty());
+    assert_eq!(stage.left(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_backup_stops_the_run_and_sweeps() {
+    let stage = waiting();
+    let context = stage.context();
+    let cancel = context.cancel.clone();
+    let job =
+        tokio::spawn(async move { hvbak_run::manager_backup(&context, &options(&["all"])).await });
+    until(|| stage.sshd.root().join("calls").exists()).await;
+    cancel.cancel();
+    assert!(matches!(job.await.unwrap().unwrap_err(), RunError::Cancelled));
+    assert_eq!(stage.left(), Vec::<String>::new());
+    assert!(!stage.stored().exists());
+    assert_eq!(fs::read_dir(stage.repository.path().join("journal")).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_without_engine_backup_is_told() {
+    let stage = Stage::new("4.5.7");
+    fs::remove_file(stage.sshd.root().join("usr/bin/engine-backup")).unwrap();
+    let error = stage.backup(&["all"]).await.unwrap_err();
+    assert!(text(&error).contains("no engine-backup is installed"), "{}", text(&error));
+    assert!(!stage.work().exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scope_that_the_version_lacks_is_not_sent() {
+    let stage = Stage::new("4.4.10.7");
+    let error = stage.backup(&["keycloakdb"]).await.unwrap_err();
+    assert!(text(&error).contains("4.4.10.7 has no scope keycloakdb"), "{}", text(&error));
+    assert!(!stage.sshd.root().join("calls").exists());
+}

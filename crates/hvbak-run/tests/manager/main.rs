@@ -1,0 +1,10 @@
+//! Jobs on the manager against real OpenSSH and a stand-in for engine-backup that replays
+//! recorded runs of the real program byte for byte.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+#[allow(dead_code, reason = "each user of the helper uses a part of it")]
+#[path = "../../../hvbak-ssh/tests/support/mod.rs"]
+mod sshd;
+
+mod backup;
+mod stage;

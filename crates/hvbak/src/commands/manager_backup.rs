@@ -1,0 +1,53 @@
+//! `hvbak manager-backup`.
+
+use hvbak_manager::{Request, archive::Compression, command::Format};
+use hvbak_run::ManagerBackupOptions;
+use indicatif::HumanBytes;
+use serde_json::json;
+
+use super::{Face, Outcome};
+use crate::{
+    cli::{CompressorArg, ManagerBackupArgs},
+    exit::{CliError, DONE, PARTLY},
+};
+
+pub async fn run(face: &Face, args: ManagerBackupArgs) -> Outcome {
+    let request = Request::parse(&args.scope).map_err(|e| CliError::usage(e.to_string()))?;
+    let format = Format {
+        small: args.small_size,
+        archive: args.archive_compressor.map(compression),
+        files: args.files_compressor.map(compression),
+    };
+    let context = face.manager_context()?;
+    let report =
+        hvbak_run::manager_backup(&context, &ManagerBackupOptions { request, format }).await?;
+    let manifest = &report.point.manifest;
+    for earlier in &report.picked_up {
+        face.printer.data(&format!("{}: taken home from an earlier run", earlier.title()));
+        face.printer.record("picked-up", &earlier.manifest);
+    }
+    face.printer.record("manager-point", manifest);
+    let size = manifest.archive().map_or(0, |f| f.size);
+    face.printer.data(&format!(
+        "{}: {} of engine-backup {}, {}",
+        report.point.title(),
+        manifest.scopes.join(", "),
+        manifest.version,
+        HumanBytes(size),
+    ));
+    let code = if manifest.absent.is_empty() { DONE } else { PARTLY };
+    let scopes = &manifest.scopes;
+    Ok((
+        code,
+        json!({ "point": report.point.title(), "path": report.point.path, "scopes": scopes, "absent": manifest.absent, "bytes": size }),
+    ))
+}
+
+fn compression(arg: CompressorArg) -> Compression {
+    match arg {
+        CompressorArg::Gzip => Compression::Gzip,
+        CompressorArg::Bzip2 => Compression::Bzip2,
+        CompressorArg::Xz => Compression::Xz,
+        CompressorArg::None => Compression::None,
+    }
+}
