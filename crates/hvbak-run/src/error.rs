@@ -96,6 +96,14 @@ pub enum RunError {
     },
     #[error("the archive that manager {manager} made is no good: {why}{}", kept_text(kept))]
     ManagerArchive { manager: String, why: String, kept: Option<std::path::PathBuf> },
+    #[error("host {host} tells nothing of the self-hosted engine")]
+    HostedEngine {
+        host: String,
+        #[source]
+        cause: hvbak_manager::hosted_engine::VmStatusError,
+    },
+    #[error("host {host} took the maintenance `{mode}` and does not show it")]
+    HostedEngineUnchanged { host: String, mode: &'static str },
     #[error("{file} of manager {manager} never arrived as it is there")]
     ManagerTransfer { manager: String, file: String },
     #[error("cancelled")]
@@ -145,6 +153,10 @@ impl RunError {
         let text = match self {
             Self::Engine { cause, .. } => return cause.hint(),
             Self::ManagerRun { cause, .. } => cause.hint(),
+            Self::HostedEngine { cause, .. } => cause.hint(),
+            Self::HostedEngineUnchanged { .. } => {
+                "look at ovirt-ha-agent and the shared storage of the self-hosted engine"
+            }
             Self::ManagerBusy { .. } => {
                 "wait for it to end; the next `hvbak manager-backup` takes its archive home"
             }

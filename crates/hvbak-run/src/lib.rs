@@ -41,8 +41,8 @@ pub use gather::{
 pub use hvbak_ssh::enroll::KeyKind;
 pub use job::{Context, blocking};
 pub use manager::{
-    ManagerBackupOptions, ManagerBackupReport, ManagerContext, ManagerSettings, manager_as_host,
-    manager_backup,
+    ManagerBackupOptions, ManagerBackupReport, ManagerContext, ManagerSettings,
+    hosted_engine_maintenance, hosted_engine_status, manager_as_host, manager_backup,
 };
 pub use restore::{Restored, RestoredDisk, point_facts, restore};
 pub use settings::{

@@ -63,6 +63,8 @@ pub enum Command {
     ManagerBackup(ManagerBackupArgs),
     /// Show the stored backups of managers
     ManagerPoints,
+    /// The self-hosted engine, through one of its hosts
+    HostedEngine(HostedEngineArgs),
     /// Prove offline that archives of engine-backup are whole
     ManagerVerify(ManagerVerifyArgs),
     /// Undo what a run that died has left behind
@@ -431,5 +433,40 @@ pub enum CompressorArg {
     Gzip,
     Bzip2,
     Xz,
+    None,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  hvbak hosted-engine status --host hv1.example.com\n  hvbak hosted-engine maintenance --host hv1.example.com --mode global"
+)]
+pub struct HostedEngineArgs {
+    #[command(subcommand)]
+    pub command: HostedEngineCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum HostedEngineCommand {
+    /// What the hosts say of the engine's VM; ends with 1 unless it runs and answers
+    Status {
+        /// A host of the self-hosted engine: its name in [hosts], or its address
+        #[arg(long, value_name = "HOST")]
+        host: String,
+    },
+    /// Set the maintenance and wait until the hosts show it
+    Maintenance {
+        /// A host of the self-hosted engine: its name in [hosts], or its address
+        #[arg(long, value_name = "HOST")]
+        host: String,
+        /// global before work on the engine's VM, none afterwards, local for one host
+        #[arg(long, value_enum)]
+        mode: MaintenanceArg,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum MaintenanceArg {
+    Global,
+    Local,
     None,
 }

@@ -71,6 +71,7 @@ async fn dispatch(face: &Face, command: Command) -> Outcome {
         Command::Verify(args) => commands::verify::run(face, args).await,
         Command::Restore(args) => commands::restore::run(face, args).await,
         Command::Export(args) => commands::export::run(face, args).await,
+        Command::HostedEngine(args) => commands::hosted_engine::run(face, args).await,
         Command::ManagerBackup(args) => commands::manager_backup::run(face, args).await,
         Command::ManagerPoints => commands::manager_points::run(face),
         Command::ManagerVerify(args) => commands::manager_verify::run(face, args).await,

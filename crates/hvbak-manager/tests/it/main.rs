@@ -6,3 +6,4 @@ mod archives;
 mod hostile;
 mod support;
 mod transcripts;
+mod vm_status;

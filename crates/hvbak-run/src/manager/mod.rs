@@ -4,6 +4,7 @@
 //! hand that does it. Needs no engine: the manager may be the patient.
 
 mod backup;
+mod hosted_engine;
 mod link;
 mod run;
 
@@ -20,6 +21,7 @@ use crate::{
 };
 
 pub use backup::{ManagerBackupOptions, ManagerBackupReport, manager_backup};
+pub use hosted_engine::{hosted_engine_maintenance, hosted_engine_status};
 pub(crate) use run::undo;
 
 /// Where the manager is and how hvbak works there.

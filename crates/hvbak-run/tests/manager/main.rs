@@ -7,4 +7,5 @@
 mod sshd;
 
 mod backup;
+mod hosted_engine;
 mod stage;

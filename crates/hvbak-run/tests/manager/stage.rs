@@ -69,6 +69,19 @@ impl Stage {
         self.put("rc", run["rc"].to_string().as_bytes());
     }
 
+    /// Settings that know the machine under the name `hv1`.
+    pub fn settings_with_host(&self) -> Settings {
+        let mut settings = Settings::clone(&self.context().settings);
+        let host = hvbak_run::HostOverride {
+            address: Some("127.0.0.1".into()),
+            port: Some(self.sshd.port),
+            user: None,
+            host_key: Some(self.sshd.host_key("ed25519")),
+        };
+        settings.hosts.insert("hv1".into(), host);
+        settings
+    }
+
     /// A file beside the replayed ones.
     pub fn put(&self, name: &str, bytes: &[u8]) {
         fs::write(self.sshd.root().join("play").join(name), bytes).unwrap();

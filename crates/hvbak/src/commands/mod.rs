@@ -5,6 +5,7 @@ pub mod cleanup;
 pub mod doctor;
 pub mod enroll;
 pub mod export;
+pub mod hosted_engine;
 pub mod init;
 pub mod list;
 pub mod manager_backup;
