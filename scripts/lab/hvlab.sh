@@ -123,6 +123,7 @@ image() {
         while read -r p; do if [ -e "$p" ] || [ -L "$p" ]; then echo "${p#/}"; fi; done >"$work/files"
     tar -C / --no-recursion -cf - -T "$work/files" | tar -C "$tree" -xpf -
 
+    # Links of the alternatives system are in no package.
     ln -sfn dash "$tree/usr/bin/sh"
     ln -sfn mawk "$tree/usr/bin/awk"
     cp /bin/busybox "$tree/usr/bin/busybox"

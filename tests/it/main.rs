@@ -6,6 +6,7 @@
 
 mod backup_full;
 mod bad_input;
+mod block;
 mod cancel;
 mod cli;
 mod enroll;

@@ -182,7 +182,7 @@ fn locate(lab: &Arc<Lab>, vm: &str, disk: &str) -> Result<Value> {
     Ok(json!({
         "vm": v.id, "disk": d.id, "volume": d.top, "size": d.size, "image": image, "live": live,
         "format": if live || !d.cow { "raw" } else { "qcow2" }, "chain": chain, "paths": paths,
-        "frozen": v.frozen,
+        "frozen": v.frozen, "lun": domain.lun.as_ref().map(|lun| lun.access(&chain)),
     }))
 }
 

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use crate::{control, storage::run};
+use crate::{control, guests::Guests, storage::run};
 
 /// A disk as the guest sees it.
 #[derive(Debug)]
@@ -19,6 +19,30 @@ pub struct Guest {
     image: String,
     format: String,
     pub size: u64,
+    lun: Option<OnLun>,
+}
+
+/// A disk on LVs, reached through the guest that manages them.
+#[derive(Debug)]
+struct OnLun {
+    guests: Guests,
+    host: String,
+    /// Id and device of the domain, as `lab-sd` wants them.
+    domain: String,
+    /// Newest first, by commas.
+    volumes: String,
+}
+
+impl OnLun {
+    fn from_json(value: &Value) -> Option<Self> {
+        let text = |key: &str| value[key].as_str().map(str::to_owned);
+        Some(Self {
+            guests: Guests::from_json(&value["guests"])?,
+            host: text("host")?,
+            domain: text("domain")?,
+            volumes: text("volumes")?,
+        })
+    }
 }
 
 impl Guest {
@@ -30,11 +54,21 @@ impl Guest {
             image: text("image"),
             format: text("format"),
             size: found["size"].as_u64().unwrap_or(0),
+            lun: OnLun::from_json(&found["lun"]),
         })
     }
 
     /// Runs `qemu-io` commands one after the other.
     pub fn io(&self, commands: &[String]) -> Result<String> {
+        if let Some(lun) = &self.lun {
+            let words: Vec<_> = commands.iter().map(|c| format!("-c '{c}'")).collect();
+            let (domain, volumes) = (&lun.domain, &lun.volumes);
+            let command =
+                format!("lab-sd io {domain} {} {volumes} {}", self.format, words.join(" "));
+            let out = lun.guests.run(&lun.host, &command)?;
+            ensure!(!out.contains("failed"), "{out}");
+            return Ok(out);
+        }
         let mut command = Command::new("qemu-io");
         command.args(["-f", &self.format, "--discard=unmap"]);
         for c in commands {
@@ -57,6 +91,11 @@ impl Guest {
         let padded = Scratch::new();
         fs::copy(file, &padded.0)?;
         fs::OpenOptions::new().write(true).open(&padded.0)?.set_len(length)?;
+        if let Some(lun) = &self.lun {
+            lun.guests.put(&lun.host, &padded.0, "/tmp/input")?;
+            let write = format!("write -s /tmp/input {offset} {length}");
+            return self.io(&[write, "flush".into()]).map(drop);
+        }
         let write = format!("write -s {} {offset} {length}", padded.0.display());
         self.io(&[write, "flush".into()]).map(drop)
     }
@@ -93,6 +132,10 @@ impl Guest {
 
     /// Copies what the guest sees now into a raw file.
     pub fn save(&self, output: &Path) -> Result<()> {
+        if let Some(lun) = &self.lun {
+            let command = format!("lab-sd read {} {} {}", lun.domain, self.format, lun.volumes);
+            return Ok(fs::write(output, lun.guests.bytes(&lun.host, &command)?)?);
+        }
         run(Command::new("qemu-img")
             .args(["convert", "-U", "-f", &self.format, "-O", "raw", &self.image])
             .arg(output))
@@ -101,6 +144,13 @@ impl Guest {
 
     /// Whether what the guest sees equals an image.
     pub fn compare(&self, other: &Path, format: &str) -> Result<()> {
+        if self.lun.is_some() {
+            let file = Scratch::new();
+            self.save(&file.0)?;
+            let mut compare = Command::new("qemu-img");
+            compare.args(["compare", "-f", "raw", "-F", format]);
+            return run(compare.arg(&file.0).arg(other)).map(drop);
+        }
         run(Command::new("qemu-img")
             .args(["compare", "-U", "-f", &self.format, "-F", format, &self.image])
             .arg(other))

@@ -5,9 +5,11 @@
 //! other room, so that it cannot share a mistake with the client it judges.
 
 pub mod api;
+pub mod block;
 pub mod control;
 pub mod fault;
 pub mod guest;
+pub mod guests;
 pub mod hosts;
 pub mod model;
 pub mod ops;

@@ -15,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use hvbak_sim::{
     control,
     guest::Guest,
+    guests::Guests,
     model::Lab,
     ops, replay, seed, server,
     storage::{Kind, run},
@@ -97,6 +98,13 @@ enum Cmd {
     State {
         #[arg(long)]
         dir: PathBuf,
+    },
+    /// Print which LVs of disks are active on a host of a block domain, one a line
+    Active {
+        #[arg(long)]
+        dir: PathBuf,
+        #[arg(long)]
+        host: String,
     },
     /// Print where a disk's volumes are, as JSON
     Locate {
@@ -257,6 +265,11 @@ fn execute(cli: Cli) -> Result<()> {
         Cmd::GuestZero { disk, offset, length } => find(&disk)?.zero(offset, length, false),
         Cmd::Fault(Fault { dir, what }) => call(&dir, order(what)).map(drop),
         Cmd::State { dir } => call(&dir, json!({ "op": "state" })).map(|v| print(&v)),
+        Cmd::Active { dir, host } => {
+            let guests = Guests::of(&dir).context("this lab has no block domain")?;
+            print!("{}", guests.run(&host, "cd /dev && ls -d *-*-*-*-*/*-*-*-*-* || true")?);
+            Ok(())
+        }
         Cmd::Locate { disk } => {
             call(&disk.dir, json!({ "op": "locate", "vm": disk.vm, "disk": disk.disk }))
                 .map(|v| print(&v))
@@ -385,6 +398,7 @@ fn serve_in(up: &Up, dir: &Path) -> Result<()> {
     let kinds = kinds(&up.domains)?;
     let mut state = seed::infrastructure(dir, up.hosts.max(1), &kinds, &up.mounts, &authorized)?;
     let described = match &up.seed {
+        None if kinds.contains(&Kind::Block) => seed::block_seed(),
         None => seed::default_seed(),
         Some(file) => serde_json::from_slice(&fs::read(file)?)
             .with_context(|| format!("read {}", file.display()))?,
@@ -454,9 +468,8 @@ fn kinds(names: &[String]) -> Result<Vec<Kind>> {
             "nfs" => Ok(Kind::Nfs),
             "gluster" => Ok(Kind::Gluster),
             "localfs" => Ok(Kind::Local),
-            "block" => {
-                bail!("block domains need the guests of hvlab.sh; this lab has file domains only")
-            }
+            "block" if names.len() == 1 => Ok(Kind::Block),
+            "block" => bail!("a lab has file domains or one block domain, not both"),
             other => bail!("`{other}` is no kind of domain"),
         })
         .collect()

@@ -49,6 +49,8 @@ pub struct Disk {
     pub storage_type: String,
     pub content_type: String,
     pub wipe: bool,
+    /// What a block domain was asked to take at first.
+    pub initial_size: Option<u64>,
 }
 
 #[derive(Debug, Clone)]

@@ -58,14 +58,21 @@ pub fn domain(s: &State, d: &Domain, with_status: bool) -> X {
     let master = s.domains.iter().find(|x| x.data_center == d.data_center);
     let free = d.available.unwrap_or_else(|| free(&d.dir));
     let mut storage = X::default();
-    if d.kind != Kind::Local {
+    if matches!(d.kind, Kind::Nfs | Kind::Gluster) {
         storage = storage.t("address", &d.address);
     }
-    storage = storage.t("path", &d.path);
+    if let Some(lun) = &d.lun {
+        let unit = X::default().t("product_id", "simulated").t("size", 24u64 << 30);
+        let units = X::default().n("logical_unit", &format!(" id=\"{}\"", lun.wwid), unit);
+        let group = X::default().n("logical_units", "", units);
+        storage = storage.n("volume_group", "", group);
+    } else {
+        storage = storage.t("path", &d.path);
+    }
     match d.kind {
         Kind::Nfs => storage = storage.t("nfs_version", "v4_2"),
         Kind::Gluster => storage = storage.t("vfs_type", "glusterfs"),
-        Kind::Local => {}
+        Kind::Local | Kind::Block => {}
     }
     storage = storage.t("type", d.kind.word());
     let mut inner = X::default()

@@ -12,6 +12,8 @@ use uuid::Uuid;
 
 use crate::{
     api::active,
+    block::Lun,
+    guests::Guests,
     hosts::Host,
     model::{Attachment, Cluster, DataCenter, Disk, Named, Nic, State, Template, Vm},
     storage::{Domain, Kind, NewVolume},
@@ -137,6 +139,19 @@ pub fn default_seed() -> Seed {
     }
 }
 
+/// The inventory of a lab with a block domain: its VMs do not run, because their storage is
+/// in the guests and QEMU is not.
+pub fn block_seed() -> Seed {
+    let mut seed = default_seed();
+    for vm in &mut seed.vms {
+        vm.running = false;
+        for disk in vm.disks.iter_mut().filter(|d| d.format == "raw-sparse") {
+            disk.format = "raw-preallocated".into();
+        }
+    }
+    seed
+}
+
 /// Makes data centers, clusters, domains and networks; hosts are started. The files of a
 /// domain lie in the lab's directory, or where `mounts` says.
 pub fn infrastructure(
@@ -160,11 +175,14 @@ pub fn infrastructure(
         name: "LocalCluster".into(),
         data_center: l.id,
     });
-    for kind in kinds {
+    if kinds.contains(&Kind::Block) {
+        block(&mut s, dir, hosts, shared.id, shared_cluster.id, authorized)?;
+    }
+    for kind in kinds.iter().filter(|kind| **kind != Kind::Block) {
         let (name, address, path, center) = match kind {
             Kind::Nfs => ("nfs1", "nfs.lab", "/exports/vm_data", shared.id),
             Kind::Gluster => ("gluster1", "gluster.lab", "/data_vol", shared.id),
-            Kind::Local => {
+            Kind::Local | Kind::Block => {
                 ("local1", "", "/data/images", local.as_ref().map_or(shared.id, |l| l.id))
             }
         };
@@ -180,11 +198,14 @@ pub fn infrastructure(
                 .find(|(mounted, _)| mounted == name)
                 .map_or_else(|| dir.join("storage").join(name), |(_, dir)| dir.clone()),
             available: None,
+            lun: None,
         };
         domain.create()?;
         s.domains.push(domain);
     }
-    for n in 1..=hosts {
+    // The hosts of a block domain are its guests.
+    let plain = if s.hosts.is_empty() { hosts } else { 0 };
+    for n in 1..=plain {
         let mut host = Host::create(dir, &format!("hv{n}"), shared_cluster.id, authorized)?;
         host.spm = n == 1;
         s.hosts.push(host);
@@ -194,7 +215,7 @@ pub fn infrastructure(
         host.spm = true;
         s.hosts.push(host);
     }
-    for domain in &s.domains {
+    for domain in s.domains.iter().filter(|domain| domain.lun.is_none()) {
         for host in &s.hosts {
             let is_local = local_cluster.as_ref().is_some_and(|c| c.id == host.cluster);
             if is_local == (domain.kind == Kind::Local) {
@@ -221,6 +242,37 @@ pub fn infrastructure(
         attachments: Vec::new(),
     });
     Ok(s)
+}
+
+/// Starts the guests and makes the domain on their LUN.
+fn block(
+    s: &mut State,
+    dir: &Path,
+    hosts: usize,
+    data_center: Uuid,
+    cluster: Uuid,
+    authorized: &str,
+) -> Result<()> {
+    let guests = Guests::create(dir)?;
+    for n in 1..=hosts {
+        s.hosts.push(guests.start(dir, n, cluster, authorized)?);
+    }
+    let names: Vec<_> = s.hosts.iter().map(|h| h.name.clone()).collect();
+    let id = Uuid::new_v4();
+    let lun = Lun::create(&guests, &names, id, data_center)?;
+    s.domains.push(Domain {
+        id,
+        name: "block1".into(),
+        kind: Kind::Block,
+        data_center,
+        address: String::new(),
+        path: String::new(),
+        // Its free space is what the file of the LUN may grow by.
+        dir: dir.join("guests"),
+        available: None,
+        lun: Some(Arc::new(lun)),
+    });
+    Ok(())
 }
 
 /// Puts the described VMs into the state; gives the ids of those that run.
@@ -382,6 +434,7 @@ fn make_disk(s: &State, seed: &SeedDisk) -> Result<Disk> {
         storage_type: seed.storage_type.clone().unwrap_or_else(|| "image".into()),
         content_type: "data".into(),
         wipe: false,
+        initial_size: None,
     };
     if disk.storage_type != "image" {
         return Ok(disk);

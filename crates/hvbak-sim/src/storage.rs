@@ -1,4 +1,5 @@
-//! Storage domains on a local directory, laid out as vdsm does it.
+//! Storage domains on a local directory, laid out as vdsm does it; those on a LUN are
+//! handed on to `block`.
 //!
 //! Volumes are made by `qemu-img`, metadata are V5 `.meta` texts, names and links follow
 //! vdsm (file domains). Differences: leases are empty files, host trees reach a domain by
@@ -10,10 +11,13 @@ use std::{
     os::unix::fs::{PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use uuid::Uuid;
+
+use crate::block::Lun;
 
 /// vdsm's "no parent".
 pub const BLANK: &str = "00000000-0000-0000-0000-000000000000";
@@ -24,6 +28,7 @@ pub enum Kind {
     Nfs,
     Gluster,
     Local,
+    Block,
 }
 
 impl Kind {
@@ -33,11 +38,12 @@ impl Kind {
             Self::Nfs => "nfs",
             Self::Gluster => "glusterfs",
             Self::Local => "localfs",
+            Self::Block => "iscsi",
         }
     }
 }
 
-/// A file domain.
+/// A domain.
 #[derive(Debug, Clone)]
 pub struct Domain {
     pub id: Uuid,
@@ -52,6 +58,8 @@ pub struct Domain {
     pub dir: PathBuf,
     /// What the engine is told to be free, in bytes; `None`: what the file system says.
     pub available: Option<u64>,
+    /// A block domain's LUN; none for files.
+    pub lun: Option<Arc<Lun>>,
 }
 
 /// A volume to be made.
@@ -122,7 +130,7 @@ impl Domain {
                 mnt.join("glusterSD"),
                 format!("{}:_{}", self.address, escape(self.path.trim_start_matches('/'))),
             ),
-            Kind::Local => (mnt.clone(), escape(&self.path)),
+            Kind::Local | Kind::Block => (mnt.clone(), escape(&self.path)),
         };
         fs::create_dir_all(&parent)?;
         let mount = parent.join(&name);
@@ -141,6 +149,14 @@ impl Domain {
 
     /// Makes a volume with its metadata; a parent must lie in the same image directory.
     pub fn create_volume(&self, new: &NewVolume) -> Result<()> {
+        self.create_sized(new, None)
+    }
+
+    /// The same with the engine's `initial_size`, which only block domains heed.
+    pub fn create_sized(&self, new: &NewVolume, initial: Option<u64>) -> Result<()> {
+        if let Some(lun) = &self.lun {
+            return lun.create_volume(new, initial);
+        }
         let dir = self.image_dir(new.image);
         fs::create_dir_all(&dir)?;
         give(&dir)?;
@@ -205,6 +221,10 @@ impl Domain {
 
     /// A template's volume in a VM's image directory, as vdsm does it: hard links.
     pub fn link_template(&self, template: Uuid, volume: Uuid, image: Uuid) -> Result<()> {
+        if self.lun.is_some() {
+            // An LV has one owner; the overlay finds it in the group.
+            return Ok(());
+        }
         let (from, to) = (self.image_dir(template), self.image_dir(image));
         fs::create_dir_all(&to)?;
         give(&to)?;
@@ -217,6 +237,9 @@ impl Domain {
 
     /// One value of a volume's metadata.
     pub fn meta(&self, image: Uuid, volume: Uuid, key: &str) -> Result<String> {
+        if let Some(lun) = &self.lun {
+            return lun.meta(volume, key);
+        }
         let path = self.image_dir(image).join(format!("{volume}.meta"));
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('='));
@@ -226,6 +249,9 @@ impl Domain {
     /// Rewrites one value; by rename, as vdsm does it. A hard link would be cut, so a
     /// shared volume is never rewritten.
     pub fn set_meta(&self, image: Uuid, volume: Uuid, key: &str, value: &str) -> Result<()> {
+        if let Some(lun) = &self.lun {
+            return lun.set_meta(volume, key, value);
+        }
         let path = self.image_dir(image).join(format!("{volume}.meta"));
         let text = fs::read_to_string(&path)?;
         if text.contains("VOLTYPE=SHARED") {
@@ -245,6 +271,9 @@ impl Domain {
 
     /// Removes a volume with its metadata.
     pub fn delete_volume(&self, image: Uuid, volume: Uuid) -> Result<()> {
+        if let Some(lun) = &self.lun {
+            return lun.delete(&[volume]);
+        }
         let dir = self.image_dir(image);
         for suffix in self.suffixes() {
             fs::remove_file(dir.join(format!("{volume}{suffix}")))?;
@@ -254,6 +283,9 @@ impl Domain {
 
     /// Removes a whole image; vdsm renames it first.
     pub fn delete_image(&self, image: Uuid) -> Result<()> {
+        if let Some(lun) = &self.lun {
+            return lun.delete_image(image);
+        }
         let dir = self.image_dir(image);
         if !dir.exists() {
             return Ok(());
@@ -295,6 +327,9 @@ impl Domain {
         parent: Uuid,
         above: Option<Uuid>,
     ) -> Result<()> {
+        if let Some(lun) = &self.lun {
+            return lun.merge(child, parent, above);
+        }
         let dir = self.image_dir(image);
         let raw = self.is_raw(image, parent)?;
         run(Command::new("qemu-img").current_dir(&dir).args([
@@ -349,6 +384,9 @@ impl Domain {
     /// Bytes that a volume takes.
     pub fn allocated(&self, image: Uuid, volume: Uuid) -> u64 {
         use std::os::unix::fs::MetadataExt;
+        if let Some(lun) = &self.lun {
+            return lun.allocated(volume);
+        }
         fs::metadata(self.volume_path(image, volume)).map_or(0, |m| m.blocks() * 512)
     }
 }

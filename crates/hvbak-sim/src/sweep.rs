@@ -16,13 +16,16 @@ use nix::{
     unistd::Pid,
 };
 
-/// Ends every sshd and storage daemon of the lab in `dir`.
+/// Ends every sshd, storage daemon and guest of the lab in `dir`.
 pub fn sweep(dir: &Path) {
     for host in children(&dir.join("hosts")) {
         end(&host.join("run/sshd.pid"), &host);
     }
     for vm in children(&dir.join("vm")) {
         end(&vm.join("qsd.pid"), &vm);
+    }
+    if let Some(guests) = crate::guests::Guests::of(dir) {
+        guests.end();
     }
 }
 

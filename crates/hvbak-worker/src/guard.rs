@@ -49,6 +49,7 @@ pub fn check_meta(
     format: Format,
     virtual_size: u64,
     guards: &Guards,
+    lv_size: Option<u64>,
 ) -> Result<()> {
     let say = |why: String| Err(refuse(at.volume, why));
     let expected = match format {
@@ -78,7 +79,12 @@ pub fn check_meta(
     }
     // vdsm rounds sizes up to 4 KiB since 4.3; nothing else may make a disk larger.
     let rounded = virtual_size.checked_next_multiple_of(BLOCK as u64).unwrap_or(u64::MAX);
-    if meta.capacity != virtual_size && meta.capacity != rounded {
+    // A raw LV: vdsm raises the size to the LV's.
+    let whole_lv = format == Format::Raw && lv_size == Some(meta.capacity);
+    if meta.capacity != virtual_size
+        && meta.capacity != rounded
+        && !(whole_lv && virtual_size <= meta.capacity)
+    {
         return say(format!("its size is {} bytes, not {virtual_size}", meta.capacity));
     }
     Ok(())

@@ -134,14 +134,15 @@ impl Target {
         let clusters = wanted.virtual_size.div_ceil(CLUSTER_SIZE);
         let (first, end) = bounds(wanted, clusters)?;
         let (path, meta, lv) = if BlockDomains::is_block(host, at) {
-            let (path, meta, lv) = block.get(host, at.domain)?.target(at, &wanted.guards)?;
-            (path, meta, Some(lv))
+            let found = block.get(host, at.domain)?.target(at, &wanted.guards)?;
+            (found.path, found.meta, Some((found.identity, found.size)))
         } else {
             let path = find_volume(&find_domain(host, at)?, at)?;
             let meta = read_meta(&path, at.volume)?;
             (path, meta, None)
         };
-        guard::check_meta(at, &meta, wanted.format, wanted.virtual_size, &wanted.guards)?;
+        let lv_size = lv.map(|(_, size)| size);
+        guard::check_meta(at, &meta, wanted.format, wanted.virtual_size, &wanted.guards, lv_size)?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -171,7 +172,7 @@ impl Target {
             file_size: size,
             allocated: if lv.is_some() { size } else { allocated(&stat) },
             qcow2_version: header.as_ref().map(|h| h.version),
-            identity: lv.unwrap_or_else(|| identity(&stat)),
+            identity: lv.map_or_else(|| identity(&stat), |(identity, _)| identity),
         };
         let place = Arc::new(Place {
             file,

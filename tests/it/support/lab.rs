@@ -279,6 +279,11 @@ impl Lab {
         paths.iter().filter_map(|p| p.as_str()).map(PathBuf::from).collect()
     }
 
+    /// LVs of disks that are active on a host of a block domain.
+    pub fn active_volumes(&self, host: &str) -> String {
+        self.lab("active", &["--host", host])
+    }
+
     /// Data on both disks of `web1`, each kind of it: patterns, noise, zeros, a discard.
     pub fn fill_web1(&self) {
         self.write("web1", "web1_Disk1", 1 << 20, 5 << 20, 0xab);

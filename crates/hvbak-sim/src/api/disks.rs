@@ -45,6 +45,7 @@ pub(super) fn read_disk(s: &State, x: roxmltree::Node<'_, '_>) -> Result<Disk, R
         storage_type: "image".into(),
         content_type: text(x, "content_type").unwrap_or_else(|| "data".into()),
         wipe: flag(x, "wipe_after_delete").unwrap_or(false),
+        initial_size: text(x, "initial_size").and_then(|t| t.parse().ok()),
     })
 }
 

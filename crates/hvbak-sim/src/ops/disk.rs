@@ -30,6 +30,12 @@ pub fn create_disk(lab: &Arc<Lab>, disk: Disk) -> Result<(), Refusal> {
             domain.name
         )));
     }
+    let block = domain.lun.is_some();
+    if block && !disk.cow && disk.sparse {
+        return Err(conflict(
+            "Cannot add Virtual Disk. Disk configuration (RAW Sparse backup-None) is incompatible with the storage domain type.",
+        ));
+    }
     if disk.cow && !disk.sparse {
         return Err(conflict(
             "Cannot add Virtual Disk. Disk configuration (COW Preallocated backup-None) is incompatible with the storage domain type.",
@@ -41,7 +47,7 @@ pub fn create_disk(lab: &Arc<Lab>, disk: Disk) -> Result<(), Refusal> {
     let lab = lab.clone();
     thread::spawn(move || {
         thread::sleep(lab.delay);
-        let made = domain.create_volume(&NewVolume {
+        let new = NewVolume {
             image: disk.id,
             volume: disk.top,
             parent: None,
@@ -49,7 +55,8 @@ pub fn create_disk(lab: &Arc<Lab>, disk: Disk) -> Result<(), Refusal> {
             preallocated: !disk.sparse,
             capacity: disk.size,
             alias: disk.alias.clone(),
-        });
+        };
+        let made = domain.create_sized(&new, disk.initial_size);
         if let Err(error) = &made {
             tracing::warn!("disk {}: {error:#}", disk.alias);
         }

@@ -29,6 +29,9 @@ pub fn start(lab: &Arc<Lab>, vm: Uuid) -> Result<(), Refusal> {
     }
     let disks: Vec<_> =
         v.attachments.iter().filter(|a| a.active).filter_map(|a| s.guest_disk(a.disk)).collect();
+    if disks.iter().any(|d| d.domain.lun.is_some()) {
+        return Err(conflict("Cannot run VM. The lab runs no VM on a block domain."));
+    }
     let center = s.clusters.iter().find(|c| c.id == v.cluster).map(|c| c.data_center);
     let host = s.hosts.iter().find(|h| {
         h.status == "up"

@@ -47,6 +47,15 @@ pub struct BlockDomain {
     held: BTreeMap<String, Held>,
 }
 
+/// A volume that is about to be written.
+pub struct LvTarget {
+    pub path: PathBuf,
+    pub meta: VolumeMeta,
+    pub identity: FileIdentity,
+    /// Bytes of the LV.
+    pub size: u64,
+}
+
 struct Held {
     file: File,
     dm_uuid: String,
@@ -197,11 +206,7 @@ impl BlockDomain {
     ///
     /// # Errors
     /// [`Error::Guard`]; as [`BlockDomain::hold`].
-    pub fn target(
-        &mut self,
-        at: &VolumeAddress,
-        guards: &Guards,
-    ) -> Result<(PathBuf, VolumeMeta, FileIdentity)> {
+    pub fn target(&mut self, at: &VolumeAddress, guards: &Guards) -> Result<LvTarget> {
         let group = self.scan()?;
         let lv = self.usable(&group, at.volume)?;
         let say = |why: String| Err(Error::Guard { volume: at.volume, why });
@@ -222,7 +227,7 @@ impl BlockDomain {
         }
         let meta = self.meta(&group, at.volume)?;
         self.hold(&group, &[&name])?;
-        Ok((self.path(&name), meta, lv_identity(lv)))
+        Ok(LvTarget { path: self.path(&name), meta, identity: lv_identity(lv), size: lv.size })
     }
 
     fn lv<'a>(&self, group: &'a VolumeGroup, name: &str) -> Result<&'a Lv> {
