@@ -67,6 +67,8 @@ pub enum Command {
     HostedEngine(HostedEngineArgs),
     /// Prove offline that archives of engine-backup are whole
     ManagerVerify(ManagerVerifyArgs),
+    /// Remove points that the keep rules do not ask for; what stands on them stays whole
+    Prune(PruneArgs),
     /// Undo what a run that died has left behind
     Cleanup(CleanupArgs),
     /// Print shell completions
@@ -469,4 +471,35 @@ pub enum MaintenanceArg {
     Global,
     Local,
     None,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  hvbak prune --dry-run\n  hvbak prune --vm web1 --keep-last 3\n  hvbak prune --keep-daily 7 --keep-weekly 5 --keep-monthly 12\n\nRules of the command line replace all of the configuration's [retention]:\n  [retention]\n  daily = 7\n  weekly = 5\n  monthly = 12\n  time_zone = \"Europe/Vienna\"   # UTC without it"
+)]
+pub struct PruneArgs {
+    /// Only points of this VM (repeatable)
+    #[arg(long, value_name = "NAME|ID")]
+    pub vm: Vec<String>,
+    /// Keep the newest N points
+    #[arg(long, value_name = "N", help_heading = "Keep rules")]
+    pub keep_last: Option<u32>,
+    /// Keep the newest point of each of N hours that have one
+    #[arg(long, value_name = "N", help_heading = "Keep rules")]
+    pub keep_hourly: Option<u32>,
+    /// The same for days
+    #[arg(long, value_name = "N", help_heading = "Keep rules")]
+    pub keep_daily: Option<u32>,
+    /// The same for weeks, which begin on Monday
+    #[arg(long, value_name = "N", help_heading = "Keep rules")]
+    pub keep_weekly: Option<u32>,
+    /// The same for months
+    #[arg(long, value_name = "N", help_heading = "Keep rules")]
+    pub keep_monthly: Option<u32>,
+    /// The same for years
+    #[arg(long, value_name = "N", help_heading = "Keep rules")]
+    pub keep_yearly: Option<u32>,
+    /// Show what would be removed and merged
+    #[arg(long)]
+    pub dry_run: bool,
 }

@@ -29,6 +29,8 @@ pub struct Config {
     pub backup: BackupSection,
     /// The machine that engine-backup runs on; only for the `manager-…` commands.
     pub manager: Option<ManagerSection>,
+    #[serde(default)]
+    pub retention: RetentionSection,
     /// Overrides per host, by the engine's name of it.
     #[serde(default)]
     pub hosts: BTreeMap<String, HostSection>,
@@ -175,6 +177,27 @@ impl Default for BackupSection {
             merge_timeout_minutes: 720,
             disk_timeout_minutes: 30,
         }
+    }
+}
+
+/// What `prune` keeps. Spelled out here, since unknown keys are errors.
+#[derive(Debug, Clone, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionSection {
+    pub last: Option<u32>,
+    pub hourly: Option<u32>,
+    pub daily: Option<u32>,
+    pub weekly: Option<u32>,
+    pub monthly: Option<u32>,
+    pub yearly: Option<u32>,
+    /// IANA name of the zone whose hours and days are meant; UTC without it.
+    pub time_zone: Option<String>,
+}
+
+impl RetentionSection {
+    pub fn rules(&self) -> hvbak_plan::KeepRules {
+        let Self { last, hourly, daily, weekly, monthly, yearly, .. } = *self;
+        hvbak_plan::KeepRules { last, hourly, daily, weekly, monthly, yearly }
     }
 }
 

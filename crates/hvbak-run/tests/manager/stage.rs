@@ -98,6 +98,7 @@ impl Stage {
     pub fn context_for(&self, repository: &Path) -> ManagerContext {
         let settings = Settings {
             ssh: SshSettings {
+                keepalive: std::time::Duration::from_secs(15),
                 user: current_user(),
                 key_file: self.sshd.path().join("key"),
                 passphrase: None,

@@ -12,6 +12,7 @@ pub mod manager_backup;
 pub mod manager_points;
 pub mod manager_verify;
 pub mod points;
+pub mod prune;
 pub mod restore;
 pub mod verify;
 
