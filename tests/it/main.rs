@@ -15,6 +15,7 @@ mod gluster;
 mod incremental;
 mod network;
 mod nfs;
+mod prune;
 mod repository;
 mod restore;
 mod sectors;
