@@ -341,6 +341,14 @@ mod tests {
     }
 
     #[test]
+    fn rule_18_the_need_is_the_sum_of_all_dumps_and_files_and_the_archive_beside_them() {
+        let text = "uid=0\nversion=4.5.7\nprogram=yes\nfree_kib=1000\nfiles_kib=2048\ndatabase=ENGINE:30000000\ndatabase=DWH:200000000\n";
+        let look = Look::parse(text, "/usr/bin/engine-backup").unwrap();
+        assert_eq!(look.needed(), 2 * (230_000_000 + (2 << 20)) + (10_000 << 10));
+        assert!(look.free < look.needed());
+    }
+
+    #[test]
     fn an_answer_is_read() {
         let text = "root=\nuid=0\nname=engine.example.test\nversion=4.5.7\nprogram=yes\nfree_kib=1000\nfiles_kib=20\ndatabase=ENGINE:4096\nunknown=DWH\nrun=20261121T021454Z:me\n";
         let look = Look::parse(text, "/usr/bin/engine-backup").unwrap();
