@@ -51,6 +51,8 @@ fn an_export_that_squashes_root_is_read_and_written_as_user_36() {
         story.lab.same("back", disk, reference);
     }
     story.lab.assert_clean_but(&["back"]);
+    let left = peers.in_guest("hv", "pgrep -a hvbak; ls /run | grep hvbak; true");
+    assert_eq!(left.trim(), "", "left on the host");
 }
 
 #[test]
