@@ -54,6 +54,10 @@ impl Lab {
         let said = String::from_utf8_lossy(&out.stderr);
         ensure!(out.status.success(), "the lab did not start: {said}");
         lab.up = serde_json::from_slice(&out.stdout).context("the lab's answer")?;
+        // Each round is to meet the same raw file again.
+        let config = dir.join("hvbak.toml");
+        let text = fs::read_to_string(&config).context("the lab's configuration")?;
+        fs::write(&config, text + "\n[backup]\nkeep_snapshot = false\n")?;
         lab.hvbak(&["init"])?;
         let key = lab.text("/bootstrap_key");
         lab.hvbak(&["enroll", "--all", "--bootstrap-key", &key])?;
