@@ -12,11 +12,10 @@ use std::collections::BTreeSet;
 
 use hvbak_types::PointId;
 use jiff::{Timestamp, Zoned, tz::TimeZone};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// How many points are kept; `None` is a rule that is not given.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct KeepRules {
     /// The newest so many.
     pub last: Option<u32>,

@@ -104,6 +104,14 @@ pub struct Listing {
     pub damaged: Vec<DamagedPoint>,
 }
 
+impl Listing {
+    /// The newest point whose snapshot was kept on the VM: what the next delta stands on.
+    pub fn base(&self) -> Option<&Point> {
+        let kept = |p: &&Point| p.manifest.snapshot.as_ref().is_some_and(|s| s.kept);
+        self.points.iter().rev().find(kept)
+    }
+}
+
 /// A VM that has points.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmEntry {

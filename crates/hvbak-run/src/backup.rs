@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use crate::{
     backup_vm::backup_vm,
     error::{Result, RunError},
-    event::Event,
+    event::{Event, Events},
     job::{Context, Job},
     pump::Rate,
 };
@@ -32,7 +32,7 @@ pub struct VmDone {
     pub seconds: f64,
 }
 
-/// A VM that was not backed up.
+/// A VM that was not backed up or pruned.
 #[derive(Debug, Clone, Serialize)]
 pub struct VmFailed {
     pub vm: VmId,
@@ -59,9 +59,14 @@ pub struct BackupReport {
 impl BackupReport {
     /// The exit code that all failures share, if they do.
     pub fn single_exit(&self) -> Option<u8> {
-        let first = self.failed.first()?.exit;
-        self.failed.iter().all(|f| f.exit == first).then_some(first)
+        single_exit(&self.failed)
     }
+}
+
+/// The exit code that failures share, if they do.
+pub fn single_exit(failed: &[VmFailed]) -> Option<u8> {
+    let first = failed.first()?.exit;
+    failed.iter().all(|f| f.exit == first).then_some(first)
 }
 
 /// What the user asked for, kept for planning a VM again when its turn comes.
@@ -134,7 +139,7 @@ pub async fn backup(
         match result {
             Ok(manifest) => report.done.push(vm_done(context, &vm, &manifest, time)),
             Err(RunError::Cancelled) => cancelled = true,
-            Err(cause) => report.failed.push(vm_failed(context, &vm, &cause)),
+            Err(cause) => report.failed.push(vm_failed(&context.events, vm.id, &vm.name, &cause)),
         }
     }
     cancelled |= queue.waiting() > 0;
@@ -163,17 +168,18 @@ fn vm_done(context: &Context, vm: &VmPlan, manifest: &Manifest, time: Duration) 
     done
 }
 
-fn vm_failed(context: &Context, vm: &VmPlan, cause: &RunError) -> VmFailed {
+/// Tells of a VM that was passed over.
+pub(crate) fn vm_failed(events: &Events, vm: VmId, name: &str, cause: &RunError) -> VmFailed {
     let failed = VmFailed {
-        vm: vm.id,
-        name: vm.name.clone(),
+        vm,
+        name: name.to_owned(),
         error: crate::chain(cause),
         hint: cause.hint(),
         exit: cause.exit_code(),
     };
-    context.events.event(&Event::VmFailed {
-        vm: vm.id,
-        name: vm.name.clone(),
+    events.event(&Event::VmFailed {
+        vm,
+        name: name.to_owned(),
         error: failed.error.clone(),
         hint: failed.hint.clone(),
     });

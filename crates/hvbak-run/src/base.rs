@@ -26,8 +26,7 @@ pub async fn find(context: &Context, vm: VmId) -> Result<Option<Base>> {
     let repository = context.repository.clone();
     blocking("look for the last point", move || {
         let listing = repository.points(vm)?;
-        let kept = |p: &&Point| p.manifest.snapshot.as_ref().is_some_and(|s| s.kept);
-        Ok(listing.points.iter().rev().find(kept).and_then(|point| describe(&repository, point)))
+        Ok(listing.base().and_then(|point| describe(&repository, point)))
     })
     .await
 }

@@ -75,6 +75,29 @@ pub enum Event {
         error: String,
         hint: Option<String>,
     },
+    /// What becomes of a point, and why.
+    Verdict {
+        vm: VmId,
+        name: String,
+        point: PointId,
+        action: &'static str,
+        why: Vec<String>,
+        /// Per disk the expired points whose content it takes over.
+        merged_over: Option<Vec<hvbak_repo::DiskMerge>>,
+    },
+    /// How far the points of a VM are rewritten; in clusters of 64 KiB.
+    MergeProgress {
+        vm: VmId,
+        name: String,
+        done: u64,
+        total: u64,
+    },
+    /// A VM's expired points are gone.
+    Pruned {
+        vm: VmId,
+        name: String,
+        summary: hvbak_repo::ExpirySummary,
+    },
     HostDone {
         host: HostId,
         name: String,

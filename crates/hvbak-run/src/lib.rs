@@ -1,4 +1,4 @@
-//! Jobs: backup, restore, enrolment and cleanup, as journaled steps over the other rooms.
+//! Jobs: backup, restore, prune, enrolment and cleanup, as journaled steps over the other rooms.
 //!
 //! This room decides nothing that a plan decides, prints nothing and parses no arguments.
 //! Invariant: an effect outside of this process is in the journal before it happens, and
@@ -19,6 +19,7 @@ mod hosts;
 mod job;
 mod journal;
 mod manager;
+mod prune;
 mod pump;
 mod read_disk;
 mod restore;
@@ -27,7 +28,7 @@ mod settings;
 mod snapshot;
 mod write_disk;
 
-pub use backup::{BackupReport, VmDone, VmFailed, Wishes, backup};
+pub use backup::{BackupReport, VmDone, VmFailed, Wishes, backup, single_exit};
 pub use base::own_prefix;
 pub use cleanup::{CleanupReport, cleanup};
 pub use doctor::{Check, Health, doctor};
@@ -44,6 +45,7 @@ pub use manager::{
     ManagerBackupOptions, ManagerBackupReport, ManagerContext, ManagerSettings,
     hosted_engine_maintenance, hosted_engine_status, manager_as_host, manager_backup,
 };
+pub use prune::{PruneReport, PruneWishes, prune};
 pub use restore::{Restored, RestoredDisk, point_facts, restore};
 pub use settings::{
     HostOverride, Settings, SshSettings, Timeouts, TransferSettings, WorkerSettings,

@@ -279,7 +279,9 @@ impl ConfigError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Read { .. } => "write one with `hvbak init`, or name one with `--config`".into(),
-            Self::Parse { .. } => "every key is described in the manual; see the README".into(),
+            Self::Parse { .. } => {
+                "hvbak.example.toml (in /usr/share/doc/hvbak, or packaging/ of the sources) has every key with its default".into()
+            }
             Self::SecretOpen { path, .. } => format!("chmod 600 {}", path.display()),
             Self::NoPassword { .. } => {
                 "set engine.password_file, or pass the systemd credential `engine.password`".into()
@@ -336,42 +338,5 @@ pub fn read_secret(what: &'static str, path: &Path) -> Result<Secret, ConfigErro
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(text: &str) -> Result<Config, ConfigError> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("hvbak.toml");
-        std::fs::write(&path, text).unwrap();
-        Config::load(&path)
-    }
-
-    const SMALLEST: &str = "[engine]\nurl = \"https://e/ovirt-engine/api\"\nca_file = \"ca.pem\"\nusername = \"admin@internal\"\npassword_file = \"engine.password\"\n[repository]\npath = \"/var/lib/hvbak\"\n";
-
-    #[test]
-    fn the_smallest_config_is_enough_and_paths_are_relative_to_it() {
-        let config = load(SMALLEST).unwrap();
-        assert_eq!(config.repository.path, Path::new("/var/lib/hvbak"));
-        assert!(config.engine.ca_file.unwrap().is_absolute());
-        assert!(config.ssh.key_file.is_absolute());
-        assert_eq!((config.ssh.user.as_str(), config.transfer.streams), ("root", 2));
-    }
-
-    #[test]
-    fn an_unknown_key_is_named_with_its_line() {
-        let error = load(&format!("{SMALLEST}pth = 1\n")).unwrap_err().to_string();
-        assert!(error.contains("pth") && error.contains('8'), "{error}");
-    }
-
-    #[test]
-    fn a_password_that_others_can_read_is_refused() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("pw");
-        std::fs::write(&path, "secret\n").unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(matches!(read_secret("password file", &path), Err(ConfigError::SecretOpen { .. })));
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(read_secret("password file", &path).unwrap().expose(), "secret");
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

@@ -23,6 +23,8 @@ pub struct Printer {
     quiet: bool,
     bars: MultiProgress,
     disks: Mutex<HashMap<DiskId, ProgressBar>>,
+    /// Of the VM that is pruned.
+    merge: Mutex<Option<ProgressBar>>,
     /// Progress goes to a person.
     live: bool,
 }
@@ -30,7 +32,14 @@ pub struct Printer {
 impl Printer {
     pub fn new(json: bool, quiet: bool) -> Self {
         let live = !json && !quiet && std::io::stderr().is_terminal();
-        Self { json, quiet, bars: MultiProgress::new(), disks: Mutex::default(), live }
+        Self {
+            json,
+            quiet,
+            bars: MultiProgress::new(),
+            disks: Mutex::default(),
+            merge: Mutex::default(),
+            live,
+        }
     }
 
     /// A line of data for people; nothing with `--json`.
@@ -122,6 +131,29 @@ impl Printer {
         }
     }
 
+    fn merge_bar(&self, name: &str, done: u64, total: u64) {
+        let Ok(mut merge) = self.merge.lock() else { return };
+        let bar = merge.get_or_insert_with(|| {
+            let bar = self.bars.add(ProgressBar::new(total)).with_prefix(name.to_owned());
+            let style = ProgressStyle::with_template(
+                "  {prefix:20!} {bar:24} {percent:>3} % merged eta {eta}",
+            );
+            if let Ok(style) = style {
+                bar.set_style(style);
+            }
+            bar
+        });
+        bar.set_position(done);
+    }
+
+    fn end_merge_bar(&self) {
+        if let Ok(mut merge) = self.merge.lock()
+            && let Some(bar) = merge.take()
+        {
+            bar.finish_and_clear();
+        }
+    }
+
     fn with_bar(&self, disk: DiskId, act: impl FnOnce(&ProgressBar)) {
         if let Ok(disks) = self.disks.lock()
             && let Some(bar) = disks.get(&disk)
@@ -182,7 +214,20 @@ impl Sink for Printer {
                     HumanBytes(*stored_bytes)
                 ));
             }
+            Event::Verdict { name, point, action, why, merged_over, .. } => {
+                let merged = merged_over.as_ref().map_or("", |_| "; takes over what it stands on");
+                let why =
+                    if why.is_empty() { String::new() } else { format!(" ({})", why.join(", ")) };
+                self.data(&format!("{action:6} {name}@{point}{why}{merged}"));
+            }
+            Event::MergeProgress { name, done, total, .. } => {
+                if self.live {
+                    self.merge_bar(name, *done, *total);
+                }
+            }
+            Event::Pruned { .. } => self.end_merge_bar(),
             Event::VmFailed { name, error, hint, .. } => {
+                self.end_merge_bar();
                 self.err(&format!("error: {name}: {error}"));
                 if let Some(hint) = hint {
                     self.err(&format!("hint: {hint}"));

@@ -1,0 +1,193 @@
+//! The prune job: points judged by `hvbak-plan`, expired by `hvbak-repo`, VM after VM.
+//!
+//! It needs no engine. Invariants: the base of the next delta stays whatever the rules say;
+//! one VM's failure does not stop the others; a VM is held from the judgement to the last
+//! removal, so nobody adds a point in between.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use hvbak_plan::{KeepFacts, KeepRules, Verdict, judge_points};
+use hvbak_repo::{ExpiryPlan, ExpirySummary, Repository, VerifyOptions, VmEntry};
+use hvbak_types::{JobId, VmId};
+use jiff::tz::TimeZone;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backup::{VmFailed, vm_failed},
+    error::{Result, RunError},
+    event::{Event, Events},
+    job::blocking,
+};
+
+/// How often a person is told how far a merge is.
+const TELL_EVERY: Duration = Duration::from_millis(200);
+
+/// What is kept, and where room must stay.
+#[derive(Debug, Clone)]
+pub struct PruneWishes {
+    pub rules: KeepRules,
+    /// Whose hours and days are meant.
+    pub zone: TimeZone,
+    /// Bytes that stay free while points are rewritten.
+    pub reserve: u64,
+    /// Only judge and plan.
+    pub dry_run: bool,
+}
+
+/// How a prune ended.
+#[derive(Debug, Default, Serialize)]
+pub struct PruneReport {
+    /// VMs looked at.
+    pub vms: usize,
+    /// Points that are gone (or would be).
+    pub removed: usize,
+    /// Points that took over what they stood on (or would).
+    pub merged: usize,
+    pub freed_bytes: u64,
+    pub written_bytes: u64,
+    pub failed: Vec<VmFailed>,
+    pub dry_run: bool,
+}
+
+impl PruneReport {
+    fn add(&mut self, summary: &ExpirySummary) {
+        self.removed += summary.removed.len();
+        self.merged += summary.merged.len();
+        self.freed_bytes += summary.freed_bytes;
+        self.written_bytes += summary.written_bytes;
+    }
+}
+
+struct Prune {
+    repository: Arc<Repository>,
+    wishes: PruneWishes,
+    events: Events,
+    cancel: CancellationToken,
+    job: JobId,
+}
+
+/// Prunes VMs, one after the other.
+///
+/// # Errors
+/// Cancellation; what else happens to a VM is in the report.
+pub async fn prune(
+    repository: &Arc<Repository>,
+    vms: &[VmEntry],
+    wishes: PruneWishes,
+    events: &Events,
+    cancel: &CancellationToken,
+) -> Result<PruneReport> {
+    let dry_run = wishes.dry_run;
+    let prune = Arc::new(Prune {
+        repository: repository.clone(),
+        wishes,
+        events: events.clone(),
+        cancel: cancel.clone(),
+        job: JobId::random(),
+    });
+    let mut report = PruneReport { vms: vms.len(), dry_run, ..PruneReport::default() };
+    for vm in vms {
+        if cancel.is_cancelled() {
+            return Err(RunError::Cancelled);
+        }
+        match prune.vm(vm).await {
+            Ok(summary) => report.add(&summary),
+            Err(_) if cancel.is_cancelled() => return Err(RunError::Cancelled),
+            Err(cause) => report.failed.push(vm_failed(events, vm.id, &vm.name, &cause)),
+        }
+    }
+    Ok(report)
+}
+
+impl Prune {
+    async fn vm(self: &Arc<Self>, vm: &VmEntry) -> Result<ExpirySummary> {
+        let (this, id) = (self.clone(), vm.id);
+        let (lock, verdicts, plan) = blocking("plan the prune", move || {
+            let lock = match this.wishes.dry_run {
+                true => None,
+                false => Some(this.repository.lock_vm(id, this.job)?),
+            };
+            if let Some(lock) = &lock {
+                this.repository.finish_expiry(lock)?;
+            }
+            let (verdicts, plan) = this.plan(id)?;
+            Ok((lock, verdicts, plan))
+        })
+        .await?;
+        self.tell(vm, &verdicts, &plan);
+        let Some(lock) = lock else {
+            let merged = plan.merges.into_iter().map(|step| step.point).collect();
+            return Ok(ExpirySummary { merged, removed: plan.removes, ..Default::default() });
+        };
+        if plan.removes.is_empty() {
+            return Ok(ExpirySummary::default());
+        }
+        let (this, entry) = (self.clone(), vm.clone());
+        let summary = blocking("prune", move || {
+            let told = Mutex::new(Instant::now());
+            this.repository.expire(&lock, &plan, this.wishes.reserve, &|done, total| {
+                let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+                if told.elapsed() >= TELL_EVERY {
+                    *told = Instant::now();
+                    let (vm, name) = (entry.id, entry.name.clone());
+                    this.events.event(&Event::MergeProgress { vm, name, done, total });
+                }
+                !this.cancel.is_cancelled()
+            })
+        })
+        .await?;
+        let name = vm.name.clone();
+        self.events.event(&Event::Pruned { vm: vm.id, name, summary: summary.clone() });
+        Ok(summary)
+    }
+
+    fn plan(&self, vm: VmId) -> hvbak_repo::Result<(Vec<Verdict>, ExpiryPlan)> {
+        let facts = facts(&self.repository, vm)?;
+        let verdicts = judge_points(&facts, &self.wishes.rules, &self.wishes.zone);
+        let damaged: Vec<_> =
+            facts.into_iter().filter(|f| f.damage.is_some()).map(|f| f.point).collect();
+        let expired: Vec<_> =
+            verdicts.iter().filter(|v| v.expires()).map(|v| v.point.clone()).collect();
+        let plan = self.repository.plan_expiry(vm, &expired, &damaged)?;
+        Ok((verdicts, plan))
+    }
+
+    fn tell(&self, vm: &VmEntry, verdicts: &[Verdict], plan: &ExpiryPlan) {
+        for verdict in verdicts {
+            let stay = plan.stays.iter().find(|s| s.point == verdict.point);
+            let merge = plan.merges.iter().find(|m| m.point == verdict.point);
+            let mut why = verdict.keep.clone();
+            why.extend(stay.map(|s| format!("expired, but {}", s.why)));
+            self.events.event(&Event::Verdict {
+                vm: vm.id,
+                name: vm.name.clone(),
+                point: verdict.point.clone(),
+                action: if plan.removes.contains(&verdict.point) { "remove" } else { "keep" },
+                why,
+                merged_over: merge.map(|m| m.disks.clone()),
+            });
+        }
+    }
+}
+
+/// What the rules must know. Points are looked through without reading their clusters: a
+/// point that is visibly damaged must not stand for a whole one.
+fn facts(repository: &Repository, vm: VmId) -> hvbak_repo::Result<Vec<KeepFacts>> {
+    let listing = repository.points(vm)?;
+    let base = listing.base().map(|p| p.id().clone());
+    let options = VerifyOptions { parents: false, data: false, ..VerifyOptions::default() };
+    let mut facts = Vec::new();
+    for point in &listing.points {
+        let report = repository.verify(point, &options, &|_| true)?;
+        let damage = report.findings.first().map(|f| format!("{}: {}", f.file.display(), f.text));
+        let pinned = (base.as_ref() == Some(point.id()))
+            .then(|| "its snapshot is kept for the next delta".to_owned());
+        let time = point.manifest.started;
+        facts.push(KeepFacts { point: point.id().clone(), time, pinned, damage });
+    }
+    Ok(facts)
+}
