@@ -33,6 +33,7 @@ cache=${HVLAB_CACHE:-$here/../../target/hvlab}
 run=${HVLAB_RUN:-/tmp/hvlab}
 ns=${HVLAB_NS:-hvlab}
 net=${HVLAB_NET:-10.77.0}
+. "$here/net.sh"
 
 host_packages='user-mode-linux qemu-utils lvm2 udev kmod openssh-server openssh-client e2fsprogs
  iproute2 busybox-static procps socat'
@@ -185,15 +186,6 @@ C
     trap - EXIT
     flock -u 9
     echo "image: $(du -m "$cache/root.img" | cut -f1) MB on disk, built in $(took "$t0")"
-}
-
-net_up() {
-    ip netns list | grep -qw "^$ns" && return
-    ip netns add "$ns"
-    ip -n "$ns" link set lo up
-    ip -n "$ns" link add br0 type bridge
-    ip -n "$ns" addr add "$net.1/24" dev br0
-    ip -n "$ns" link set br0 up
 }
 
 state() { cat "$run/$1/$2" 2>/dev/null || die "no host '$1' is up"; }

@@ -31,6 +31,7 @@ cache=${HVLAB_CACHE:-$here/../../target/hvlab}
 run=${HVLAB_RUN:-/tmp/hvlab}/peers
 ns=${HVLAB_NS:-hvlab}
 net=${HVLAB_NET:-10.77.0}
+. "$here/net.sh"
 
 die() { echo "peers: $*" >&2; exit 1; }
 addr() { cat "$run/$1/addr" 2>/dev/null || die "no host '$1' is up"; }
@@ -46,15 +47,6 @@ keys() {
         [ -f "$cache/$k" ] || ssh-keygen -q -t ed25519 -N '' -C hvlab -f "$cache/$k"
     done
     exec 9>&-
-}
-
-net_up() {
-    ip netns list | grep -qw "^$ns" && return
-    ip netns add "$ns"
-    ip -n "$ns" link set lo up
-    ip -n "$ns" link add br0 type bridge
-    ip -n "$ns" addr add "$net.1/24" dev br0
-    ip -n "$ns" link set br0 up
 }
 
 up() {

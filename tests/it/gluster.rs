@@ -1,9 +1,7 @@
 //! A domain on a real GlusterFS volume: replica 3, sharded, the options of oVirt's `virt`
 //! group that concern direct I/O, mounted by FUSE where vdsm mounts it.
 
-use hvbak_tests::{Lab, Mount, Peers, peers::open_to_all, small};
-
-use crate::incremental::{Story, level};
+use hvbak_tests::{Lab, Mount, Peers, Story, peers::open_to_all, small, story::level};
 
 /// A lab whose only domain is the volume.
 fn lab(peers: &Peers) -> Lab {
@@ -34,10 +32,5 @@ fn points_and_deltas_over_a_sharded_volume_are_what_the_guest_had() {
     assert_eq!(level(&second, "web1_Disk1").0, "incremental");
     assert_eq!(level(&second, "web1_data").0, "incremental");
     story.end();
-    let point = format!("web1@{}", story.then[1].point);
-    story.lab.hvbak(&["restore", &point, "--name", "back"]).exits(0);
-    for (disk, reference) in &story.then[1].disks {
-        story.lab.same("back", disk, reference);
-    }
-    story.lab.assert_clean_but(&["back"]);
+    story.restore_last();
 }

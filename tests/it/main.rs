@@ -9,6 +9,8 @@ mod bad_input;
 mod block;
 mod cancel;
 mod cli;
+mod disagreement;
+mod disk_changes;
 mod enroll;
 mod fleet;
 mod gluster;

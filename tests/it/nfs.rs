@@ -3,9 +3,7 @@
 
 use std::os::unix::fs::{PermissionsExt, chown};
 
-use hvbak_tests::{Lab, Peers, small};
-
-use crate::incremental::{Story, level};
+use hvbak_tests::{Lab, Peers, Story, small, story::level};
 
 /// The engine's storage is the server's folder; the host `hv` sees it over NFS alone.
 fn site() -> Option<(Peers, Lab)> {
@@ -45,12 +43,7 @@ fn an_export_that_squashes_root_is_read_and_written_as_user_36() {
     let second = story.backup("auto");
     assert_eq!(level(&second, "web1_Disk1").0, "incremental");
     story.end();
-    let point = format!("web1@{}", story.then[1].point);
-    story.lab.hvbak(&["restore", &point, "--name", "back"]).exits(0);
-    for (disk, reference) in &story.then[1].disks {
-        story.lab.same("back", disk, reference);
-    }
-    story.lab.assert_clean_but(&["back"]);
+    story.restore_last();
     let left = peers.in_guest("hv", "pgrep -a hvbak; ls /run | grep hvbak; true");
     assert_eq!(left.trim(), "", "left on the host");
 }

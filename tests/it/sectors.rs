@@ -2,9 +2,7 @@
 
 use std::process::Command;
 
-use hvbak_tests::{Lab, Mount, is_root, peers::open_to_all, run_tool, skip, small};
-
-use crate::incremental::Story;
+use hvbak_tests::{Lab, Mount, Story, is_root, peers::open_to_all, run_tool, skip, small};
 
 /// An XFS on a loop device with sectors of 4 KiB, or why there is none.
 fn lab() -> Result<Lab, String> {
@@ -46,10 +44,5 @@ fn sectors_of_4_kib_are_read_and_written() {
     story.lab.write("web1", "web1_Disk1", (64 << 20) - 4096, 4096, 0x53);
     story.backup("incremental");
     story.end();
-    let point = format!("web1@{}", story.then[1].point);
-    story.lab.hvbak(&["restore", &point, "--name", "back"]).exits(0);
-    for (disk, reference) in &story.then[1].disks {
-        story.lab.same("back", disk, reference);
-    }
-    story.lab.assert_clean_but(&["back"]);
+    story.restore_last();
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use hvbak_plan::{Base, DiskAction, DiskPlan, LayerFacts, WhyFull, sub_chain};
 use hvbak_repo::{DiskOptions, Level, ManifestDisk, Staging};
-use hvbak_types::{CLUSTER_SIZE, DataCenterId, SnapshotDisk};
+use hvbak_types::{CLUSTER_SIZE, DataCenterId, DiskFormat, SnapshotDisk};
 use hvbak_wire::{
     Answer, ChainIs, Format, Layer, LayerAddress, Op, Place, ReadOptions, Tune, VolumeAddress,
 };
@@ -76,7 +76,8 @@ pub async fn read_disk(
         };
         let chain = walk(&mut sessions[0], at).await?;
         prove_frozen(&chain, plan)?;
-        let size = virtual_size(&chain, plan).map_err(&chain_error)?;
+        let format = source.taken.disk(plan.id).and_then(|disk| disk.format.as_ref());
+        let size = virtual_size(&chain, plan, format).map_err(&chain_error)?;
         let extent = decide(source, &chain, size);
         for session in &mut sessions {
             let doing = "open the volumes";
@@ -225,10 +226,19 @@ fn prove_frozen(chain: &ChainIs, plan: &DiskPlan) -> Result<()> {
     Ok(())
 }
 
-fn virtual_size(chain: &ChainIs, plan: &DiskPlan) -> std::result::Result<u64, String> {
+/// `format` is the newest volume's, as the engine has it.
+fn virtual_size(
+    chain: &ChainIs,
+    plan: &DiskPlan,
+    format: Option<&DiskFormat>,
+) -> std::result::Result<u64, String> {
     let top = &chain.layers[0];
     let size = top.header_size;
     match top.format {
+        // A qcow2 image read as raw would give its tables as the disk's content.
+        Format::Raw if format == Some(&DiskFormat::Cow) => {
+            Err(format!("volume {} is raw by its metadata and qcow2 by the engine", top.volume))
+        }
         // A raw file can be longer than its disk by rounding; CAP is what the guest sees.
         Format::Raw => Ok(top.capacity),
         Format::Cow if size != top.capacity => Err(format!(

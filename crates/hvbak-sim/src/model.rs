@@ -179,6 +179,8 @@ pub struct State {
     pub vms: Vec<Vm>,
     pub templates: Vec<Template>,
     pub disks: Vec<Disk>,
+    /// Volumes that are frozen, and whether the engine knows them as raw.
+    pub raw: HashMap<Uuid, bool>,
     pub networks: Vec<Named>,
     pub profiles: Vec<Named>,
     pub tags: Vec<Named>,
@@ -186,7 +188,8 @@ pub struct State {
     pub tokens: HashSet<String>,
     pub http_faults: Vec<HttpFault>,
     /// Named faults of operations and how often they strike: `snapshot-fails`,
-    /// `snapshot-live-fails`, `freeze-fails`, `merge-fails`, `disk-fails`.
+    /// `snapshot-live-fails`, `freeze-fails`, `merge-fails`, `disk-fails`, `move-makes-cow`,
+    /// `move-preallocates`; while `merge-waits` is there, no merge begins.
     pub faults: HashMap<String, u32>,
     pub next_event: u64,
     pub next_mac: u32,

@@ -253,7 +253,9 @@ fn lun(d: &Disk) -> X {
 pub fn snapshot_disk(s: &State, snapshot: Uuid, disk: Uuid, volume: Uuid) -> X {
     let Some(d) = s.disk(disk) else { return X::default() };
     let Some(domain) = s.domain(d.domain) else { return X::default() };
-    let raw = domain.is_raw(disk, volume).unwrap_or(false);
+    // The engine's own book, whatever the storage says by now.
+    let known = s.raw.get(&volume).copied();
+    let raw = known.unwrap_or_else(|| domain.is_raw(disk, volume).unwrap_or(false));
     let inner = X::default()
         .t("name", &d.alias)
         .t("description", &d.description)

@@ -381,6 +381,37 @@ impl Domain {
         self.delete_volume(image, child)
     }
 
+    /// Makes the raw base of a chain (newest first) qcow2 or preallocated, under its own id.
+    pub fn change_base(&self, image: Uuid, chain: &[Uuid], cow: bool) -> Result<()> {
+        let [above @ .., base] = chain else { bail!("a chain has a volume") };
+        ensure!(self.is_raw(image, *base)?, "only a raw base changes");
+        let path = self.volume_path(image, *base);
+        let made = path.with_extension("new");
+        let format = if cow { "qcow2" } else { "raw" };
+        let option = if cow { "compat=1.1" } else { "preallocation=falloc" };
+        run(Command::new("qemu-img")
+            .args(["convert", "-f", "raw", "-O", format, "-o", option])
+            .args([&path, &made]))?;
+        give(&made)?;
+        fs::rename(&made, &path)?;
+        self.set_meta(image, *base, "FORMAT", if cow { "COW" } else { "RAW" })?;
+        self.set_meta(image, *base, "TYPE", if cow { "SPARSE" } else { "PREALLOCATED" })?;
+        let Some(child) = above.last() else { return Ok(()) };
+        run(Command::new("qemu-img").current_dir(self.image_dir(image)).args([
+            "rebase",
+            "-q",
+            "-u",
+            "-f",
+            "qcow2",
+            "-b",
+            &base.to_string(),
+            "-F",
+            format,
+            &child.to_string(),
+        ]))
+        .map(drop)
+    }
+
     /// Bytes that a volume takes.
     pub fn allocated(&self, image: Uuid, volume: Uuid) -> u64 {
         use std::os::unix::fs::MetadataExt;

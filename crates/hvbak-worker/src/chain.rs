@@ -29,6 +29,8 @@ use crate::{
 
 /// Deeper chains than any engine allows (it stops at about 30).
 const MAX_LAYERS: usize = 64;
+/// The largest sector that storage domains have.
+const SECTOR: u64 = 4096;
 
 /// Answers `Chain`.
 ///
@@ -37,11 +39,15 @@ const MAX_LAYERS: usize = 64;
 pub fn walk(host: &Host, at: &VolumeAddress, meter: &Arc<Meter>) -> Result<ChainIs> {
     let domain = find_domain(host, at)?;
     let mut layers: Vec<Layer> = Vec::new();
+    let mut above = None;
     follow(at.volume, |volume| {
         let path = find_volume(&domain, &VolumeAddress { volume, ..*at })?;
         let meta = read_meta(&path, volume)?;
         check_meta(&meta, at, volume, layers.is_empty())?;
-        layers.push(describe(path, volume, meta, None, meter)?);
+        check_format(&meta, volume, above.take())?;
+        let (layer, below) = describe(path, volume, meta, None, meter)?;
+        layers.push(layer);
+        above = below;
         Ok(layers.last().and_then(|layer| layer.parent))
     })?;
     Ok(ChainIs { layers })
@@ -70,9 +76,13 @@ pub fn walk_block(
     let names: Vec<_> = metas.iter().map(|(volume, _)| volume.to_string()).collect();
     domain.hold(&group, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
     let mut layers = Vec::new();
+    let mut above = None;
     for ((volume, meta), name) in metas.into_iter().zip(&names) {
         let lv = domain.usable(&group, volume)?;
-        layers.push(describe(domain.path(name), volume, meta, Some(lv), meter)?);
+        check_format(&meta, volume, above.take())?;
+        let (layer, below) = describe(domain.path(name), volume, meta, Some(lv), meter)?;
+        layers.push(layer);
+        above = below;
     }
     Ok(ChainIs { layers })
 }
@@ -149,26 +159,55 @@ fn check_meta(meta: &VolumeMeta, at: &VolumeAddress, volume: VolumeId, newest: b
     Ok(())
 }
 
+/// A qcow2 layer says which format the layer below it has, and QEMU believes it: if the
+/// metadata said `RAW` of a qcow2 image, its tables would be read as the disk's content.
+fn check_format(meta: &VolumeMeta, volume: VolumeId, above: Option<String>) -> Result<()> {
+    let metadata = match meta.format {
+        VolumeFormat::Raw => "raw",
+        VolumeFormat::Cow => "qcow2",
+    };
+    match above {
+        Some(header) if header != metadata => {
+            Err(Error::FormatIs { volume, header, metadata: metadata.to_owned() })
+        }
+        // Old images do not say it.
+        _ => Ok(()),
+    }
+}
+
+/// A raw file is as long as its disk, give or take the rounding to sectors; an LV, being
+/// whole extents, is not shorter. QEMU goes by the length, so CAP must not cut it.
+fn check_length(volume: VolumeId, length: u64, capacity: u64, is_lv: bool) -> Result<()> {
+    if length < capacity || (!is_lv && length - capacity >= SECTOR) {
+        return Err(Error::LengthIs { volume, length, capacity });
+    }
+    Ok(())
+}
+
+/// The layer, and the format that its header gives the one below.
 fn describe(
     path: PathBuf,
     volume: VolumeId,
     meta: VolumeMeta,
     lv: Option<&Lv>,
     meter: &Arc<Meter>,
-) -> Result<Layer> {
+) -> Result<(Layer, Option<String>)> {
     regular(&path)?;
     // By an open file: NFS revalidates attributes at open, and may show old ones else.
     let file = fs::File::open(&path)
         .and_then(|file| file.metadata())
         .map_err(Error::file("open", &path))?;
     let file_size = lv.map_or_else(|| file.len(), |lv| lv.size);
-    let (header_size, backing) = match meta.format {
-        VolumeFormat::Raw => (file_size, None),
+    let (header_size, backing, below) = match meta.format {
+        VolumeFormat::Raw => {
+            check_length(volume, file_size, meta.capacity, lv.is_some())?;
+            (file_size, None, None)
+        }
         VolumeFormat::Cow => {
             let source = Volume::open(&path, false, Arc::clone(meter))?;
             let header = Header::read(&source)
                 .map_err(|source| Error::Image { path: path.clone(), source })?;
-            (header.virtual_size, header.backing_name)
+            (header.virtual_size, header.backing_name, header.backing_format)
         }
     };
     let named = backing
@@ -183,7 +222,7 @@ fn describe(
             metadata: say(meta.parent),
         });
     }
-    Ok(Layer {
+    let layer = Layer {
         volume,
         image: meta.image,
         format: match meta.format {
@@ -206,5 +245,6 @@ fn describe(
         identity: lv.map_or_else(|| identity(&file), lv_identity),
         lv: lv.map(|lv| LvFacts { uuid: lv.uuid.clone(), extents: lv.extents.clone() }),
         path: path.to_string_lossy().into_owned(),
-    })
+    };
+    Ok((layer, below))
 }

@@ -56,6 +56,12 @@ pub enum Error {
         "header of volume {volume} names {header} as its parent, metadata says {metadata}: a snapshot is being merged, or a merge has failed"
     )]
     Disagree { volume: VolumeId, header: String, metadata: String },
+    #[error(
+        "the layer above volume {volume} says that it is {header}, metadata says {metadata}: read in either way it may be wrong"
+    )]
+    FormatIs { volume: VolumeId, header: String, metadata: String },
+    #[error("raw volume {volume} has {length} bytes, metadata says {capacity}")]
+    LengthIs { volume: VolumeId, length: u64, capacity: u64 },
     #[error("backing name of volume {volume} is refused")]
     Backing {
         volume: VolumeId,
@@ -157,7 +163,10 @@ impl Error {
             | Self::Flush { source } => io_code(source),
             Self::BecomeVdsm { .. } | Self::NotRoot { .. } => Code::Permission,
             Self::Lvm { .. } | Self::LvmReport { .. } | Self::Outdated { .. } => Code::Io,
-            Self::Meta { .. } | Self::MetaIs { .. } => Code::Metadata,
+            Self::Meta { .. }
+            | Self::MetaIs { .. }
+            | Self::FormatIs { .. }
+            | Self::LengthIs { .. } => Code::Metadata,
             Self::Illegal { .. } | Self::Disagree { .. } => Code::Merging,
             Self::Backing { .. } => Code::BackingName,
             Self::Image { source, .. }
@@ -213,6 +222,16 @@ impl Error {
                 put("volume", volume.to_string());
                 put("header", header.clone());
                 put("metadata", metadata.clone());
+            }
+            Self::FormatIs { volume, header: found, metadata: expected } => {
+                put("volume", volume.to_string());
+                put("found", found.clone());
+                put("expected", expected.clone());
+            }
+            Self::LengthIs { volume, length, capacity } => {
+                put("volume", volume.to_string());
+                put("found", length.to_string());
+                put("expected", capacity.to_string());
             }
             Self::BadChain { volume, .. } | Self::Guard { volume, .. } => {
                 put("volume", volume.to_string());

@@ -221,19 +221,42 @@ impl Lab {
         });
     }
 
+    /// A snapshot of a VM by its description.
+    pub fn find_snapshot(&self, vm: &str, description: &str) -> Option<Value> {
+        let state = self.state();
+        let vm = state["vms"].as_array()?.iter().find(|v| v["name"] == vm)?;
+        vm["snapshots"].as_array()?.iter().find(|s| s["description"] == description).cloned()
+    }
+
+    /// The same for one that must be there.
+    #[track_caller]
+    pub fn snapshot(&self, vm: &str, description: &str) -> Value {
+        let found = self.find_snapshot(vm, description);
+        found.unwrap_or_else(|| panic!("no snapshot `{description}`"))
+    }
+
     /// Deletes a snapshot as an administrator would, and waits for the merge.
     #[track_caller]
     pub fn delete_snapshot(&self, vm: &str, description: &str) {
-        let find = || {
-            let state = self.state();
-            let vm = state["vms"].as_array()?.iter().find(|v| v["name"] == vm)?.clone();
-            let list = vm["snapshots"].as_array()?;
-            let found = list.iter().find(|s| s["description"] == description)?;
-            Some(found["id"].as_str()?.to_owned())
-        };
-        let id = find().unwrap_or_else(|| panic!("no snapshot `{description}`"));
+        let id = self.snapshot(vm, description)["id"].as_str().expect("an id").to_owned();
         self.api("DELETE", &format!("/vms/{}/snapshots/{id}", self.vm_id(vm)), "");
-        wait_for("the merge", || find().is_none());
+        wait_for("the merge", || self.find_snapshot(vm, description).is_none());
+    }
+
+    /// Asks the engine to do something with a VM.
+    #[track_caller]
+    pub fn act(&self, vm: &str, action: &str, body: &str) {
+        let path = format!("/vms/{}/{action}", self.vm_id(vm));
+        self.api("POST", &path, &format!("<action>{body}</action>"));
+    }
+
+    /// Waits for a VM's status.
+    pub fn await_status(&self, vm: &str, wanted: &str) {
+        wait_for("the VM's state", || {
+            let state = self.state();
+            let mut vms = state["vms"].as_array().into_iter().flatten();
+            vms.any(|v| v["name"] == vm && v["status"] == wanted)
+        });
     }
 
     /// What the lab holds.

@@ -9,11 +9,13 @@ pub mod lab;
 pub mod peers;
 pub mod program;
 pub mod small;
+pub mod story;
 
 pub use lab::{Lab, Replay, small};
 pub use peers::{Mount, Peers};
 pub use program::{Run, Started, run_tool};
 pub use small::Small;
+pub use story::Story;
 
 use std::{
     io::Write,

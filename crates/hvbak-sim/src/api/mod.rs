@@ -256,6 +256,9 @@ fn route(lab: &Arc<Lab>, q: &Request, parts: &[&str], body: &str, correlation: &
         ("GET", ["events"]) => events::list(lab, q),
         ("POST", ["events"]) => events::post(lab, body),
         (_, ["tags", ..]) => events::tags(lab, q, parts, body),
+        ("DELETE", ["storagedomains", _, "disksnapshots", volume]) => {
+            crate::ops::delete_disk_snapshot(lab, uuid(volume)?).and_then(|()| done())
+        }
         ("GET", _) => inventory::get(lab, q, parts),
         _ => Err(Refusal::NotFound),
     }

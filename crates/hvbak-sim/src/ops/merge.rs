@@ -1,6 +1,6 @@
 //! Deleting a snapshot: the merge, and which volume survives it.
 
-use std::{sync::Arc, thread};
+use std::{sync::Arc, thread, time::Duration};
 
 use anyhow::Context;
 use uuid::Uuid;
@@ -25,6 +25,30 @@ pub fn delete_snapshot(
     id: Uuid,
     correlation: String,
 ) -> Result<(), Refusal> {
+    delete(lab, vm, id, None, correlation)
+}
+
+/// `DELETE /storagedomains/{id}/disksnapshots/{volume}`: the same for one disk, which the
+/// snapshot does not hold any more afterwards.
+pub fn delete_disk_snapshot(lab: &Arc<Lab>, volume: Uuid) -> Result<(), Refusal> {
+    let (vm, id, disk) = {
+        let s = lab.state();
+        let all = s.vms.iter().flat_map(|v| v.snapshots.iter().map(move |x| (v.id, x)));
+        let mut disks = all.flat_map(|(vm, x)| x.disks.iter().map(move |d| (vm, x, d)));
+        let found = disks.find(|(_, x, d)| d.1 == volume && x.kind == "regular");
+        found.map(|(vm, x, d)| (vm, x.id, d.0)).ok_or(Refusal::NotFound)?
+    };
+    delete(lab, vm, id, Some(disk), String::new())
+}
+
+/// Merges a snapshot's disks, or the one that is wanted.
+fn delete(
+    lab: &Arc<Lab>,
+    vm: Uuid,
+    id: Uuid,
+    only: Option<Uuid>,
+    correlation: String,
+) -> Result<(), Refusal> {
     let mut s = lab.state();
     let v = s.vm(vm).ok_or(Refusal::NotFound)?.clone();
     let index = v.snapshots.iter().position(|x| x.id == id).ok_or(Refusal::NotFound)?;
@@ -42,7 +66,7 @@ pub fn delete_snapshot(
         ));
     }
     let mut merges = Vec::new();
-    for (disk, parent) in &snapshot.disks {
+    for (disk, parent) in snapshot.disks.iter().filter(|(d, _)| only.is_none_or(|o| o == *d)) {
         let Some(guest) = s.guest_disk(*disk) else { continue };
         let (child, owner) = v.above(*disk, index, guest.top);
         let above = owner.map(|i| v.above(*disk, i, guest.top).0);
@@ -66,6 +90,9 @@ pub fn delete_snapshot(
     let (lab, running) = (lab.clone(), v.running.clone());
     thread::spawn(move || {
         thread::sleep(lab.delay);
+        while lab.state().faults.contains_key("merge-waits") {
+            thread::sleep(Duration::from_millis(20));
+        }
         let mut result = if fails { Err(anyhow::anyhow!("fault")) } else { Ok(()) };
         let mut done = Vec::new();
         if !fails {
@@ -118,8 +145,8 @@ pub fn delete_snapshot(
         }
         if let Some(v) = s.vm_mut(vm) {
             match result {
-                Ok(()) => v.snapshots.retain(|x| x.id != id),
-                Err(_) => {
+                Ok(()) if only.is_none() => v.snapshots.retain(|x| x.id != id),
+                _ => {
                     if let Some(x) = v.snapshots.iter_mut().find(|x| x.id == id) {
                         x.status = "ok";
                         // What was merged already is no more the snapshot's.

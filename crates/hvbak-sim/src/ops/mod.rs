@@ -11,7 +11,7 @@ mod snapshot;
 
 pub use disk::{create_disk, delete_disk, plug};
 pub use extend::extend;
-pub use merge::delete_snapshot;
+pub use merge::{delete_disk_snapshot, delete_snapshot};
 pub use move_disk::move_disk;
 pub use power::{start, stop, suspend};
 pub use preview::{commit, preview, undo};

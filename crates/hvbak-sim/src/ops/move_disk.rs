@@ -2,7 +2,8 @@
 //!
 //! Cold moves copy the files. Of a live move the lab does what can be seen from outside
 //! before and after it (same ids elsewhere); the guest is switched over by closing and
-//! opening its disk, which an engine does by mirroring.
+//! opening its disk, which an engine does by mirroring. As between file and block domains a
+//! raw base may become qcow2 or preallocated on the way.
 
 use std::{
     process::Command,
@@ -37,6 +38,11 @@ pub fn move_disk(lab: &Arc<Lab>, disk: Uuid, to: Uuid) -> Result<(), Refusal> {
         return Err(conflict("Cannot move Virtual Disk. Source and target domains are the same."));
     }
     d.status = "locked";
+    let change = if s.strikes("move-makes-cow") {
+        Some(true)
+    } else {
+        s.strikes("move-preallocates").then_some(false)
+    };
     let plugged = |v: &&crate::model::Vm| v.attachments.iter().any(|a| a.disk == disk && a.active);
     let running = s.vms.iter().find(plugged).map(|v| v.running.clone());
     drop(s);
@@ -44,12 +50,22 @@ pub fn move_disk(lab: &Arc<Lab>, disk: Uuid, to: Uuid) -> Result<(), Refusal> {
     thread::spawn(move || {
         thread::sleep(lab.delay);
         let mut held = running.as_ref().map(|r| r.lock().unwrap_or_else(PoisonError::into_inner));
-        let moved = carry(&guest, &target, held.as_mut().and_then(|d| d.as_mut()));
+        let moved = carry(&guest, &target, change, held.as_mut().and_then(|d| d.as_mut()));
         let mut s = lab.state();
+        if let (Ok(base), Some(cow)) = (&moved, change) {
+            s.raw.insert(*base, !cow);
+        }
         if let Some(d) = s.disk_mut(disk) {
             d.status = "ok";
             match moved {
-                Ok(()) => d.domain = to,
+                Ok(base) => {
+                    d.domain = to;
+                    if base == d.top
+                        && let Some(cow) = change
+                    {
+                        (d.cow, d.sparse) = (cow, cow);
+                    }
+                }
                 Err(error) => tracing::warn!("moving disk {}: {error:#}", d.alias),
             }
         }
@@ -57,7 +73,13 @@ pub fn move_disk(lab: &Arc<Lab>, disk: Uuid, to: Uuid) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn carry(guest: &GuestDisk, target: &Domain, mut daemon: Option<&mut Running>) -> Result<()> {
+/// Gives the oldest volume. `change`: what a raw one becomes, qcow2 or preallocated.
+fn carry(
+    guest: &GuestDisk,
+    target: &Domain,
+    change: Option<bool>,
+    mut daemon: Option<&mut Running>,
+) -> Result<Uuid> {
     if let Some(daemon) = daemon.as_mut() {
         daemon.detach(guest)?;
     }
@@ -71,8 +93,14 @@ fn carry(guest: &GuestDisk, target: &Domain, mut daemon: Option<&mut Running>) -
     for volume in target.chain(guest.disk, guest.top)? {
         target.set_meta(guest.disk, volume, "DOMAIN", &target.id.to_string())?;
     }
+    let chain = target.chain(guest.disk, guest.top)?;
+    let base = *chain.last().context("a chain has a volume")?;
+    if let Some(cow) = change {
+        target.change_base(guest.disk, &chain, cow)?;
+    }
     if let Some(daemon) = daemon {
         daemon.attach(&moved)?;
     }
-    guest.domain.delete_image(guest.disk)
+    guest.domain.delete_image(guest.disk)?;
+    Ok(base)
 }

@@ -53,12 +53,12 @@ pub fn create_snapshot(
                     domain.name
                 )));
             }
-            chosen.push((a.disk, image.unwrap_or_else(Uuid::new_v4)));
+            chosen.push((a.disk, image.unwrap_or_else(Uuid::new_v4), d.size));
         }
     }
     let fails = s.strikes("snapshot-fails");
     let live_fails = s.strikes("snapshot-live-fails");
-    for (disk, _) in &chosen {
+    for (disk, ..) in &chosen {
         if let Some(d) = s.disk_mut(*disk) {
             d.status = "locked";
         }
@@ -73,7 +73,7 @@ pub fn create_snapshot(
         &correlation,
         Some(vm),
     );
-    let old: Vec<_> = chosen.iter().filter_map(|(disk, _)| s.guest_disk(*disk)).collect();
+    let old: Vec<_> = chosen.iter().filter_map(|(disk, ..)| s.guest_disk(*disk)).collect();
     let plugged: Vec<Uuid> = v.attachments.iter().filter(|a| a.active).map(|a| a.disk).collect();
     let Some(v) = s.vm_mut(vm) else { return Err(Refusal::NotFound) };
     // The returned id is the one that the active entry had; the active gets a new one.
@@ -98,11 +98,12 @@ pub fn create_snapshot(
     thread::spawn(move || {
         thread::sleep(lab.delay);
         let pairs: Vec<(GuestDisk, Uuid)> =
-            old.into_iter().zip(chosen.iter().map(|(_, new)| *new)).collect();
+            old.into_iter().zip(chosen.iter().map(|(_, new, _)| *new)).collect();
+        let sizes: Vec<u64> = chosen.iter().map(|(.., size)| *size).collect();
         let made = if fails {
             Err(anyhow::anyhow!("fault"))
         } else {
-            layers(&pairs, &plugged, &running, live_fails)
+            layers(&pairs, &sizes, &plugged, &running, live_fails)
         };
         let mut s = lab.state();
         for (disk, _) in &pairs {
@@ -116,9 +117,11 @@ pub fn create_snapshot(
             Ok(()) => {
                 for (disk, new) in &pairs {
                     if let Some(d) = s.disk_mut(disk.disk) {
+                        let raw = !d.cow;
                         d.top = *new;
                         d.cow = true;
                         d.sparse = true;
+                        s.raw.insert(disk.top, raw);
                     }
                 }
                 if live_fails {
@@ -146,22 +149,24 @@ pub fn create_snapshot(
     Ok(id)
 }
 
-/// Makes the new layers and switches a running VM over.
+/// Makes the new layers, as large as the engine has the disks, and switches a running VM
+/// over.
 fn layers(
     pairs: &[(GuestDisk, Uuid)],
+    sizes: &[u64],
     plugged: &[Uuid],
     running: &std::sync::Mutex<Option<Running>>,
     live_fails: bool,
 ) -> Result<()> {
     let mut daemon = running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    for (disk, new) in pairs {
+    for ((disk, new), size) in pairs.iter().zip(sizes) {
         disk.domain.create_volume(&NewVolume {
             image: disk.disk,
             volume: *new,
             parent: Some(disk.top),
             cow: true,
             preallocated: false,
-            capacity: disk.domain.meta(disk.disk, disk.top, "CAP")?.parse()?,
+            capacity: *size,
             alias: String::new(),
         })?;
     }
