@@ -66,6 +66,8 @@ fn our_snapshot_deleted_by_hand_means_a_full_that_says_so() {
     let (found, why) = level(&second, "web1_Disk1");
     assert_eq!(found, "full");
     assert!(why.contains("gone"), "{why}");
+    let point = format!("web1@{}", story.then[1].point);
+    story.lab.hvbak(&["show", &point]).exits(0).says("full: ").says(why);
     let third = story.backup("auto");
     assert_eq!(level(&third, "web1_Disk1").0, "incremental");
     story.end();

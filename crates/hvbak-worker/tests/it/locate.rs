@@ -125,9 +125,20 @@ fn disagreement_and_illegal_volumes_stop_the_walk() {
     // A raw disk whose guest wrote a qcow2 header is raw.
     let raw = tree.disk(Format::Raw, MIB);
     std::fs::copy(tree.path(&v1), tree.path(&raw)).unwrap();
-    assert_eq!(chain(&tree, &raw).unwrap().layers.len(), 1);
-    // A loop.
+    // The file of a raw disk is as long as the disk, whatever is in it.
+    assert_eq!(chain(&tree, &raw).unwrap_err().code, Code::Metadata);
+    let file = std::fs::OpenOptions::new().write(true).open(tree.path(&raw)).unwrap();
+    for (length, good) in [(MIB - 512, false), (MIB, true), (MIB + 4095, true), (2 * MIB, false)] {
+        file.set_len(length).unwrap();
+        let walked = chain(&tree, &raw).map(|c| c.layers.len()).map_err(|failed| failed.code);
+        assert_eq!(walked, if good { Ok(1) } else { Err(Code::Metadata) }, "{length}");
+    }
+    // Raw by its metadata alone: the layer above knows better.
     tree.edit_meta(&v0, "LEGALITY=ILLEGAL", "LEGALITY=LEGAL");
+    tree.edit_meta(&v0, "FORMAT=COW", "FORMAT=RAW");
+    assert_eq!(chain(&tree, &v1).unwrap_err().code, Code::Metadata);
+    tree.edit_meta(&v0, "FORMAT=RAW", "FORMAT=COW");
+    // A loop.
     let nil = VolumeId::nil();
     tree.edit_meta(&v0, &format!("PUUID={nil}"), &format!("PUUID={}", v1.volume));
     let (path, name) = (tree.path(&v0), v1.volume.to_string());

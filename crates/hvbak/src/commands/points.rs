@@ -89,9 +89,11 @@ pub fn show(face: &Face, args: ShowArgs) -> Outcome {
     );
     for d in &m.disks {
         text.push_str(&format!(
-            "disk         {} ({})\n             {} seen by the guest, {} stored, {}, on {}, {}\n",
+            "disk         {} ({})\n             {}: {}\n             {} seen by the guest, {} stored, {}, on {}, {}\n",
             d.alias,
             d.record.id,
+            word(&d.level),
+            d.reason,
             HumanBytes(d.record.virtual_size),
             HumanBytes(d.record.stored_bytes),
             d.interface.as_deref().unwrap_or("-"),
