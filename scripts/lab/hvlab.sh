@@ -252,7 +252,7 @@ hssh() {
     shift
     read -r h p < <(state "$name" addr) || die "no host '$name' is up"
     exec ip netns exec "$ns" ssh -i "$cache/key" -p "$p" -o BatchMode=yes -o ConnectTimeout=10 -o LogLevel=ERROR \
-        -o StrictHostKeyChecking=yes -o UserKnownHostsFile="$run/$name/known_hosts" "root@$h" "$@"
+        -o ServerAliveInterval=30 -o StrictHostKeyChecking=yes -o UserKnownHostsFile="$run/$name/known_hosts" "root@$h" "$@"
 }
 
 down() {

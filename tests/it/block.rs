@@ -1,28 +1,36 @@
-//! Block domains, end to end: two hypervisors with real LVM on one LUN, VMs that are down.
+//! Block domains, end to end: two hypervisors with real LVM on one LUN; VMs that are down,
+//! and one whose disks QEMU writes on one of the hypervisors.
 
-use hvbak_tests::{Lab, is_root, skip};
-use serde_json::json;
+use hvbak_tests::{
+    Lab, Story, is_root, skip,
+    story::{level, stored},
+};
+use serde_json::{Value, json};
 
-/// A lab of guests; `None`, told loudly, where none can be run.
-fn lab() -> Option<Lab> {
+/// A lab of guests with an inventory; `None`, told loudly, where none can be run.
+fn lab(seed: &Value) -> Option<Lab> {
     let have = ["/usr/bin/linux.uml", "/usr/bin/socat", "/usr/sbin/lvm", "/usr/bin/busybox"];
     if !is_root() || have.iter().any(|program| !std::path::Path::new(program).exists()) {
         skip("block domains need root, user-mode-linux, socat, lvm2 and busybox-static");
         return None;
     }
-    // Whole extents: a raw volume of a block domain is as large as its LV.
-    let seed = json!({ "vms": [{ "name": "db1", "nics": 1, "disks": [
-        { "alias": "db1_Disk1", "size": 128 << 20, "format": "raw-preallocated" },
-        { "alias": "db1_data", "size": 192 << 20, "format": "cow" },
-    ]}]});
-    let lab = Lab::bare(&seed, &["--hosts", "2", "--domains", "block"]);
+    let lab = Lab::bare(seed, &["--hosts", "2", "--domains", "block"]);
     lab.enrol();
     Some(lab)
 }
 
+/// A VM with a raw and a qcow2 disk. Whole extents: a raw volume of a block domain is as
+/// large as its LV.
+fn vm(name: &str, running: bool) -> Value {
+    json!({ "vms": [{ "name": name, "nics": 1, "running": running, "agent": true, "disks": [
+        { "alias": format!("{name}_Disk1"), "size": 128 << 20, "format": "raw-preallocated" },
+        { "alias": format!("{name}_data"), "size": 192 << 20, "format": "cow" },
+    ]}]})
+}
+
 #[test]
 fn disks_on_lvs_come_back_byte_for_byte() {
-    let Some(lab) = lab() else { return };
+    let Some(lab) = lab(&vm("db1", false)) else { return };
     lab.write("db1", "db1_Disk1", 1 << 20, 5 << 20, 0xab);
     lab.write_noise("db1", "db1_Disk1", (127 << 20) + 512, 1 << 19);
     lab.write_noise("db1", "db1_data", 66_048, 4 << 20);
@@ -41,4 +49,43 @@ fn disks_on_lvs_come_back_byte_for_byte() {
         assert_eq!(lab.active_volumes(host), "", "LVs are left active on {host}");
     }
     lab.assert_clean_but(&["back"]);
+}
+
+/// The guest writes between all backups, its active layers outgrow their LVs and are made
+/// larger by the pool's manager, live merges run on the VM's host.
+#[test]
+fn a_running_vm_on_lvs_is_read_on_its_own_host_and_on_another() {
+    let Some(lab) = lab(&vm("web1", true)) else { return };
+    let mut story = Story::of(lab);
+    let first = story.run("auto").exits(0);
+    assert_eq!(first.of("disk-started")[0]["host"], "hv2", "where the VM runs: {first}");
+    let running = story.lab.active_volumes("hv2");
+    assert_eq!(running.lines().count(), 4, "{running}");
+    // More than fits in the LV that a new layer gets.
+    story.lab.write("web1", "web1_data", 50 << 20, 120 << 20, 0x31);
+    story.lab.write("web1", "web1_Disk1", 30 << 20, 65_536, 0x32);
+    let disk = story.lab.disk("web1_data");
+    let now = story.lab.api("GET", &format!("/disks/{}", disk["id"].as_str().unwrap()), "");
+    assert!(now.contains(&format!("<actual_size>{}<", 256 << 20)), "not extended: {now}");
+    let second = story.backup("auto");
+    assert_eq!((level(&second, "web1_data").0, stored(&second)), ("incremental", 1921));
+    // Through the pool's manager, which has nothing of it active and other ideas of sizes.
+    story.options = vec!["--host", "hv1"];
+    story.lab.foreign_snapshot("web1", "theirs");
+    story.lab.write("web1", "web1_data", 60 << 20, 1 << 20, 0);
+    story.lab.write("web1", "web1_Disk1", 31 << 20, 65_536, 0x33);
+    let third = story.backup("auto");
+    assert_eq!((level(&third, "web1_Disk1").0, stored(&third)), ("incremental", 1));
+    story.lab.delete_snapshot("web1", "theirs");
+    story.options.clear();
+    story.lab.write("web1", "web1_Disk1", 32 << 20, 65_536, 0x34);
+    let fourth = story.backup("auto");
+    assert_eq!((level(&fourth, "web1_Disk1").0, stored(&fourth)), ("incremental", 1));
+    assert_eq!(story.lab.active_volumes("hv1"), "", "LVs are left active on hv1");
+    story.end();
+    story.restore_last();
+    // All that is active is the VM's.
+    story.lab.act("web1", "stop", "");
+    story.lab.await_status("web1", "down");
+    assert_eq!(story.lab.active_volumes("hv2"), "", "LVs are left active on hv2");
 }

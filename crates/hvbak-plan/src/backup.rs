@@ -343,7 +343,8 @@ fn check_vm(
     }
     let center = plan.data_center.ok_or(VmSkip::NoDataCenter)?;
     let load = |host: HostId| load.get(&host).copied().unwrap_or(0);
-    choose_host(input.inventory, center, input.host, load)
+    let home = vm.host.filter(|_| plan.chosen_disks().any(|disk| disk.block));
+    choose_host(input.inventory, center, input.host, home, load)
         .map(Some)
         .map_err(|why| VmSkip::NoHost { why })
 }

@@ -168,6 +168,32 @@ fn a_plain_vm_is_read_through_a_host_that_is_not_the_spm() {
 }
 
 #[test]
+fn a_running_vm_with_lvs_is_read_where_it_runs_and_others_beside_the_spm() {
+    fn chosen(change: impl FnOnce(&mut Inventory, &mut VmFacts)) -> (String, String) {
+        let host = plan_of(change).host.unwrap();
+        (host.name, host.why)
+    }
+    let lvs = |i: &mut Inventory| i.storage_domains[0].storage = StorageKind::Iscsi;
+    let runs = |i: &Inventory, f: &mut VmFacts, n: usize| f.vm.host = Some(i.hosts[n].id);
+    let (name, why) = chosen(|i, f| {
+        lvs(i);
+        runs(i, f, 0);
+    });
+    assert!(name == "hv1" && why.contains("runs the VM"), "even on the SPM: {why}");
+    let (name, why) = chosen(|i, _| lvs(i));
+    assert!(name == "hv2" && why.contains("does not manage"), "{why}");
+    // Files are the same everywhere.
+    let (name, _) = chosen(|i, f| runs(i, f, 0));
+    assert_eq!(name, "hv2");
+    let (name, why) = chosen(|i, f| {
+        lvs(i);
+        runs(i, f, 1);
+        i.hosts[1].status = HostStatus::NonResponsive;
+    });
+    assert!(name == "hv1" && why.contains("the only one"), "{why}");
+}
+
+#[test]
 fn every_vm_that_cannot_be_snapshotted_is_left_out_by_name() {
     fn check(change: impl FnOnce(&mut Inventory, &mut VmFacts), expected: &str) {
         let plan = plan_of(change);

@@ -229,7 +229,7 @@ pub fn plan_restore(
         None
     } else {
         Some(
-            choose_host(inventory, data_center, options.host.as_deref(), |_| 0)
+            choose_host(inventory, data_center, options.host.as_deref(), None, |_| 0)
                 .map_err(|why| RestoreError::NoHost { why })?,
         )
     };

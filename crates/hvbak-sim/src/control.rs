@@ -73,6 +73,7 @@ fn act(lab: &Arc<Lab>, q: &Value) -> Result<Value> {
             shutdown(lab);
             Ok(Value::Null)
         }
+        "room" => room(lab, &text("vm"), &text("disk"), q["length"].as_u64().unwrap_or(0)),
         "locate" => locate(lab, &text("vm"), &text("disk")),
         "http-fault" => {
             let fault: HttpFault = serde_json::from_value(q["fault"].clone())?;
@@ -174,16 +175,35 @@ fn locate(lab: &Arc<Lab>, vm: &str, disk: &str) -> Result<Value> {
     let chain = domain.chain(d.id, d.top)?;
     let paths: Vec<_> = chain.iter().map(|volume| domain.volume_path(d.id, *volume)).collect();
     let live = ops::is_running(&v.status);
+    let host = s.hosts.iter().find(|h| live && Some(h.id) == v.host).map(|h| h.name.as_str());
     let image = if live {
-        Running::nbd_uri(&lab.vm_dir(v.id), d.id)
+        Running::nbd_uri(&lab.vm_dir(v.id), d.id, domain.lun.is_some())
     } else {
         paths[0].display().to_string()
     };
     Ok(json!({
         "vm": v.id, "disk": d.id, "volume": d.top, "size": d.size, "image": image, "live": live,
         "format": if live || !d.cow { "raw" } else { "qcow2" }, "chain": chain, "paths": paths,
-        "frozen": v.frozen, "lun": domain.lun.as_ref().map(|lun| lun.access(&chain)),
+        "frozen": v.frozen, "lun": domain.lun.as_ref().map(|lun| lun.access(&chain, host)),
     }))
+}
+
+/// Before a guest writes so many bytes: its LV is made larger where vdsm would do it.
+fn room(lab: &Arc<Lab>, vm: &str, disk: &str, length: u64) -> Result<Value> {
+    let (running, guest) = {
+        let s = lab.state();
+        let v = find_vm(&s, vm)?;
+        let mut disks = v.attachments.iter().filter_map(|a| s.disk(a.disk));
+        let found = disks.find(|d| d.alias == disk || d.id.to_string() == disk);
+        let id = found.with_context(|| format!("VM {vm} has no disk `{disk}`"))?.id;
+        (v.running.clone(), s.guest_disk(id).context("a disk without volumes")?)
+    };
+    let mut daemon = running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let (Some(daemon), Some(lun)) = (daemon.as_mut(), &guest.domain.lun) {
+        let end = daemon.highest(guest.top)? + length;
+        lun.make_room(daemon.host(), guest.top, end)?;
+    }
+    Ok(Value::Null)
 }
 
 fn host(lab: &Arc<Lab>, name: &str, action: &str, status: &str) -> Result<Value> {

@@ -16,17 +16,22 @@ use crate::{control, guests::Guests, storage::run};
 /// A disk as the guest sees it.
 #[derive(Debug)]
 pub struct Guest {
+    dir: PathBuf,
+    vm: String,
+    disk: String,
     image: String,
     format: String,
     pub size: u64,
     lun: Option<OnLun>,
 }
 
-/// A disk on LVs, reached through the guest that manages them.
+/// A disk on LVs, reached through the host that manages them, or that runs its VM.
 #[derive(Debug)]
 struct OnLun {
     guests: Guests,
     host: String,
+    /// The VM runs: its export, which only that host reaches.
+    live: bool,
     /// Id and device of the domain, as `lab-sd` wants them.
     domain: String,
     /// Newest first, by commas.
@@ -39,6 +44,7 @@ impl OnLun {
         Some(Self {
             guests: Guests::from_json(&value["guests"])?,
             host: text("host")?,
+            live: value["live"] == true,
             domain: text("domain")?,
             volumes: text("volumes")?,
         })
@@ -51,6 +57,9 @@ impl Guest {
         let found = control::call(dir, &json!({ "op": "locate", "vm": vm, "disk": disk }))?;
         let text = |key: &str| found[key].as_str().unwrap_or("").to_owned();
         Ok(Self {
+            dir: dir.to_owned(),
+            vm: vm.to_owned(),
+            disk: disk.to_owned(),
             image: text("image"),
             format: text("format"),
             size: found["size"].as_u64().unwrap_or(0),
@@ -62,9 +71,12 @@ impl Guest {
     pub fn io(&self, commands: &[String]) -> Result<String> {
         if let Some(lun) = &self.lun {
             let words: Vec<_> = commands.iter().map(|c| format!("-c '{c}'")).collect();
-            let (domain, volumes) = (&lun.domain, &lun.volumes);
-            let command =
-                format!("lab-sd io {domain} {} {volumes} {}", self.format, words.join(" "));
+            let (domain, volumes, words) = (&lun.domain, &lun.volumes, words.join(" "));
+            let command = if lun.live {
+                format!("qemu-io -f raw --discard=unmap {words} '{}'", self.image)
+            } else {
+                format!("lab-sd io {domain} {} {volumes} {words}", self.format)
+            };
             let out = lun.guests.run(&lun.host, &command)?;
             ensure!(!out.contains("failed"), "{out}");
             return Ok(out);
@@ -80,8 +92,16 @@ impl Guest {
         Ok(out)
     }
 
+    /// The engine's part of a write to a thin LV: there is room when the guest needs it.
+    fn make_room(&self, length: u64) -> Result<()> {
+        let live = self.lun.as_ref().is_some_and(|lun| lun.live);
+        let order = json!({ "op": "room", "vm": self.vm, "disk": self.disk, "length": length });
+        if live { control::call(&self.dir, &order).map(drop) } else { Ok(()) }
+    }
+
     /// Writes a byte pattern.
     pub fn write(&self, offset: u64, length: u64, pattern: u8) -> Result<()> {
+        self.make_room(length)?;
         self.io(&[format!("write -P {pattern} {offset} {length}"), "flush".into()]).map(drop)
     }
 
@@ -91,6 +111,7 @@ impl Guest {
         let padded = Scratch::new();
         fs::copy(file, &padded.0)?;
         fs::OpenOptions::new().write(true).open(&padded.0)?.set_len(length)?;
+        self.make_room(length)?;
         if let Some(lun) = &self.lun {
             lun.guests.put(&lun.host, &padded.0, "/tmp/input")?;
             let write = format!("write -s /tmp/input {offset} {length}");
@@ -133,7 +154,12 @@ impl Guest {
     /// Copies what the guest sees now into a raw file.
     pub fn save(&self, output: &Path) -> Result<()> {
         if let Some(lun) = &self.lun {
-            let command = format!("lab-sd read {} {} {}", lun.domain, self.format, lun.volumes);
+            let command = if lun.live {
+                let convert = format!("qemu-img convert -f raw -O raw '{}'", self.image);
+                format!("{convert} /tmp/flat && cat /tmp/flat; rm -f /tmp/flat")
+            } else {
+                format!("lab-sd read {} {} {}", lun.domain, self.format, lun.volumes)
+            };
             return Ok(fs::write(output, lun.guests.bytes(&lun.host, &command)?)?);
         }
         run(Command::new("qemu-img")

@@ -100,9 +100,16 @@ impl Guests {
         Ok(String::from_utf8(self.bytes(name, command)?)?)
     }
 
+    /// The same as a command, to be started.
+    pub fn command(&self, name: &str, command: &str) -> Command {
+        let mut script = self.script();
+        script.args(["ssh", name, command]);
+        script
+    }
+
     /// The same for output that is no text.
     pub fn bytes(&self, name: &str, command: &str) -> Result<Vec<u8>> {
-        run(self.script().args(["ssh", name, command]))
+        run(&mut self.command(name, command))
     }
 
     /// Sends a file into a guest.

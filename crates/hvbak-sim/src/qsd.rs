@@ -1,4 +1,5 @@
-//! A running VM's disks: one `qemu-storage-daemon`, driven over QMP.
+//! A running VM's disks: one `qemu-storage-daemon`, driven over QMP; on this machine, or in
+//! the guest with real LVM that is the VM's host.
 //!
 //! Live snapshots, locks and live merges are QEMU's own; the guest is whoever writes to
 //! the NBD exports. Each layer of a chain is an explicit node named `n-<first 24 hex digits
@@ -7,9 +8,8 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -28,17 +28,45 @@ pub struct GuestDisk {
 }
 
 /// A running VM.
-#[derive(Debug)]
 pub struct Running {
     child: Child,
-    qmp: UnixStream,
-    reader: BufReader<UnixStream>,
+    /// QMP, over the daemon's own stdin and stdout: so it can run in a guest behind SSH.
+    qmp: ChildStdin,
+    reader: BufReader<ChildStdout>,
     dir: PathBuf,
+    host: String,
+    /// What is attached, for the LVs to be given back.
+    disks: Vec<GuestDisk>,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("dir", &self.dir).finish_non_exhaustive()
+    }
 }
 
 /// QEMU limits node names to 31 characters.
 fn node(volume: Uuid) -> String {
     format!("n-{}", &volume.simple().to_string()[..24])
+}
+
+/// The node below it: the file or device.
+fn file(volume: Uuid) -> String {
+    format!("f-{}", &volume.simple().to_string()[..24])
+}
+
+/// Where the daemon exports: in the VM's folder, or in the guest that is its host.
+fn socket(dir: &Path, lun: bool) -> PathBuf {
+    if lun {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        return format!("/run/lab-{name}.sock").into();
+    }
+    dir.join("nbd.sock")
+}
+
+fn arguments(socket: &Path) -> [String; 6] {
+    let nbd = format!("addr.type=unix,addr.path={},max-connections=0", socket.display());
+    ["--chardev", "stdio,id=c", "--monitor", "chardev=c", "--nbd-server", &nbd].map(str::to_owned)
 }
 
 /// The export of a disk follows its top node through snapshots.
@@ -47,49 +75,32 @@ fn export_id(disk: Uuid) -> String {
 }
 
 impl Running {
-    /// Starts the daemon in `dir` and opens the disks.
-    pub fn start(dir: &Path, disks: &[GuestDisk]) -> Result<Self> {
+    /// Starts the daemon in `dir`, or in the guest that is the host if its disks are on LVs
+    /// there, and opens the disks.
+    pub fn start(dir: &Path, host: &str, disks: &[GuestDisk]) -> Result<Self> {
         fs::create_dir_all(dir)?;
-        let socket = dir.join("qmp.sock");
-        let _ = fs::remove_file(&socket);
         let log = fs::File::create(dir.join("qsd.log"))?;
-        let mut child = Command::new("qemu-storage-daemon")
-            .args([
-                "--chardev",
-                &format!("socket,id=c,path={},server=on,wait=off", socket.display()),
-            ])
-            .args(["--monitor", "chardev=c"])
-            .arg("--pidfile")
-            .arg(dir.join("qsd.pid"))
-            .args([
-                "--nbd-server",
-                &format!(
-                    "addr.type=unix,addr.path={},max-connections=0",
-                    dir.join("nbd.sock").display()
-                ),
-            ])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("start qemu-storage-daemon")?;
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let qmp = loop {
-            if let Ok(stream) = UnixStream::connect(&socket) {
-                break stream;
+        let lun = disks.iter().find_map(|d| d.domain.lun.as_ref());
+        let mut command = match lun {
+            // Its name in the arguments is what the daemon is found by.
+            Some(lun) => {
+                let args = arguments(&socket(dir, true)).join(" ");
+                let line = format!("LAB_VM={} exec qemu-storage-daemon {args}", dir.display());
+                lun.guests.command(host, &line)
             }
-            if let Some(status) = child.try_wait()? {
-                bail!(
-                    "qemu-storage-daemon ended: {status}: {}",
-                    fs::read_to_string(dir.join("qsd.log"))?
-                );
+            None => {
+                let mut command = Command::new("qemu-storage-daemon");
+                command.args(arguments(&socket(dir, false)));
+                command
             }
-            ensure!(Instant::now() < deadline, "qemu-storage-daemon does not answer");
-            std::thread::sleep(Duration::from_millis(10));
         };
-        qmp.set_read_timeout(Some(Duration::from_secs(120)))?;
-        let reader = BufReader::new(qmp.try_clone()?);
-        let mut running = Self { child, qmp, reader, dir: dir.to_owned() };
+        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+        let mut child = pipes.spawn().context("start qemu-storage-daemon")?;
+        fs::write(dir.join("qsd.pid"), child.id().to_string())?;
+        let qmp = child.stdin.take().context("stdin of the daemon")?;
+        let reader = BufReader::new(child.stdout.take().context("stdout of the daemon")?);
+        let (dir, host) = (dir.to_owned(), host.to_owned());
+        let mut running = Self { child, qmp, reader, dir, host, disks: Vec::new() };
         running.line()?; // greeting
         running.call("qmp_capabilities", json!({}))?;
         for disk in disks {
@@ -98,14 +109,31 @@ impl Running {
         Ok(running)
     }
 
+    /// The name of the host on which it runs.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
     /// Where a disk can be reached by NBD.
-    pub fn nbd_uri(dir: &Path, disk: Uuid) -> String {
-        format!("nbd+unix:///{disk}?socket={}", dir.join("nbd.sock").display())
+    pub fn nbd_uri(dir: &Path, disk: Uuid, lun: bool) -> String {
+        format!("nbd+unix:///{disk}?socket={}", socket(dir, lun).display())
+    }
+
+    /// The end of what was ever written to a volume since it was opened, in bytes.
+    pub fn highest(&mut self, volume: Uuid) -> Result<u64> {
+        let all = self.call("query-blockstats", json!({ "query-nodes": true }))?;
+        let found = all.as_array().and_then(|l| l.iter().find(|n| n["node-name"] == file(volume)));
+        let found = found.with_context(|| format!("volume {volume} is not open"))?;
+        Ok(found["stats"]["wr_highest_offset"].as_u64().unwrap_or(0))
     }
 
     /// Opens a disk's chain and exports it.
     pub fn attach(&mut self, disk: &GuestDisk) -> Result<()> {
         let chain = disk.domain.chain(disk.disk, disk.top)?;
+        if let Some(lun) = &disk.domain.lun {
+            lun.prepare(&self.host, disk.disk, &chain)?;
+        }
+        self.disks.push(disk.clone());
         let mut backing: Option<String> = None;
         for (depth, volume) in chain.iter().enumerate().rev() {
             let raw = disk.domain.is_raw(disk.disk, *volume)?;
@@ -150,7 +178,8 @@ impl Running {
         for volume in disk.domain.chain(disk.disk, disk.top)? {
             self.call("blockdev-del", json!({ "node-name": node(volume) }))?;
         }
-        Ok(())
+        self.disks.retain(|d| d.disk != disk.disk);
+        disk.domain.lun.as_ref().map_or(Ok(()), |lun| lun.teardown(&self.host, disk.disk))
     }
 
     fn open(
@@ -168,8 +197,14 @@ impl Running {
             "read-only": read_only,
             "auto-read-only": true,
             "discard": "unmap",
-            "file": { "driver": "file", "filename": path, "discard": "unmap", "auto-read-only": true, "read-only": read_only },
+            "file": { "driver": "file", "node-name": file(volume), "filename": path, "discard": "unmap", "auto-read-only": true, "read-only": read_only },
         });
+        if disk.domain.lun.is_some() {
+            args["file"]["driver"] = "host_device".into();
+            // As vdsm's VMs: what is written can be read by another host.
+            args["file"]["cache"] = json!({ "direct": true });
+            args["cache"] = json!({ "direct": true });
+        }
         if !raw {
             args["backing"] = backing.unwrap_or(Value::Null);
         }
@@ -188,6 +223,9 @@ impl Running {
     pub fn snapshot(&mut self, disks: &[(GuestDisk, Uuid)]) -> Result<()> {
         let mut actions = Vec::new();
         for (disk, new) in disks {
+            if let Some(lun) = &disk.domain.lun {
+                lun.prepare(&self.host, disk.disk, &[*new])?;
+            }
             self.open(disk, *new, false, None, false)?;
             actions.push(json!({ "type": "blockdev-snapshot", "data": { "node": node(disk.top), "overlay": node(*new) } }));
         }
@@ -261,7 +299,6 @@ impl Drop for Running {
     fn drop(&mut self) {
         // As power off: the guest's caches are its own; the daemon flushes and closes.
         let _ = self.call("quit", json!({}));
-        let sockets = ["qmp.sock", "nbd.sock"].map(|name| self.dir.join(name));
         let deadline = Instant::now() + Duration::from_secs(10);
         while Instant::now() < deadline {
             if matches!(self.child.try_wait(), Ok(Some(_))) {
@@ -271,8 +308,13 @@ impl Drop for Running {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
-        for socket in sockets {
-            let _ = fs::remove_file(socket);
+        for gone in ["qsd.pid", "nbd.sock"] {
+            let _ = fs::remove_file(self.dir.join(gone));
+        }
+        for disk in &self.disks {
+            if let Some(lun) = &disk.domain.lun {
+                let _ = lun.teardown(&self.host, disk.disk);
+            }
         }
     }
 }

@@ -115,8 +115,11 @@ impl Domain {
         if self.has_leases() { &["", ".meta", ".lease"] } else { &["", ".meta"] }
     }
 
-    /// The data file of a volume.
+    /// The data file or device of a volume.
     pub fn volume_path(&self, image: Uuid, volume: Uuid) -> PathBuf {
+        if let Some(lun) = &self.lun {
+            return lun.path(volume);
+        }
         self.image_dir(image).join(volume.to_string())
     }
 

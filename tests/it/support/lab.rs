@@ -205,6 +205,14 @@ impl Lab {
         vm.unwrap_or_else(|| panic!("no VM {name}"))["id"].as_str().expect("an id").to_owned()
     }
 
+    /// What the lab says of a disk.
+    #[track_caller]
+    pub fn disk(&self, alias: &str) -> Value {
+        let state = self.state();
+        let mut disks = state["disks"].as_array().into_iter().flatten();
+        disks.find(|d| d["alias"] == alias).unwrap_or_else(|| panic!("no disk {alias}")).clone()
+    }
+
     /// Makes a snapshot that is not hvbak's.
     pub fn foreign_snapshot(&self, vm: &str, description: &str) {
         let path = format!("/vms/{}/snapshots", self.vm_id(vm));

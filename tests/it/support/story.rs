@@ -20,6 +20,8 @@ pub struct Then {
 pub struct Story {
     pub lab: Lab,
     pub then: Vec<Then>,
+    /// More options of `hvbak backup`.
+    pub options: Vec<&'static str>,
 }
 
 impl Default for Story {
@@ -32,7 +34,7 @@ impl Story {
     /// Over a lab of the test's, which has `web1` with its two disks.
     pub fn of(lab: Lab) -> Self {
         lab.fill_web1();
-        Self { lab, then: Vec::new() }
+        Self { lab, then: Vec::new(), options: Vec::new() }
     }
 
     /// Backs `web1` up; gives its manifest.
@@ -71,7 +73,8 @@ impl Story {
 
     /// A backup that is looked at by the test.
     pub fn run(&self, level: &str) -> Run {
-        self.lab.json(&["backup", "--vm", "web1", "--level", level])
+        let args = ["backup", "--vm", "web1", "--level", level];
+        self.lab.json(&[&args[..], &self.options].concat())
     }
 
     /// A backup that must fail, say all of `words`, and leave the snapshots of before and no

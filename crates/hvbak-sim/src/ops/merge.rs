@@ -2,11 +2,15 @@
 
 use std::{sync::Arc, thread, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, Result};
 use uuid::Uuid;
 
 use super::{conflict, is_running, snapshots_free};
-use crate::{fault::Refusal, model::Lab, qsd::GuestDisk};
+use crate::{
+    fault::Refusal,
+    model::Lab,
+    qsd::{GuestDisk, Running},
+};
 
 /// One disk's part of the work.
 struct Merge {
@@ -15,6 +19,19 @@ struct Merge {
     child: Uuid,
     owner: Option<usize>,
     above: Option<Uuid>,
+}
+
+impl Merge {
+    fn live(&self, daemon: &mut Running) -> Result<()> {
+        let (child, parent) = (self.child, self.parent);
+        let Some(lun) = &self.disk.domain.lun else {
+            daemon.merge(&self.disk, child, parent)?;
+            return self.disk.domain.after_merge(self.disk.disk, child, parent, self.above);
+        };
+        lun.before_live_merge(daemon.host(), child, parent)?;
+        daemon.merge(&self.disk, child, parent)?;
+        lun.after_live_merge(daemon.host(), child, parent, self.above)
+    }
 }
 
 /// `DELETE /vms/{id}/snapshots/{s}`: each disk's child is committed into the snapshot's
@@ -99,9 +116,7 @@ fn delete(
             let mut daemon = running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             for m in &merges {
                 let merged = match daemon.as_mut() {
-                    Some(daemon) => daemon.merge(&m.disk, m.child, m.parent).and_then(|()| {
-                        m.disk.domain.after_merge(m.disk.disk, m.child, m.parent, m.above)
-                    }),
+                    Some(daemon) => m.live(daemon),
                     None => m.disk.domain.cold_merge(m.disk.disk, m.child, m.parent, m.above),
                 };
                 match merged.with_context(|| format!("merge disk {}", m.disk.disk)) {

@@ -29,15 +29,15 @@ pub fn start(lab: &Arc<Lab>, vm: Uuid) -> Result<(), Refusal> {
     }
     let disks: Vec<_> =
         v.attachments.iter().filter(|a| a.active).filter_map(|a| s.guest_disk(a.disk)).collect();
-    if disks.iter().any(|d| d.domain.lun.is_some()) {
-        return Err(conflict("Cannot run VM. The lab runs no VM on a block domain."));
-    }
     let center = s.clusters.iter().find(|c| c.id == v.cluster).map(|c| c.data_center);
-    let host = s.hosts.iter().find(|h| {
+    let fit = s.hosts.iter().filter(|h| {
         h.status == "up"
             && s.clusters.iter().any(|c| c.id == h.cluster && Some(c.data_center) == center)
     });
-    let Some(host) = host.map(|h| h.id) else {
+    // On real LVM beside the pool's manager, so that two hosts have the LVs at once.
+    let block = disks.iter().any(|d| d.domain.lun.is_some());
+    let host = fit.min_by_key(|h| block && h.spm);
+    let Some((host, name)) = host.map(|h| (h.id, h.name.clone())) else {
         return Err(conflict(
             "Cannot run VM. There is no host that satisfies current scheduling constraints.",
         ));
@@ -47,7 +47,7 @@ pub fn start(lab: &Arc<Lab>, vm: Uuid) -> Result<(), Refusal> {
     let lab = lab.clone();
     thread::spawn(move || {
         thread::sleep(lab.delay);
-        let started = Running::start(&lab.vm_dir(vm), &disks);
+        let started = Running::start(&lab.vm_dir(vm), &name, &disks);
         let mut daemon = v.running.lock().unwrap_or_else(PoisonError::into_inner);
         let mut s = lab.state();
         match started {
