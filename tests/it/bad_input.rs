@@ -86,6 +86,8 @@ fn a_host_that_does_not_answer_fails_with_a_remedy() {
     let run = lab.hvbak(&["backup", "--vm", "web1"]);
     assert_eq!(run.code, 1, "{run}");
     run.says("hv1").says("hint");
+    let events = lab.api("GET", "/events", "");
+    assert!(!events.contains("napshot"), "the guest was touched for nothing: {events}");
     lab.assert_clean();
 }
 

@@ -216,3 +216,16 @@ fn a_thin_vm_never_reads_its_template_again() {
     same("raw", &out.join("thin1_Disk1.raw"), &reference);
     lab.assert_clean();
 }
+
+#[test]
+fn a_site_that_keeps_no_snapshots_any_more_loses_the_last_one() {
+    let mut story = Story::default();
+    story.backup("auto");
+    assert_eq!(story.lab.own_snapshots("web1").len(), 1);
+    story.lab.configure(|text| text + "\n[backup]\nkeep_snapshot = false\n");
+    story.lab.write("web1", "web1_data", 6 << 20, 65_536, 0xf1);
+    let second = story.backup("auto");
+    assert_eq!(level(&second, "web1_data").0, "full");
+    assert_eq!(story.lab.own_snapshots("web1"), Vec::<String>::new());
+    story.end();
+}

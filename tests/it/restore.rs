@@ -44,6 +44,26 @@ fn a_restored_vm_starts_and_has_its_nics_and_attachments() {
 }
 
 #[test]
+fn a_restored_disk_is_described_as_it_was() {
+    let lab = Lab::standard();
+    let disk = vm(&lab, "web1")["disks"][0].as_str().unwrap().to_owned();
+    let body = "<disk><description>accounts, do not touch</description></disk>";
+    lab.api("PUT", &format!("/disks/{disk}"), body);
+    lab.hvbak(&["backup", "--vm", "web1"]).exits(0);
+    lab.hvbak(&["restore", "web1", "--name", "back"]).exits(0);
+    let restored = vm(&lab, "back")["disks"].as_array().unwrap().clone();
+    let state = lab.state();
+    let described = |id: &Value| {
+        let found = state["disks"].as_array().unwrap().iter().find(|d| d["id"] == *id);
+        found.unwrap()["description"].as_str().unwrap().to_owned()
+    };
+    let mut words: Vec<_> = restored.iter().map(described).collect();
+    words.sort();
+    assert_eq!(words, ["", "accounts, do not touch"]);
+    lab.assert_clean_but(&["back"]);
+}
+
+#[test]
 fn disks_are_restored_in_the_format_that_is_asked_for() {
     let lab = Lab::standard();
     lab.fill_web1();

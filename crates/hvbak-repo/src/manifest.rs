@@ -99,6 +99,9 @@ pub struct ManifestDisk {
     #[serde(flatten)]
     pub record: DiskRecord,
     pub alias: String,
+    /// The administrators' words on the disk.
+    #[serde(default)]
+    pub description: Option<String>,
     pub level: Level,
     /// Why this level.
     #[serde(default)]

@@ -88,6 +88,7 @@ impl Lab {
 pub fn disk_entry(record: DiskRecord) -> ManifestDisk {
     ManifestDisk {
         alias: format!("web_{}", &record.id.to_string()[..4]),
+        description: None,
         level: if record.parent.is_some() { Level::Incremental } else { Level::Full },
         record,
         reason: "asked for".into(),

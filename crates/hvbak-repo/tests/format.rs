@@ -61,6 +61,7 @@ fn publish(
     manifest.parent.clone_from(&record.parent);
     manifest.disks.push(ManifestDisk {
         alias: "accounting_Disk1".into(),
+        description: None,
         level: if parent.is_some() { Level::Incremental } else { Level::Full },
         reason: "asked for".into(),
         interface: Some("virtio_scsi".into()),

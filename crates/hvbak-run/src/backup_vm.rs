@@ -11,7 +11,7 @@ use hvbak_repo::{
     Consistency, Level, Manifest, ManifestDisk, ManifestSnapshot, ManifestVm, SkippedDisk, Staging,
     VmLock,
 };
-use hvbak_types::{Inventory, PointId, VmStatus};
+use hvbak_types::{DataCenterId, Inventory, PointId, VmStatus};
 
 use crate::{
     access::Access,
@@ -198,15 +198,26 @@ async fn fill(
         let staging = store_documents(staging, docs).await?;
         return Ok((staging, manifest, None));
     }
+    // A host that cannot be reached is noticed before the guest is touched.
+    let (access, center) = connect(job, inventory, plan).await?;
     let running = docs.vm.status != VmStatus::Down;
-    let taken = snapshot::take(job, plan, &manifest.point, running).await?;
+    let taken = match snapshot::take(job, plan, &manifest.point, running).await {
+        Ok(taken) => taken,
+        Err(cause) => {
+            close(job, plan, access).await;
+            return Err(cause);
+        }
+    };
     manifest.consistency = taken.consistency;
-    // Started in between: its disks were written while the snapshot was made.
-    if !running && is_up(context, plan).await? {
+    // Started in between: its disks were written while the snapshot was made. Who cannot be
+    // asked may have been.
+    if !running && is_up(context, plan).await.unwrap_or(true) {
         manifest.consistency = Consistency::Crash;
     }
-    let reading = Reading { taken: &taken, docs: &docs, rate };
-    let result = read_all(job, inventory, plan, &reading, staging).await;
+    context.phase(Some(plan.id), "opening the disks");
+    let reading = Reading { access: &access, center, taken: &taken, docs: &docs, rate };
+    let result = read_all(job, plan, &reading, staging).await;
+    close(job, plan, access).await;
     let (staging, disks) = match result {
         Ok(read) => read,
         Err(cause) => {
@@ -262,26 +273,42 @@ async fn store_documents(staging: Staging, docs: Documents) -> Result<Staging> {
 
 /// What all disks of a VM share while they are read.
 struct Reading<'a> {
+    access: &'a Access,
+    center: DataCenterId,
     taken: &'a Taken,
     docs: &'a Documents,
     rate: &'a Arc<Rate>,
 }
 
-async fn read_all(
+/// Logs in to the host that the plan chose, and finds or pushes the worker.
+async fn connect(
     job: &Job,
     inventory: &Inventory,
+    plan: &VmPlan,
+) -> Result<(Access, DataCenterId)> {
+    let choice = plan.host.as_ref().ok_or_else(|| RunError::UnknownHost { host: "-".into() })?;
+    let host = hosts::find_host(inventory, choice.id)?;
+    let center =
+        plan.data_center.ok_or_else(|| RunError::UnknownHost { host: host.name.clone() })?;
+    job.context.phase(Some(plan.id), format!("connecting to {}", host.name));
+    Ok((Access::open(job, host).await?, center))
+}
+
+/// Removes the worker. What stays of it is in the journal.
+async fn close(job: &Job, plan: &VmPlan, access: Access) {
+    if let Err(cause) = access.close(job).await {
+        job.context.warn(Some(plan.id), crate::chain(&cause));
+    }
+}
+
+async fn read_all(
+    job: &Job,
     plan: &VmPlan,
     reading: &Reading<'_>,
     staging: Staging,
 ) -> Result<(Staging, Vec<ManifestDisk>)> {
     let context = &job.context;
-    let Reading { taken, docs, rate } = *reading;
-    let choice = plan.host.as_ref().ok_or_else(|| RunError::UnknownHost { host: "-".into() })?;
-    let host = hosts::find_host(inventory, choice.id)?;
-    let center =
-        plan.data_center.ok_or_else(|| RunError::UnknownHost { host: host.name.clone() })?;
-    context.phase(Some(plan.id), format!("connecting to {}", host.name));
-    let access = Access::open(job, host).await?;
+    let Reading { access, center, taken, docs, rate } = *reading;
     let base_disks = snapshot::base_disks(context, plan).await?;
     let mut disks = Vec::new();
     let mut failure = None;
@@ -289,7 +316,7 @@ async fn read_all(
     for disk in plan.chosen_disks() {
         let base = plan.base.as_ref().zip(base_disks.as_deref());
         let source = DiskSource { plan: disk, taken, base, data_center: center, rate };
-        match read_disk(job, &access, &source, docs, sessions.take(), &staging).await {
+        match read_disk(job, access, &source, docs, sessions.take(), &staging).await {
             Ok((record, back)) => {
                 sessions = Some(back);
                 disks.push(record);
@@ -308,9 +335,6 @@ async fn read_all(
         && let Err(cause) = snapshot::prove_unchanged(context, plan, taken).await
     {
         failure = Some(cause);
-    }
-    if let Err(cause) = access.close(job).await {
-        context.warn(Some(plan.id), crate::chain(&cause));
     }
     match failure {
         Some(cause) => Err(cause),

@@ -83,7 +83,11 @@ pub async fn vm_facts(context: &Context, wanted: &[VmId]) -> Result<Vec<VmFacts>
     };
     let mut facts = Vec::new();
     for w in found {
-        let base = base::find(context, w.vm.id).await?;
+        // A site that keeps no snapshots wants the last one that was kept gone, too.
+        let base = match context.settings.keep_snapshot {
+            true => base::find(context, w.vm.id).await?,
+            false => None,
+        };
         facts.push(VmFacts { vm: w.vm, attachments: w.attachments, snapshots: w.snapshots, base });
     }
     Ok(facts)

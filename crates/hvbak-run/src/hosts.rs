@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use hvbak_ssh::{HostTrust, Identity, Pin, PinStore, SshOptions, Target};
-use hvbak_types::{Host, HostId, Inventory};
+use hvbak_types::{Host, HostId, HostSsh, HostStatus, Inventory};
 
 use crate::{
     error::{self, Result, RunError},
@@ -20,6 +20,26 @@ pub fn find_host(inventory: &Inventory, id: HostId) -> Result<&Host> {
         .iter()
         .find(|h| h.id == id)
         .ok_or_else(|| RunError::UnknownHost { host: id.to_string() })
+}
+
+/// A machine that the engine has no record of, or cannot be asked about: the manager
+/// itself, a hypervisor while the engine is down. Its key is the configured one or the one
+/// accepted at enrolment.
+pub fn unlisted(name: &str) -> Host {
+    Host {
+        id: HostId::random(),
+        name: name.to_owned(),
+        address: name.to_owned(),
+        status: HostStatus::Up,
+        cluster: None,
+        ssh: HostSsh::default(),
+        spm: false,
+        host_type: None,
+        os: None,
+        vdsm_version: None,
+        hardware_uuid: None,
+        active_vms: None,
+    }
 }
 
 /// The target for hvbak's own key.

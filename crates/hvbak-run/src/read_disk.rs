@@ -302,6 +302,10 @@ fn describe(
     ManifestDisk {
         record,
         alias: plan.alias.clone(),
+        description: attachment
+            .and_then(|a| a.disk.as_ref())
+            .and_then(|d| d.description.clone())
+            .filter(|text| !text.is_empty()),
         level: extent.level,
         reason: extent.reason,
         interface: attachment.and_then(|a| a.interface.as_ref()).map(ToString::to_string),

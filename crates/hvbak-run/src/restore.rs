@@ -194,8 +194,12 @@ async fn finish(
     mut restored: Restored,
 ) -> Result<Restored> {
     for disk in &restored.disks {
-        // Engines before 4.4 cannot change it.
-        let _ = context.engine.describe_disk(disk.disk, Some(restored.vm), "").await;
+        let stored = point.manifest.disk(disk.source).and_then(|d| d.description.as_deref());
+        let text = stored.unwrap_or_default();
+        let described = context.engine.describe_disk(disk.disk, Some(restored.vm), text).await;
+        if !described.is_ok_and(|done| done) {
+            context.warn(None, format!("disk {} keeps our mark as description", disk.alias));
+        }
     }
     let description = stored_ovf(point)
         .ok()

@@ -8,9 +8,10 @@ use std::{
     fs::{self, File},
     io::{BufWriter, Read, Write},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 const CLUSTER: u64 = 65_536;
 const SEED: u64 = 0x6876_6261_6b20_2131;
@@ -62,6 +63,45 @@ pub fn write(recipe: Recipe, image: &Path, data: Option<&Path>) -> Result<u64> {
     }
     image.flush()?;
     Ok(written)
+}
+
+/// Writes `bytes` of fresh data into clusters here and there of a qcow2 file that nobody has
+/// open, through QEMU. Another `round` is other clusters.
+pub fn dirty(image: &Path, size: u64, bytes: u64, round: u64, scratch: &Path) -> Result<()> {
+    let parts = scratch.join("dirty");
+    fs::create_dir_all(&parts)?;
+    let data = scratch.join("dirty.data");
+    write(
+        Recipe { size: bytes, files: bytes / 10 * 6, random: bytes - bytes / 10 * 6 },
+        &data,
+        None,
+    )?;
+    let mut data = File::open(data)?;
+    let mut random = Random(SEED ^ (round + 1));
+    let mut taken = std::collections::BTreeSet::new();
+    let mut script = String::new();
+    let mut cluster = vec![0; usize::try_from(CLUSTER)?];
+    for n in 0..bytes / CLUSTER {
+        data.read_exact(&mut cluster)?;
+        let part = parts.join(n.to_string());
+        fs::write(&part, &cluster)?;
+        let mut at = random.next() % (size / CLUSTER);
+        while !taken.insert(at) {
+            at = (at + 1) % (size / CLUSTER);
+        }
+        script += &format!("write -q -s {} {} {CLUSTER}\n", part.display(), at * CLUSTER);
+    }
+    let mut child = Command::new("qemu-io")
+        .args(["-f", "qcow2"])
+        .arg(image)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
+    child.stdin.take().context("no stdin")?.write_all(script.as_bytes())?;
+    ensure!(child.wait()?.success(), "qemu-io did not write into {}", image.display());
+    fs::remove_dir_all(parts)?;
+    fs::remove_file(scratch.join("dirty.data"))?;
+    Ok(())
 }
 
 /// SplitMix64.

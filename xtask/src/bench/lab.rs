@@ -1,4 +1,4 @@
-//! hvbak in a lab with one VM of one preallocated raw disk, and how its work is timed.
+//! hvbak in a lab with one VM of one disk, and how its work is timed.
 //!
 //! The lab and its directory are gone when this is dropped.
 
@@ -15,6 +15,15 @@ use super::{
     measure::{self, Line, Usage},
     report::Sample,
 };
+
+/// How the lab's disk is made, and what hvbak leaves on the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A preallocated raw file; no snapshot stays, so that each round meets the same file.
+    Raw,
+    /// A qcow2 file; the snapshot of the last point stays.
+    Layers,
+}
 
 const VM: &str = "bench";
 const DISK: &str = "bench_Disk1";
@@ -36,10 +45,11 @@ impl Drop for Lab {
 
 impl Lab {
     /// Starts a lab whose disk holds a copy of `image`, and enrols its host.
-    pub fn up(bin: &Path, worker: &Path, dir: &Path, image: &Path) -> Result<Self> {
+    pub fn up(bin: &Path, worker: &Path, dir: &Path, image: &Path, kind: Kind) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let seed = dir.join("seed.json");
-        let disk = json!({ "alias": DISK, "format": "raw-preallocated", "image": image });
+        let format = if kind == Kind::Raw { "raw-preallocated" } else { "cow" };
+        let disk = json!({ "alias": DISK, "format": format, "image": image });
         let described = json!({ "vms": [{ "name": VM, "disks": [disk], "nics": 1 }] });
         fs::write(&seed, described.to_string())?;
         let mut lab = Self {
@@ -54,10 +64,10 @@ impl Lab {
         let said = String::from_utf8_lossy(&out.stderr);
         ensure!(out.status.success(), "the lab did not start: {said}");
         lab.up = serde_json::from_slice(&out.stdout).context("the lab's answer")?;
-        // Each round is to meet the same raw file again.
         let config = dir.join("hvbak.toml");
         let text = fs::read_to_string(&config).context("the lab's configuration")?;
-        fs::write(&config, text + "\n[backup]\nkeep_snapshot = false\n")?;
+        let keep = kind == Kind::Layers;
+        fs::write(&config, text + &format!("\n[backup]\nkeep_snapshot = {keep}\n"))?;
         lab.hvbak(&["init"])?;
         let key = lab.text("/bootstrap_key");
         lab.hvbak(&["enroll", "--all", "--bootstrap-key", &key])?;
@@ -116,19 +126,62 @@ impl Lab {
         self.text("/hosts/0/address")
     }
 
-    /// The file of the VM's disk.
+    /// The file that the VM writes.
     pub fn volume(&self) -> Result<PathBuf> {
-        self.locate(VM)
+        Ok(self.locate(VM)?.0)
     }
 
-    fn locate(&self, vm: &str) -> Result<PathBuf> {
+    /// The newest layer of a disk, and its format.
+    fn look(&self, vm: &str) -> Result<Value> {
         let mut command = self.tool();
         command.args(["locate", "--vm", vm, "--disk", DISK, "--dir"]).arg(&self.dir);
         let out = command.output().context("start hvbak-lab")?;
         ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        let found: Value = serde_json::from_slice(&out.stdout)?;
-        ensure!(found["format"] == "raw", "the disk is no raw file any more: {found}");
-        Ok(found["image"].as_str().context("no image")?.into())
+        Ok(serde_json::from_slice(&out.stdout)?)
+    }
+
+    fn locate(&self, vm: &str) -> Result<(PathBuf, String)> {
+        let found = self.look(vm)?;
+        let format = found["format"].as_str().context("no format")?;
+        Ok((found["image"].as_str().context("no image")?.into(), format.to_owned()))
+    }
+
+    /// The layers of the disk, the newest first.
+    pub fn layers(&self) -> Result<Vec<PathBuf>> {
+        let found = self.look(VM)?;
+        let paths = found["paths"].as_array().context("no paths")?;
+        Ok(paths.iter().filter_map(Value::as_str).map(PathBuf::from).collect())
+    }
+
+    /// Another program takes a snapshot, so that there is a layer more.
+    pub fn foreign_snapshot(&self) -> Result<()> {
+        let engine = self.text("/engine_url");
+        let password = fs::read_to_string(self.dir.join("engine.password"))?;
+        let user = format!("user = {}:{}\n", self.text("/username"), password.trim());
+        let config = self.dir.join("curl.conf");
+        fs::write(&config, user)?;
+        let ask = |words: &[&str]| -> Result<String> {
+            let mut curl = Command::new("curl");
+            curl.args(["--silent", "--show-error", "--fail", "--basic", "--config"]);
+            curl.arg(&config).arg("--cacert").arg(self.dir.join("ca.pem"));
+            curl.args(["--header", "Accept: application/xml"]).args(words);
+            let out = curl.output().context("start curl")?;
+            ensure!(out.status.success(), "curl: {}", String::from_utf8_lossy(&out.stderr));
+            Ok(String::from_utf8(out.stdout)?)
+        };
+        let state = self.tool().arg("state").arg("--dir").arg(&self.dir).output()?;
+        let state: Value = serde_json::from_slice(&state.stdout).context("the lab's state")?;
+        let id = state.pointer("/vms/0/id").and_then(Value::as_str).context("no VM")?;
+        let snapshots = format!("{engine}/vms/{id}/snapshots");
+        let body = "<snapshot><description>foreign</description></snapshot>";
+        ask(&["--header", "Content-Type: application/xml", "--data", body, &snapshots])?;
+        for _ in 0..100 {
+            if !ask(&[&snapshots])?.contains("locked") {
+                return Ok(());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        anyhow::bail!("the foreign snapshot stays locked")
     }
 
     /// Empties the repository of points.
@@ -140,17 +193,23 @@ impl Lab {
         Ok(())
     }
 
-    /// A full backup.
-    pub fn backup(&self) -> Result<Sample> {
-        let (usage, lines) = self.hvbak(&["backup", "--vm", VM, "--level", "full"])?;
+    /// A backup of this level.
+    pub fn backup(&self, level: &str) -> Result<Sample> {
+        let (usage, lines) = self.hvbak(&["backup", "--vm", VM, "--level", level])?;
         let story = Story::new(&lines, usage.wall);
-        // What the engine does to its snapshot, between what is ours.
-        let engine = story.between("taking a snapshot", "connecting to")
-            + story.between("deleting the snapshot", "publishing the point");
+        let started = story.event("disk-started").context("no disk-started was told")?;
+        ensure!(started.1["level"] == level, "no {level} backup was made: {}", started.1);
         let done = story.event("vm-done").context("no vm-done was told")?;
+        // What the engine does to its snapshots, between what is ours.
+        let before = "deleting the snapshot of the point before";
+        let merge = match story.phase(before) {
+            Some(from) => done.0 - from,
+            None => story.between("deleting the snapshot", "publishing the point"),
+        };
+        let snapshot = story.between("taking a snapshot", "opening the disks");
         Ok(Sample {
             stored: done.1["stored_bytes"].as_u64(),
-            ..story.sample(usage, engine, "connecting to")?
+            ..story.sample(usage, (snapshot, merge), "connecting to")?
         })
     }
 
@@ -161,8 +220,10 @@ impl Lab {
         let story = Story::new(&lines, usage.wall);
         let engine = story.between("making disk", "filling disk")
             + story.phase("making VM").map_or(0.0, |from| usage.wall - from);
-        let sample = story.sample(usage, engine, "filling disk")?;
-        Ok((sample, self.locate(name)?))
+        let sample = story.sample(usage, (0.0, engine), "filling disk")?;
+        let (file, format) = self.locate(name)?;
+        ensure!(format == "raw", "the restored disk is no raw file: {format}");
+        Ok((sample, file))
     }
 }
 
@@ -193,15 +254,16 @@ impl Story {
         (self.phase(to).unwrap_or(self.wall) - from).max(0.0)
     }
 
-    fn sample(&self, usage: Usage, engine: f64, connecting: &str) -> Result<Sample> {
+    /// `engine`: its seconds between the connecting and the first byte, and elsewhere.
+    fn sample(&self, usage: Usage, engine: (f64, f64), connecting: &str) -> Result<Sample> {
         let disk = self.event("disk-done").context("no disk-done was told")?;
         let started = self.event("disk-started").context("no disk-started was told")?.0;
         Ok(Sample {
             name: "hvbak".into(),
             usage,
-            engine,
+            engine: engine.0 + engine.1,
             transfer: disk.1["seconds"].as_f64(),
-            connect: self.phase(connecting).map(|from| started - from),
+            connect: self.phase(connecting).map(|from| started - from - engine.0),
             wire: disk.1["payload_bytes"].as_u64(),
             stored: None,
         })

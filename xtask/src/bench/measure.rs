@@ -49,12 +49,14 @@ pub fn run(command: &mut Command, servers: &[u32], lines: bool) -> Result<(Usage
     let mut heard = Vec::new();
     let status = std::thread::scope(|scope| {
         scope.spawn(|| {
+            // The kernel keeps the peaks, so a look now and then misses only what ends early;
+            // looking is work too, and both processors are wanted.
             while !done.load(Ordering::Relaxed) {
                 client_peak.fetch_max(peak(pid), Ordering::Relaxed);
                 for below in servers.iter().flat_map(|pid| descendants(*pid)) {
                     server_peak.fetch_max(peak(below), Ordering::Relaxed);
                 }
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(100));
             }
         });
         let read = child.stdout.take().map_or(Ok(()), |out| {

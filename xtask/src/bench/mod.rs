@@ -6,7 +6,9 @@
 //! engine's snapshot, merge and disk work, which no peer does.
 
 mod image;
+mod imageio;
 mod lab;
+mod layers;
 mod measure;
 mod peers;
 mod report;
@@ -17,11 +19,23 @@ use anyhow::{Context, Result, ensure};
 
 use self::{
     image::Recipe,
-    lab::Lab,
+    imageio::Imageio,
+    lab::{Kind, Lab},
     peers::Peers,
     report::{Report, Work},
 };
 use crate::build;
+
+/// What can be measured alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Contest {
+    /// Disk (a): full backup and restore
+    Full,
+    /// Chain (b): full backup and incremental
+    Layers,
+    /// A disk on which nothing can be saved
+    Dense,
+}
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -38,6 +52,12 @@ pub struct BenchArgs {
     /// Directory of hvbak, hvbak-lab and hvbak-worker that are built already
     #[arg(long)]
     built: Option<PathBuf>,
+    /// Install ovirt-imageio below the target directory, so that it is measured too
+    #[arg(long)]
+    install_imageio: bool,
+    /// Only these contests
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Contest>,
     /// Where the images go; else /dev/shm when there is room, else the target directory
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -56,11 +76,47 @@ pub fn run(args: BenchArgs) -> Result<()> {
     let room = scratch(args.dir.as_deref(), size * 3)?;
     let base = tempfile::Builder::new().prefix("hvbak-bench-").tempdir_in(&room)?;
     eprintln!("working in {}", base.path().display());
+    if args.install_imageio {
+        imageio::install()?;
+    }
+    let imageio = Imageio::start(base.path())?;
+    let bench = Bench { bin, worker, base: base.path().to_owned(), imageio };
     let mut report = Report::new(args.json, size);
-    mixed(&bin, &worker, base.path(), size, rounds, &mut report)?;
-    dense(&bin, &worker, base.path(), size / 2, rounds.min(3), &mut report)?;
+    let wanted = |contest| args.only.is_empty() || args.only.contains(&contest);
+    if wanted(Contest::Full) {
+        mixed(&bench, size, rounds, &mut report)?;
+    }
+    if wanted(Contest::Layers) {
+        layers::run(&bench, size, rounds, &mut report)?;
+    }
+    if wanted(Contest::Dense) {
+        dense(&bench, size / 2, rounds, &mut report)?;
+    }
     report.finish();
     Ok(())
+}
+
+/// What every contest needs.
+struct Bench {
+    bin: PathBuf,
+    worker: PathBuf,
+    base: PathBuf,
+    imageio: Option<Imageio>,
+}
+
+impl Bench {
+    /// A lab whose disk is made by the recipe; and, when asked, a file of its data alone.
+    fn lab(&self, recipe: Recipe, kind: Kind, data: bool) -> Result<(Lab, Option<(PathBuf, u64)>)> {
+        let (image, only) = (self.base.join("image"), self.base.join("data"));
+        let bytes = image::write(recipe, &image, data.then_some(&only))?;
+        let lab = Lab::up(&self.bin, &self.worker, &self.base.join("lab"), &image, kind)?;
+        std::fs::remove_file(&image)?;
+        Ok((lab, data.then_some((only, bytes))))
+    }
+
+    fn peers<'a>(&'a self, lab: &'a Lab, size: u64) -> Result<Peers<'a>> {
+        Peers::new(lab, &self.base, self.imageio.as_ref(), vec![lab.volume()?], size)
+    }
 }
 
 /// Builds what is measured, as it is released; gives the programs' directory and the worker.
@@ -73,33 +129,25 @@ fn programs() -> Result<(PathBuf, PathBuf)> {
 }
 
 /// Disk (a): full backup and restore.
-fn mixed(
-    bin: &Path,
-    worker: &Path,
-    base: &Path,
-    size: u64,
-    rounds: usize,
-    report: &mut Report,
-) -> Result<()> {
+fn mixed(bench: &Bench, size: u64, rounds: usize, report: &mut Report) -> Result<()> {
     eprintln!("preparing disk (a): {} MiB, three eighths of it data", size >> 20);
     let recipe = Recipe { size, files: size / 40 * 9, random: size / 40 * 6 };
-    let (image, data) = (base.join("image"), base.join("data"));
-    let data_bytes = image::write(recipe, &image, Some(&data))?;
+    let (lab, data) = bench.lab(recipe, Kind::Raw, true)?;
+    let (data, data_bytes) = data.context("no data")?;
     report.data_bytes = data_bytes;
-    let lab = Lab::up(bin, worker, &base.join("lab"), &image)?;
-    std::fs::remove_file(&image)?;
-    let peers = Peers::new(&lab, base, (data.clone(), data_bytes))?;
+    let peers = bench.peers(&lab, size)?.with_data(&data, data_bytes);
     for name in peers.missing() {
         report.missing(name);
     }
     for round in 0..rounds {
         eprintln!("full backup, round {} of {rounds}", round + 1);
         lab.forget_points()?;
-        report.add(Work::Backup, lab.backup()?);
+        report.add(Work::Backup, lab.backup("full")?);
         for peer in peers.backups() {
             report.add(Work::Backup, peers.run(peer)?);
         }
     }
+    let peers = peers.with_sparse()?;
     std::fs::remove_file(&data)?;
     for round in 0..rounds {
         eprintln!("restore, round {} of {rounds}", round + 1);
@@ -119,24 +167,15 @@ fn mixed(
 }
 
 /// A disk on which nothing can be saved: the price of the transport alone.
-fn dense(
-    bin: &Path,
-    worker: &Path,
-    base: &Path,
-    size: u64,
-    rounds: usize,
-    report: &mut Report,
-) -> Result<()> {
+fn dense(bench: &Bench, size: u64, rounds: usize, report: &mut Report) -> Result<()> {
     eprintln!("preparing a dense disk: {} MiB of random bytes", size >> 20);
-    let image = base.join("image");
-    image::write(Recipe { size, files: 0, random: size }, &image, None)?;
-    let lab = Lab::up(bin, worker, &base.join("lab"), &image)?;
-    std::fs::remove_file(&image)?;
-    let peers = Peers::new(&lab, base, (PathBuf::new(), size))?;
+    let (lab, _) = bench.lab(Recipe { size, files: 0, random: size }, Kind::Raw, false)?;
+    let peers = bench.peers(&lab, size)?;
     for round in 0..rounds {
         eprintln!("dense backup, round {} of {rounds}", round + 1);
         lab.forget_points()?;
-        report.add(Work::Dense, lab.backup()?);
+        report.add(Work::Dense, lab.backup("full")?);
+        report.add(Work::Dense, peers.run(report::CAT)?);
         report.add(Work::Dense, peers.run(report::CAT_NULL)?);
     }
     Ok(())

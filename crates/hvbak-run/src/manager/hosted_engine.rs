@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use hvbak_manager::hosted_engine::{Maintenance, VmStatus};
 use hvbak_ssh::Connection;
-use hvbak_types::{Host, HostId, HostSsh, HostStatus};
 
 use crate::{
     error::{self, Result, RunError},
@@ -81,20 +80,7 @@ async fn ask(connection: &Connection, host: &str) -> Result<VmStatus> {
 /// A host by its name in the configuration, or by its address. The engine, which would
 /// know its key, may be down: the key is the configured one or the one accepted earlier.
 async fn login(settings: &Settings, name: &str) -> Result<Connection> {
-    let host = Host {
-        id: HostId::random(),
-        name: name.to_owned(),
-        address: name.to_owned(),
-        status: HostStatus::Up,
-        cluster: None,
-        ssh: HostSsh::default(),
-        spm: false,
-        host_type: None,
-        os: None,
-        vdsm_version: None,
-        hardware_uuid: None,
-        active_vms: None,
-    };
+    let host = hosts::unlisted(name);
     let target = hosts::target(settings, &host)?;
     Connection::connect(&target).await.map_err(error::ssh(name, "log in"))
 }

@@ -11,11 +11,12 @@ mod run;
 use std::{path::PathBuf, sync::Arc};
 
 use hvbak_repo::Repository;
-use hvbak_types::{Host, HostId, HostSsh, HostStatus, JobId};
+use hvbak_types::{Host, JobId};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     event::{Event, Events},
+    hosts,
     job::Context,
     settings::{HostOverride, Settings},
 };
@@ -65,20 +66,7 @@ impl ManagerContext {
 /// What [`crate::enroll`] takes to enrol the manager as it enrols hypervisors. The engine
 /// has no record of the manager's key: without a configured one it needs consent.
 pub fn manager_as_host(context: &Context, manager: &ManagerSettings) -> (Context, Host) {
-    let host = Host {
-        id: HostId::random(),
-        name: manager.address.clone(),
-        address: manager.address.clone(),
-        status: HostStatus::Up,
-        cluster: None,
-        ssh: HostSsh::default(),
-        spm: false,
-        host_type: None,
-        os: None,
-        vdsm_version: None,
-        hardware_uuid: None,
-        active_vms: None,
-    };
+    let host = hosts::unlisted(&manager.address);
     let mut settings = Settings::clone(&context.settings);
     let known = HostOverride {
         address: Some(manager.address.clone()),

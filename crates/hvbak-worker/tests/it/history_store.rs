@@ -265,6 +265,7 @@ impl History {
         manifest.parent.clone_from(&record.parent);
         manifest.disks.push(ManifestDisk {
             alias: "web_Disk1".into(),
+            description: None,
             level,
             record,
             reason: "asked for".into(),
