@@ -30,10 +30,10 @@ pub(crate) enum Look<T> {
 pub struct Created<T> {
     /// The entity as the engine answered.
     pub entity: T,
-    /// Correlation id of the creating request: events and jobs are found by it.
-    pub correlation: String,
-    /// The answer was lost and the entity was found afterwards; `correlation` is then that
-    /// of the lost request.
+    /// Correlation ids of the requests that may have made it: events and jobs are found by
+    /// them. More than one when answers were lost.
+    pub correlations: Vec<String>,
+    /// The answer was lost and the entity was found afterwards.
     pub found: bool,
 }
 
@@ -121,16 +121,17 @@ impl Engine {
         let start = Instant::now();
         let t = self.timeouts();
         let mut pauses = pauses(t);
-        let mut lost: Option<String> = None;
+        let mut lost: Vec<String> = Vec::new();
         loop {
             let error = match post().await {
                 Ok((entity, correlation)) => {
-                    return Ok(Created { entity, correlation, found: false });
+                    lost.push(correlation);
+                    return Ok(Created { entity, correlations: lost, found: false });
                 }
                 Err(error) => error,
             };
             if let EngineError::OutcomeUnknown { correlation, .. } = &error {
-                lost.get_or_insert_with(|| correlation.clone());
+                lost.push(correlation.clone());
             }
             let budget = match &error {
                 EngineError::OutcomeUnknown { .. } => t.unavailable,
@@ -139,25 +140,25 @@ impl Engine {
                         (true, ConflictKind::Transient) => t.conflict,
                         (true, _) => t.unknown_conflict,
                         // "name is already in use" may be our own lost request.
-                        (false, _) if lost.is_some() => Duration::ZERO,
+                        (false, _) if !lost.is_empty() => Duration::ZERO,
                         (false, _) => return Err(error),
                     }
                 }
-                _ if lost.is_some() => Duration::ZERO,
+                _ if !lost.is_empty() => Duration::ZERO,
                 _ => return Err(error),
             };
             let budget = patience.map_or(budget, |p| p.min(budget));
             let pause = pauses.next().unwrap_or(t.retry_max);
             // Without a lost request there is nothing to look for: fail without a pause.
-            if lost.is_none() && start.elapsed() + pause > budget {
+            if lost.is_empty() && start.elapsed() + pause > budget {
                 return Err(error);
             }
             tracing::info!(%error, "creating: looking and trying again in {} ms", pause.as_millis());
             tokio::time::sleep(pause).await;
-            if let Some(correlation) = &lost
+            if !lost.is_empty()
                 && let Some(entity) = find().await?
             {
-                return Ok(Created { entity, correlation: correlation.clone(), found: true });
+                return Ok(Created { entity, correlations: lost, found: true });
             }
             if start.elapsed() > budget {
                 return Err(error);

@@ -136,8 +136,18 @@ pub async fn read_disk(
     let rate = source.rate.clone();
     let (mut sessions, record) =
         pull(sessions, pieces, read, writer, meter.clone(), rate, &context.cancel).await?;
-    let after = walk(&mut sessions[0], at).await?;
-    compare(&plan.alias, &chain, &after)?;
+    let close = async {
+        let after = walk(&mut sessions[0], at).await?;
+        compare(&plan.alias, &chain, &after)?;
+        for session in &mut sessions {
+            session.ask(Op::Close, "close the volumes").await?;
+        }
+        Ok::<_, RunError>(())
+    };
+    tokio::select! {
+        closed = close => closed?,
+        () = &mut cancelled => return Err(RunError::Cancelled),
+    }
     let (data_bytes, payload_bytes, time) = meter.sums();
     context.events.event(&Event::DiskDone {
         disk: plan.id,
@@ -146,9 +156,6 @@ pub async fn read_disk(
         payload_bytes,
         seconds: time.as_secs_f64(),
     });
-    for session in &mut sessions {
-        session.ask(Op::Close, "close the volumes").await?;
-    }
     Ok((describe(record, plan, &chain, extent, docs), sessions))
 }
 

@@ -27,8 +27,8 @@ pub struct Taken {
     pub description: String,
     pub disks: Vec<SnapshotDisk>,
     pub consistency: Consistency,
-    /// Of the request that made it: its events carry it.
-    correlation: String,
+    /// Of the requests that may have made it: its events carry one of them.
+    correlations: Vec<String>,
     step: Open,
 }
 
@@ -49,7 +49,7 @@ pub async fn take(job: &Job, plan: &VmPlan, point: &PointId, running: bool) -> R
     if let Some(frozen) = &frozen {
         thaw(job, plan, frozen, created.is_ok()).await?;
     }
-    let (id, correlation) = match created {
+    let (id, correlations) = match created {
         Ok(created) => created,
         Err(cause) => {
             undo_make(job, plan, &description, &step, &cause).await?;
@@ -61,7 +61,7 @@ pub async fn take(job: &Job, plan: &VmPlan, point: &PointId, running: bool) -> R
         (true, Some(_)) => Consistency::Filesystem,
         (true, None) => Consistency::Crash,
     };
-    let mut taken = Taken { id, description, disks: Vec::new(), consistency, correlation, step };
+    let mut taken = Taken { id, description, disks: Vec::new(), consistency, correlations, step };
     match prove(context, plan, &taken).await {
         Ok(disks) => {
             taken.disks = disks;
@@ -128,8 +128,8 @@ async fn thaw(job: &Job, plan: &VmPlan, step: &Open, harmless: bool) -> Result<(
     Ok(())
 }
 
-/// The snapshot's id and the correlation id of its request.
-type Created = std::result::Result<(SnapshotId, String), EngineError>;
+/// The snapshot's id and the correlation ids of its requests.
+type Created = std::result::Result<(SnapshotId, Vec<String>), EngineError>;
 
 async fn make(
     job: &Job,
@@ -158,7 +158,7 @@ async fn make(
             job.done(&step, Outcome { snapshot: Some(id), vm: None }).await?;
             let limit = context.settings.timeouts.snapshot;
             let waited = context.engine.wait_snapshot(plan.id, id, limit, &context.cancel).await;
-            waited.map(|snapshot| (snapshot.id, created.correlation))
+            waited.map(|snapshot| (snapshot.id, created.correlations))
         }
         Err(cause) => Err(cause),
     };
@@ -219,19 +219,21 @@ async fn prove(context: &Context, plan: &VmPlan, taken: &Taken) -> Result<Vec<Sn
 /// No event of the request says that the guest may still write to what is frozen. Events
 /// come late, so it is asked again after the transfer.
 async fn no_bad_event(context: &Context, plan: &VmPlan, taken: &Taken) -> Result<()> {
-    let events = context
-        .engine
-        .events(Some(&format!("correlation_id={}", taken.correlation)), None, Some(50))
-        .await
-        .map_err(error::engine(format!("look at the snapshot of {}", plan.name)))?;
-    for event in events {
-        if let Some(code) = event.code
-            && BAD_EVENTS.contains(&code)
-        {
-            return Err(RunError::Snapshot {
-                description: taken.description.clone(),
-                what: format!("is not safe to read, event {code}: {}", event.description),
-            });
+    for correlation in &taken.correlations {
+        let events = context
+            .engine
+            .events(Some(&format!("correlation_id={correlation}")), None, Some(50))
+            .await
+            .map_err(error::engine(format!("look at the snapshot of {}", plan.name)))?;
+        for event in events {
+            if let Some(code) = event.code
+                && BAD_EVENTS.contains(&code)
+            {
+                return Err(RunError::Snapshot {
+                    description: taken.description.clone(),
+                    what: format!("is not safe to read, event {code}: {}", event.description),
+                });
+            }
         }
     }
     Ok(())

@@ -75,7 +75,7 @@ async fn a_snapshot_is_made_without_memory_and_awaited() {
     assert_eq!((made.id, made.found), (snap(), false));
     let seen = server.last(&format!("POST {}", path("/snapshots")));
     assert_eq!(seen.header("content-type"), "application/xml");
-    assert_eq!(made.correlation, seen.header("correlation-id"));
+    assert_eq!(made.correlations, [seen.header("correlation-id")]);
     let sent = body(&seen);
     assert_eq!(sent.string("description").unwrap(), "hvbak:<r>:p");
     assert_eq!(sent.flag("persist_memorystate"), Some(false));
@@ -114,9 +114,31 @@ async fn a_lost_answer_is_looked_for_and_nothing_is_made_twice() {
     assert!(made.found && made.id == snap());
     assert_eq!(server.count(&format!("POST {}", path("/snapshots"))), 1);
     assert_eq!(
-        made.correlation,
-        server.last(&format!("POST {}", path("/snapshots"))).header("correlation-id")
+        made.correlations,
+        [server.last(&format!("POST {}", path("/snapshots"))).header("correlation-id")]
     );
+}
+
+#[tokio::test]
+async fn events_of_either_of_two_lost_requests_are_found() {
+    let posts = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let (server, engine) = serve(move |seen, _| {
+        use std::sync::atomic::Ordering::SeqCst;
+        if seen.method == "POST" {
+            posts.fetch_add(1, SeqCst);
+            return Reply::cut();
+        }
+        let made = if posts.load(SeqCst) > 1 { snapshot("locked") } else { String::new() };
+        Reply::xml(format!("<snapshots>{made}</snapshots>"))
+    })
+    .await;
+    let made = engine.create_snapshot(vm(), "d", None).await.unwrap();
+    assert!(made.found);
+    assert_eq!(made.correlations.len(), 2);
+    let seen = server.last(&format!("POST {}", path("/snapshots")));
+    let last = seen.header("correlation-id");
+    assert_eq!(made.correlations[1], last);
+    assert_ne!(made.correlations[0], last);
 }
 
 #[tokio::test]
