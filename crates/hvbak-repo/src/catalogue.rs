@@ -1,13 +1,17 @@
 //! What is stored: VMs and their points, read from the manifests each time.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use hvbak_types::{DiskId, PointId, VmId};
 
 use crate::{
     disk_reader::DiskReader,
     error::{At, Error, Result},
-    layout::MANIFEST,
+    layout::{MANIFEST, MERGED},
     lock::lock_points,
     manifest::{FORMAT, Manifest, order_key},
     repository::Repository,
@@ -17,6 +21,9 @@ use crate::{
 const MANIFEST_MAX: u64 = 16 << 20;
 /// Larger than any answer of an engine that is stored.
 const DOCUMENT_MAX: u64 = 64 << 20;
+
+/// How often a directory in which names change is read at most.
+const LOOKS_MAX: u32 = 10;
 
 /// A published point.
 #[derive(Debug, Clone, PartialEq)]
@@ -168,10 +175,20 @@ impl Repository {
     /// # Errors
     /// [`Error::NoPoint`], or what is wrong with its manifest.
     pub fn point(&self, vm: VmId, point: &PointId) -> Result<Point> {
-        self.point_in(self.layout.point(vm, point), vm, point)
+        let target = self.layout.point(vm, point);
+        if !target.is_dir() {
+            // A prune is between its two renames, or died there; or it has just done the second.
+            let waits = self.layout.hidden(MERGED, vm, point);
+            match self.point_in(waits, vm, point) {
+                Err(Error::NoPoint { .. }) => {}
+                Err(_) if target.is_dir() => {}
+                found => return found,
+            }
+        }
+        self.point_in(target, vm, point)
     }
 
-    /// A point that lies, or will, in a hidden directory.
+    /// A point that lies in this directory.
     pub(crate) fn point_in(&self, path: PathBuf, vm: VmId, point: &PointId) -> Result<Point> {
         let missing = || Error::NoPoint { vm: vm.to_string(), when: point.to_string() };
         if !path.is_dir() {
@@ -258,18 +275,20 @@ impl Repository {
     }
 
     /// The names of a VM's points, oldest first, whether readable or not.
+    ///
+    /// A directory that is read while names in it change may show neither the old nor the new
+    /// name, so it is read until it says the same twice.
     pub(crate) fn point_ids(&self, vm: VmId) -> Result<Vec<PointId>> {
         let dir = self.layout.vm(vm);
-        let entries = match fs::read_dir(&dir) {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.reading(&dir)?,
-        };
-        let mut names = Vec::<PointId>::new();
-        for entry in entries {
-            // Half-made points begin with a dot and are no point ids.
-            let name = entry.reading(&dir)?.file_name();
-            names.extend(name.to_str().and_then(|n| n.parse().ok()));
+        let mut names = point_names(&dir)?;
+        for _ in 0..LOOKS_MAX {
+            let again = point_names(&dir)?;
+            if again == names {
+                break;
+            }
+            names = again;
         }
+        let mut names: Vec<_> = names.into_iter().collect();
         names.sort_by(|a, b| order_key(a).cmp(&order_key(b)));
         Ok(names)
     }
@@ -288,6 +307,21 @@ impl Repository {
         ids.sort();
         Ok(ids)
     }
+}
+
+/// The points of a VM's directory as one look at it shows them; none where there is none.
+fn point_names(dir: &Path) -> Result<BTreeSet<PointId>> {
+    let mut names = BTreeSet::new();
+    let entries = match fs::read_dir(dir) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(names),
+        other => other.reading(dir)?,
+    };
+    for entry in entries {
+        let name = entry.reading(dir)?.file_name();
+        // Half-made points begin with a dot and are no point ids.
+        names.extend(name.to_str().and_then(|n| n.strip_prefix(MERGED).unwrap_or(n).parse().ok()));
+    }
+    Ok(names)
 }
 
 #[cfg(test)]

@@ -106,8 +106,6 @@ pub enum Error {
     Damaged { path: PathBuf, why: String },
     #[error("{} exists", path.display())]
     OutputExists { path: PathBuf },
-    #[error("the file system of {} cannot swap two names, which replacing a point needs", path.display())]
-    NoExchange { path: PathBuf },
     #[error("cancelled")]
     Cancelled,
 }
@@ -162,11 +160,6 @@ impl Error {
             | Self::Parse { .. }
             | Self::Image { .. } => {
                 "`hvbak verify` names what is damaged; another point or a copy may be whole".into()
-            }
-            Self::NoExchange { .. } => {
-                "run prune on the machine that has the repository on its own disks (ext4, XFS or \
-                 Btrfs); NFS cannot do it"
-                    .into()
             }
             Self::OutputExists { .. } => "choose another path or add `--force`".into(),
             _ => return None,

@@ -16,9 +16,9 @@ pub const JOURNAL: &str = "journal";
 pub const PARTIAL: &str = ".partial-";
 /// A point being merged with what expires below it; removed when its writer died.
 pub const MERGING: &str = ".merging-";
-/// The same, whole, on its way to the place of the point.
+/// The same, whole, on its way to the place of the point; it is the point where there is none.
 pub const MERGED: &str = ".merged-";
-/// A point that expired, on its way out.
+/// A point that expired or was replaced, on its way out.
 pub const EXPIRED: &str = ".expired-";
 
 /// Paths below one repository root.

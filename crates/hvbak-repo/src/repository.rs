@@ -159,7 +159,9 @@ impl Repository {
     /// # Errors
     /// [`Error::Locked`] says who holds it.
     pub fn lock_vm(&self, vm: VmId, job: JobId) -> Result<VmLock> {
-        lock::lock_vm(&self.layout, vm, job)
+        let lock = lock::lock_vm(&self.layout, vm, job)?;
+        self.place_merged(vm)?;
+        Ok(lock)
     }
 
     /// Holds the repository so that no point is removed or rewritten meanwhile: for

@@ -1,10 +1,13 @@
 //! Puts a merged point into its place, and finishes what a run that died has begun.
 //!
-//! The replacement is one step: the file system swaps two names (ext4, XFS, Btrfs, tmpfs).
-//! One that cannot (NFS) is refused before anything is written: a point whose files were
-//! replaced one by one would for moments be no whole point.
+//! Where the file system can (ext4, XFS, Btrfs, tmpfs), the two names are swapped in one step.
+//! Else (NFS, GlusterFS) the old directory steps aside and the new one takes its name. Between
+//! these two renames the point has no directory of its own: [`Repository::point`] reads it
+//! under the name that waits, and whoever locks the VM next gives it its own.
 //!
-//! Which of two directories is the newer: its manifest has more `merged` points.
+//! Invariants: a directory `.merged-` is whole, and where there is none of the point's name
+//! it is the point. Which of two directories is the newer: its manifest has more `merged`
+//! points.
 
 use std::{fs, path::Path};
 
@@ -13,34 +16,46 @@ use hvbak_types::{PointId, VmId};
 use crate::{
     durable,
     error::{At, Error, Result},
-    layout::{EXPIRED, MANIFEST, MERGED, MERGING},
+    layout::{EXPIRED, MERGED, MERGING},
     lock::{VmLock, lock_points},
     repository::Repository,
 };
 
 impl Repository {
-    /// Replaces a point by its merged successor. The points' lock is held exclusively.
+    /// Gives the merged successor the name of its point. The points' lock is held exclusively.
     pub(super) fn commit_merged(&self, vm: VmId, point: &PointId) -> Result<()> {
-        let staged = self.layout.hidden(MERGED, vm, point);
+        let [staged, aside] = [MERGED, EXPIRED].map(|p| self.layout.hidden(p, vm, point));
         let target = self.layout.point(vm, point);
-        if !durable::exchange(&staged, &target)? {
-            return Err(Error::NoExchange { path: self.layout.vm(vm) });
+        if !target.is_dir() {
+            durable::rename_new(&staged, &target)?;
+        } else {
+            // What an earlier run put aside and could not remove.
+            durable::remove_tree(&aside)?;
+            if durable::exchange(&staged, &target)? {
+                durable::rename_new(&staged, &aside)?;
+            } else {
+                durable::rename_new(&target, &aside)?;
+                durable::rename_new(&staged, &target)?;
+            }
         }
-        durable::remove_tree(&staged).map(|_| ())
+        durable::remove_tree(&aside).map(|_| ())
     }
 
-    /// Fails where names cannot be swapped; tried with two empty directories of the kind
-    /// that [`Repository::finish_expiry`] removes.
-    pub(super) fn check_exchange(&self, vm: VmId, point: &PointId) -> Result<()> {
-        let [a, b] = [MERGING, EXPIRED].map(|prefix| self.layout.hidden(prefix, vm, point));
-        for dir in [&a, &b] {
-            durable::create_dir(dir)?;
+    /// Gives points that lost their name to a run that died, between two renames, the one that
+    /// waits. The VM's lock is held. While somebody reads the points it is left for later:
+    /// they are found as they are.
+    pub(crate) fn place_merged(&self, vm: VmId) -> Result<()> {
+        for (prefix, point) in self.expiry_leftovers(vm)? {
+            if prefix != MERGED || self.layout.point(vm, &point).is_dir() {
+                continue;
+            }
+            match lock_points(&self.layout, vm, true) {
+                Ok(_points) => self.commit_merged(vm, &point)?,
+                Err(Error::Locked { .. }) => {}
+                Err(other) => return Err(other),
+            }
         }
-        let swapped = durable::exchange(&a, &b);
-        for dir in [&a, &b] {
-            durable::remove_tree(dir)?;
-        }
-        if swapped? { Ok(()) } else { Err(Error::NoExchange { path: self.layout.vm(vm) }) }
+        Ok(())
     }
 
     /// Finishes or removes what an expiry that died has left for this VM; the names of the
@@ -51,11 +66,17 @@ impl Repository {
     pub fn finish_expiry(&self, lock: &VmLock) -> Result<Vec<PointId>> {
         let vm = lock.vm();
         let mut touched = Vec::new();
+        // `.merged-` comes first: with an `.expired-` beside it, it is the point.
         for (prefix, point) in self.expiry_leftovers(vm)? {
             let hidden = self.layout.hidden(prefix, vm, &point);
             if prefix == MERGED && self.is_newer(vm, &point, &hidden)? {
                 let _points = lock_points(&self.layout, vm, true)?;
                 self.commit_merged(vm, &point)?;
+            } else if prefix == MERGED {
+                let aside = self.layout.hidden(EXPIRED, vm, &point);
+                durable::remove_tree(&aside)?;
+                durable::rename_new(&hidden, &aside)?;
+                durable::remove_tree(&aside)?;
             } else {
                 durable::remove_tree(&hidden)?;
             }
@@ -77,26 +98,26 @@ impl Repository {
         }
         for entry in fs::read_dir(&dir).reading(&dir)? {
             let name = entry.reading(&dir)?.file_name();
-            for prefix in [MERGING, MERGED, EXPIRED] {
+            for prefix in [MERGED, MERGING, EXPIRED] {
                 let point = name.to_str().and_then(|n| n.strip_prefix(prefix)?.parse().ok());
                 found.extend(point.map(|point| (prefix, point)));
             }
         }
-        found.sort();
+        found.sort_by(|a, b| (a.0 != MERGED, a).cmp(&(b.0 != MERGED, b)));
         Ok(found)
     }
 
     /// Whether the hidden directory is the successor, not the predecessor that a swap left.
     fn is_newer(&self, vm: VmId, point: &PointId, hidden: &Path) -> Result<bool> {
-        if !hidden.join(MANIFEST).exists() {
-            // It was being removed.
-            return Ok(false);
+        let target = self.layout.point(vm, point);
+        if !target.is_dir() {
+            return Ok(true);
         }
-        let staged = self.point_in(hidden.to_owned(), vm, point)?;
-        let current = match self.point(vm, point) {
-            Err(Error::NoPoint { .. }) => return Ok(false),
+        let staged = match self.point_in(hidden.to_owned(), vm, point) {
+            Err(cause) if cause.is_damage() => return Ok(false),
             other => other?,
         };
+        let current = self.point_in(target, vm, point)?;
         Ok(staged.manifest.merged.len() > current.manifest.merged.len())
     }
 }

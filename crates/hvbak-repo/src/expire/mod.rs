@@ -1,8 +1,8 @@
 //! Points that expire: merged into those that stand on them, then removed.
 //!
 //! A chain F ← E ← C whose E expires becomes F ← C: C is written anew under a hidden name
-//! from the clusters of both as they are stored (`merge`), takes the place of the old C in
-//! one step (`commit`), and only then E goes. Who expires is the caller's decision.
+//! from the clusters of both as they are stored (`merge`), takes the place of the old C
+//! (`commit`), and only then E goes. Who expires is the caller's decision.
 //!
 //! Invariant: at every moment every listed point reads as it did, with all it stands on
 //! listed too. What a run that died has left are hidden directories whose names say what
@@ -44,7 +44,7 @@ impl Repository {
     /// clusters written and expected, and returns false to cancel.
     ///
     /// # Errors
-    /// [`Error::NoExchange`], [`Error::NoSpace`], [`Error::Damaged`], [`Error::Cancelled`], [`Error::Locked`] while
+    /// [`Error::NoSpace`], [`Error::Damaged`], [`Error::Cancelled`], [`Error::Locked`] while
     /// somebody reads the VM's points. What was done before is whole and stays; another call
     /// does the rest.
     pub fn expire(
@@ -60,9 +60,6 @@ impl Repository {
         let largest = plan.merges.iter().map(|step| step.bytes).max().unwrap_or(0);
         if largest > 0 {
             self.ensure_space(largest, reserve)?;
-        }
-        if let Some(step) = plan.merges.first() {
-            self.check_exchange(vm, &step.point)?;
         }
         let mut done = 0;
         for step in &plan.merges {
