@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use hvbak_tests::{Lab, Peers, Story, small, story::level};
 
 /// The engine's storage is the server's folder; the host `hv` sees it over NFS alone.
-fn site() -> Option<(Peers, Lab)> {
+pub fn site() -> Option<(Peers, Lab)> {
     let peers = Peers::new(&["ganesha.nfsd", "linux.uml", "busybox", "socat", "lvm", "udevadm"])?;
     peers.up("srv", 31);
     peers.run(&["nfs", "srv", "/exports/vm_data"]);

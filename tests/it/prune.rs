@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use hvbak_tests::{Lab, run_tool};
+use hvbak_tests::{Lab, bin, run_tool};
 
 /// Five points of `web1`, with what the guest had on its first disk at each.
 fn stored(lab: &Lab) -> Vec<(String, PathBuf)> {
@@ -65,4 +65,49 @@ fn without_a_rule_nothing_is_removed() {
     lab.hvbak(&["backup", "--vm", "db1"]).exits(0);
     lab.hvbak(&["prune"]).exits(2).says("retention");
     assert_eq!(lab.points().len(), 1);
+}
+
+#[test]
+fn a_repository_on_nfs_is_pruned_where_no_two_names_can_be_swapped() {
+    let Some((peers, lab)) = crate::nfs::site() else { return };
+    lab.fill_web1();
+    let points = stored(&lab);
+    // The folder that the server exports gets the repository, the guest that mounts it prunes.
+    let (served, own) = (peers.tree("srv").join("srv/backup"), lab.path("repository"));
+    std::fs::create_dir(&served).unwrap();
+    let tool = |name: &str, args: &[&std::path::Path]| {
+        run_tool(name, &args.iter().map(|p| p.to_str().unwrap()).collect::<Vec<_>>());
+    };
+    tool("cp", &["-a".as_ref(), &own, &bin("hvbak"), &served]);
+    let config = "[engine]\nurl = \"https://nowhere/ovirt-engine/api\"\nusername = \"nobody\"\n\
+                  [repository]\npath = \"repository\"\n";
+    std::fs::write(served.join("hvbak.toml"), config).unwrap();
+    tool("chown", &["-R".as_ref(), "36:36".as_ref(), &served]);
+    // root is squashed there.
+    let there = |args: &str| {
+        let run = format!(
+            "cd /rhev/data-center/mnt/nfs*/backup && setpriv --reuid=36 --regid=36 --clear-groups \
+             ./hvbak --config hvbak.toml {args}"
+        );
+        peers.in_guest("hv", &run)
+    };
+    let said = there("--json prune --keep-last 3");
+    let result: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert_eq!((&result["merged"], &result["removed"]), (&1.into(), &2.into()), "{said}");
+    there("verify --all");
+    let vm = std::fs::read_dir(served.join("repository/vms")).unwrap().next().unwrap().unwrap();
+    let mut left: Vec<_> = std::fs::read_dir(vm.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    let kept: Vec<_> = points[2..].iter().map(|(point, _)| point.clone()).collect();
+    assert_eq!(left, kept);
+    // And every byte of it, read here.
+    std::fs::remove_dir_all(&own).unwrap();
+    tool("chown", &["-R".as_ref(), "0:0".as_ref(), &served]);
+    tool("cp", &["-a".as_ref(), &served.join("repository"), &own]);
+    std::fs::remove_dir_all(&served).unwrap();
+    compare(&lab, &points[2..]);
+    lab.assert_clean();
 }
