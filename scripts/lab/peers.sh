@@ -133,7 +133,9 @@ g start $2
 C
 }
 
-# The engine of a test writes into /srv behind the server, so that may not remember attributes.
+# The engine of a test writes into /srv behind the server, so that may not remember attributes:
+# by default it tells sizes that are a minute old, which no server does whose writers all come
+# by NFS. The cache of the client, which is what hosts have, is left as it is by default.
 nfs() {
     local ip; ip=$(addr "$1")
     hssh "$1" 'bash -seu' >&2 <<C

@@ -69,6 +69,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => vec(io(), 1..8).prop_map(Step::Io),
         2 => layer().prop_map(Step::Foreign),
         2 => any::<u8>().prop_map(Step::Delete),
+        1 => any::<u8>().prop_map(Step::Commit),
         1 => (1_u32..1_000).prop_map(Step::Extend),
         4 => backup,
     ]

@@ -118,6 +118,31 @@ fn foreign_snapshots_about_the_kept_one_are_deleted() {
 }
 
 #[test]
+fn going_back_to_before_the_kept_snapshot_is_a_full_and_to_after_it_is_not() {
+    for base in ALL_BASES {
+        // Snapshots, oldest first: foreign 0, kept 1, foreign 2.
+        for (back, deltas) in [(0, 1), (1, 2), (2, 2)] {
+            let steps = [
+                write(2, 0, 200 * KIB),
+                foreign(),
+                write(3, 100 * KIB, 64 * KIB),
+                incremental(),
+                write(4, 300 * KIB, 64 * KIB),
+                Step::Extend(300),
+                foreign(),
+                zero(0, 128 * KIB),
+                Step::Commit(back),
+                write(5, 310 * KIB, 7),
+                incremental(),
+                write(6, -9, 9),
+                incremental(),
+            ];
+            play(base, 2 * MIB, &steps, deltas);
+        }
+    }
+}
+
+#[test]
 fn without_the_kept_snapshot_it_is_a_full() {
     let steps = [
         write(2, 0, 200 * KIB),

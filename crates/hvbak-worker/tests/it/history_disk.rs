@@ -89,6 +89,20 @@ impl Disk {
         self.label();
     }
 
+    /// Previews a snapshot and commits to it: a new volume over the snapshot's, the branch
+    /// that was active goes with its snapshots.
+    pub fn commit(&mut self, nth: usize) {
+        let seen = self.seen(&self.volumes[nth]);
+        for gone in self.volumes.split_off(nth + 1) {
+            fs::remove_file(self.tree.path(&gone)).unwrap();
+            fs::remove_file(self.tree.meta_path(&gone)).unwrap();
+        }
+        self.snapshots.truncate(nth + 1);
+        // It may have grown since; the guest sees the older size again.
+        self.guest = seen;
+        self.add(Format::Cow, &Layer::VDSM.options());
+    }
+
     pub fn extend(&mut self, sectors: u32) {
         let size = self.size() + u64::from(sectors) * SECTOR;
         let active = *self.active();

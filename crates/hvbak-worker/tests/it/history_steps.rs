@@ -88,6 +88,8 @@ pub enum Step {
     Foreign(Layer),
     /// Deletes one of the snapshots, whosever it is.
     Delete(u8),
+    /// Goes back to one of the snapshots; what came after it is gone.
+    Commit(u8),
     Extend(u32),
     Backup {
         wish: Wish,

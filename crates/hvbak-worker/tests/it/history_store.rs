@@ -1,17 +1,20 @@
-//! Backups of a disk with a history, as the coordinator makes them: the real worker's
-//! pieces into the real repository, full or as a delta, one snapshot kept.
+//! Backups of a disk with a history, as the coordinator makes them: the coordinator's own
+//! decisions, the real worker's pieces, the real repository; full or as a delta, one snapshot
+//! kept. Only the engine is missing: its list of snapshots is made from the disk's.
 //!
 //! Invariant: every point that was made is read back and compared with the memory of that
 //! moment after every further point, and by QEMU over the stored chain at the end.
 
 use std::process::Command;
 
-use hvbak_plan::{LayerFacts, WhyFull, sub_chain};
+use hvbak_plan::{Base as Planned, BaseDisk, LayerFacts, WhyFull, disk_level, sub_chain};
 use hvbak_repo::{
     Buffers, Consistency, DiskOptions, DiskRecord, Level, Manifest, ManifestDisk, ManifestVm,
     Payload, Point, Repository, Staging, VmLock,
 };
-use hvbak_types::{JobId, PointId, SnapshotId, VmId, VolumeId};
+use hvbak_types::{
+    JobId, PointId, Snapshot, SnapshotId, SnapshotKind, SnapshotStatus, VmId, VolumeId,
+};
 use hvbak_wire::{Answer, Format, Layer as Found, LayerAddress, Op, Place, ReadOptions};
 
 use crate::{
@@ -23,6 +26,8 @@ use crate::{
 /// A point and what the guest saw then.
 struct Stored {
     point: Point,
+    /// The engine's id of its snapshot.
+    snapshot: SnapshotId,
     guest: Vec<u8>,
     full: bool,
 }
@@ -60,7 +65,10 @@ impl History {
                 Step::Delete(nth) if !self.disk.snapshots.is_empty() => {
                     self.disk.delete(usize::from(*nth) % self.disk.snapshots.len());
                 }
-                Step::Foreign(_) | Step::Delete(_) => {}
+                Step::Commit(nth) if !self.disk.snapshots.is_empty() => {
+                    self.disk.commit(usize::from(*nth) % self.disk.snapshots.len());
+                }
+                Step::Foreign(_) | Step::Delete(_) | Step::Commit(_) => {}
                 Step::Extend(sectors) => self.disk.extend(*sectors),
                 Step::Backup { wish, layer, packed } => {
                     self.backup(*wish, *layer, *packed);
@@ -95,13 +103,20 @@ impl History {
 
     fn backup(&mut self, wish: Wish, layer: Layer, packed: bool) {
         let number = self.points.len();
+        let level = self.level(wish);
         self.disk.snapshot(Owner::Own(number), layer);
         let frozen = self.disk.volumes[self.disk.volumes.len() - 2];
         assert_same("the frozen volume", &self.disk.seen(&frozen), &self.disk.guest);
         let chain = self.walk(&frozen.volume);
-        let base = self.base_for(wish);
+        let base = level.and(self.base);
         let top = base.and_then(|base| self.sub_chain(base, &chain));
-        let base = base.filter(|_| top.is_some());
+        let (base, level) = match (base, level) {
+            (Some(base), Some(hvbak_plan::Level::Differential)) if top.is_some() => {
+                (Some(base), Level::Differential)
+            }
+            (Some(base), _) if top.is_some() => (Some(base), Level::Incremental),
+            _ => (None, Level::Full),
+        };
 
         let id: PointId = format!("20260101T{:06}Z", number + 1).parse().unwrap();
         let staging = self.repository.stage(&self.lock, &id).unwrap();
@@ -114,14 +129,10 @@ impl History {
         let record = self.read(&chain, top, packed, &staging, options);
         assert_eq!(self.walk(&frozen.volume), chain, "the frozen chain stays as it is");
 
-        let level = match (base, wish) {
-            (None, _) => Level::Full,
-            (_, Wish::Differential) => Level::Differential,
-            _ => Level::Incremental,
-        };
         let point = staging.publish(self.manifest(&id, record, level)).unwrap();
         let guest = self.disk.guest.clone();
-        self.points.push(Stored { point, guest, full: base.is_none() });
+        let snapshot = SnapshotId::random();
+        self.points.push(Stored { point, snapshot, guest, full: base.is_none() });
 
         // One snapshot is kept: the base of differentials, else the newest.
         let gone = match level {
@@ -133,31 +144,70 @@ impl History {
         }
     }
 
-    /// The point that a delta can stand on.
-    fn base_for(&self, wish: Wish) -> Option<usize> {
-        let base = self.base?;
-        self.disk.own(base)?;
-        match wish {
-            Wish::Full => None,
-            Wish::Incremental => Some(base),
-            Wish::Differential => self.points[base].full.then_some(base),
-        }
+    /// What the engine lists now.
+    fn snapshots(&self) -> Vec<Snapshot> {
+        let id = |owner: &Owner| match owner {
+            Owner::Own(point) => self.points[*point].snapshot,
+            Owner::Foreign => SnapshotId::random(),
+        };
+        let snapshot = |owner| Snapshot {
+            id: id(owner),
+            description: "the same for all".into(),
+            kind: SnapshotKind::Regular,
+            status: Some(SnapshotStatus::Ok),
+            date: None,
+            memory: None,
+        };
+        self.disk.snapshots.iter().map(snapshot).collect()
     }
 
-    fn sub_chain(&self, base: usize, chain: &[Found]) -> Option<u32> {
+    /// The base as the catalogue has it.
+    fn planned(&self, base: usize) -> Planned {
         let stored = &self.points[base];
-        let disk = hvbak_plan::BaseDisk {
+        let disk = BaseDisk {
             id: self.disk.image,
             virtual_size: stored.guest.len() as u64,
             full: stored.full,
             damage: None,
         };
-        let planned = hvbak_plan::Base {
+        Planned {
             point: stored.point.id().clone(),
-            snapshot: SnapshotId::random(),
+            snapshot: stored.snapshot,
             description: String::new(),
             disks: vec![disk],
+        }
+    }
+
+    /// The coordinator's first decision, which is what the history says; `None`: a full.
+    fn level(&self, wish: Wish) -> Option<hvbak_plan::Level> {
+        let asked = match wish {
+            Wish::Full => hvbak_plan::Wish::Full,
+            Wish::Incremental => hvbak_plan::Wish::Auto,
+            Wish::Differential => hvbak_plan::Wish::Differential,
         };
+        let planned = self.base.map(|base| self.planned(base));
+        let found = disk_level(asked, planned.as_ref(), &self.snapshots(), self.disk.image);
+        let there = self.base.filter(|base| self.disk.own(*base).is_some());
+        match (wish, there.map(|base| self.points[base].full)) {
+            (Wish::Full, _) => assert_eq!(found, Err(WhyFull::Asked)),
+            (_, None) => assert!(
+                matches!(found, Err(WhyFull::NoBase | WhyFull::SnapshotGone { .. })),
+                "{found:?}"
+            ),
+            (Wish::Incremental, _) => assert_eq!(found, Ok(hvbak_plan::Level::Incremental)),
+            (Wish::Differential, Some(true)) => {
+                assert_eq!(found, Ok(hvbak_plan::Level::Differential));
+            }
+            (Wish::Differential, Some(false)) => {
+                assert!(matches!(found, Err(WhyFull::NotFull { .. })), "{found:?}");
+            }
+        }
+        found.ok()
+    }
+
+    /// The second decision, from the chain on the storage.
+    fn sub_chain(&self, base: usize, chain: &[Found]) -> Option<u32> {
+        let planned = self.planned(base);
         let volume = self.disk.own(base).map(|nth| self.disk.volumes[nth].volume);
         let layers: Vec<_> = chain
             .iter()
