@@ -110,9 +110,14 @@ fn sha256(data: &[u8]) -> String {
 
 /// Reads a whole disk and compares it with the guest's qemu-img; nothing may stay behind.
 fn read_and_compare(guest: &Guest<'_>, domain: &Domain, base: &str) {
-    let (image, volumes) = domain.chain(guest, 3, &format!("BASE={base}"));
-    let expected = domain.judge(guest, &volumes, "qcow2");
-    let before = domain.seqno(guest);
+    read_what_another_made(guest, guest, domain, base);
+}
+
+/// The same for a chain that `manager` makes, judges and looks after.
+fn read_what_another_made(guest: &Guest<'_>, manager: &Guest<'_>, domain: &Domain, base: &str) {
+    let (image, volumes) = domain.chain(manager, 3, &format!("BASE={base}"));
+    let expected = domain.judge(manager, &volumes, "qcow2");
+    let before = domain.seqno(manager);
     let at = domain.at(image, volumes[2]);
     let mut worker = guest.worker();
     let chain = walk(&mut worker, at).unwrap();
@@ -128,7 +133,7 @@ fn read_and_compare(guest: &Guest<'_>, domain: &Domain, base: &str) {
     assert!(matches!(worker.ask(Op::Close), Ok(Answer::Done)));
     assert_eq!(domain.active(guest), "", "nothing stays active");
     assert!(worker.end().success());
-    assert_eq!(domain.seqno(guest), before, "the group's metadata was not written");
+    assert_eq!(domain.seqno(manager), before, "the group's metadata was not written");
 }
 
 /// A host whose filter hides the domain, as 4.4 makes it; a domain of version 5.
@@ -150,6 +155,37 @@ fn a_chain_outside_of_the_devices_file_is_read() {
     let domain = Domain::make(&lab, &guest, 4);
     domain.connect(&guest);
     read_and_compare(&guest, &domain, "qcow2");
+}
+
+/// A stand-in for the LVM 2.02 of 4.2 and 4.3 hosts, which no Debian has: the real one, which
+/// says that it is old and knows no word that is younger.
+const OLD_LVM: &str = r#"mv /usr/sbin/lvm /usr/sbin/lvm.real
+cat >/usr/sbin/lvm <<'L'
+#!/bin/bash
+case "$*" in
+version) echo '  LVM version:     2.02.187(2)-RHEL7 (2020-03-24)'; exit ;;
+*use_devicesfile* | *--devices* | *hints* | *scan_lvs* | *use_lvmpolld*) echo 'not known to 2.02' >&2; exit 3 ;;
+*use_lvmetad=0*locking_type=4*) echo "$1" >>/run/lvm.log ;;
+*) echo 'may repair the metadata that the manager writes' >&2; exit 5 ;;
+esac
+exec -a lvm /usr/sbin/lvm.real "$@"
+L
+chmod 755 /usr/sbin/lvm"#;
+
+/// A host as 4.3 leaves it: no selection of devices, and LVM in its old words, which must
+/// keep it from repairing what it meets half-written (bz1553133).
+#[test]
+fn a_chain_is_read_with_the_words_of_the_old_lvm() {
+    let Some(lab) = Lab::new() else { return };
+    let guest = lab.guest("hv1", 11, "open");
+    let manager = lab.guest("hv2", 12, "filter");
+    let domain = Domain::make(&lab, &manager, 4);
+    domain.connect(&guest);
+    domain.connect(&manager);
+    guest.run(OLD_LVM);
+    read_what_another_made(&guest, &manager, &domain, "raw");
+    let said = guest.run("sort -u /run/lvm.log");
+    assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["lvchange", "lvs", "pvs"]);
 }
 
 /// A host without any selection, as 4.3 leaves it; LVs in all states.
@@ -256,6 +292,47 @@ fn a_volume_that_another_host_removes_is_noticed() {
     let mut other = guest.worker();
     let failed = open(&mut other, at, &chain.layers).unwrap_err();
     assert_eq!(failed.code, Code::Changed, "{failed}");
+}
+
+/// The pool's manager extends an LV that is active here in its old size.
+#[test]
+fn a_volume_that_another_host_extends_is_looked_at_anew_unless_somebody_uses_it() {
+    let Some(lab) = Lab::new() else { return };
+    let guest = lab.guest("hv1", 11, "filter");
+    let manager = lab.guest("hv2", 12, "devices");
+    let domain = Domain::make(&lab, &manager, 5);
+    let (image, volumes) = domain.chain(&manager, 2, "");
+    let expected = domain.judge(&manager, &volumes, "qcow2");
+    domain.connect(&guest);
+    let (at, id, base) = (domain.at(image, volumes[1]), domain.id, volumes[0]);
+    domain.sd(&guest, "lvm", &format!("lvchange -ay {id}/{base}"));
+    let size = |guest: &Guest<'_>| guest.run(&format!("blockdev --getsize64 /dev/{id}/{base}"));
+    let old = (256 * MIB).to_string();
+    assert_eq!(size(&guest), old);
+    domain.sd(&manager, "extend", &format!("{base} {}", 512 * MIB));
+    assert_eq!(size(&guest), old, "nobody has told this host");
+
+    // A VM has it open, or vdsm has prepared it for one: vdsm looks at it anew, not we.
+    let mut worker = guest.worker();
+    guest.run(&format!("sleep 600 </dev/{id}/{base} >/dev/null 2>&1 & echo $! >/run/user.pid"));
+    let failed = walk(&mut worker, at).unwrap_err();
+    assert!(failed.message.contains("another host has extended it"), "{failed}");
+    guest.run("kill $(cat /run/user.pid)");
+    let link = format!("/run/vdsm/storage/{id}/{image}");
+    guest.run(&format!("mkdir -p {link} && ln -s /dev/{id}/{base} {link}/{base}"));
+    let failed = walk(&mut worker, at).unwrap_err();
+    assert!(failed.message.contains("another host has extended it"), "{failed}");
+    assert_eq!(size(&guest), old);
+    guest.run("rm -r /run/vdsm/storage/*");
+
+    // Left behind by nobody in particular.
+    let before = domain.seqno(&manager);
+    let chain = walk(&mut worker, at).unwrap();
+    assert_eq!(size(&guest), (512 * MIB).to_string());
+    open(&mut worker, at, &chain.layers).unwrap();
+    assert_eq!(sha256_of_read(&mut worker, SIZE), expected);
+    assert!(worker.end().success());
+    assert_eq!(domain.seqno(&manager), before, "the group's metadata was not written");
 }
 
 /// New volumes of a restore, on extents where an older disk has left its bytes.
