@@ -46,12 +46,24 @@ impl Drop for Lab {
 impl Lab {
     /// Starts a lab whose disk holds a copy of `image`, and enrols its host.
     pub fn up(bin: &Path, worker: &Path, dir: &Path, image: &Path, kind: Kind) -> Result<Self> {
-        fs::create_dir_all(dir)?;
-        let seed = dir.join("seed.json");
         let format = if kind == Kind::Raw { "raw-preallocated" } else { "cow" };
         let disk = json!({ "alias": DISK, "format": format, "image": image });
-        let described = json!({ "vms": [{ "name": VM, "disks": [disk], "nics": 1 }] });
-        fs::write(&seed, described.to_string())?;
+        let keep = kind == Kind::Layers;
+        let config = format!("[backup]\nkeep_snapshot = {keep}\n");
+        Self::of(bin, worker, dir, &json!([{ "name": VM, "disks": [disk], "nics": 1 }]), &config)
+    }
+
+    /// Starts a lab whose disk is empty and qcow2.
+    pub fn empty(bin: &Path, worker: &Path, dir: &Path, size: u64) -> Result<Self> {
+        let disk = json!({ "alias": DISK, "format": "cow", "size": size });
+        Self::of(bin, worker, dir, &json!([{ "name": VM, "disks": [disk] }]), "")
+    }
+
+    /// Starts a lab of these VMs, adds to hvbak's configuration, and enrols the host.
+    pub fn of(bin: &Path, worker: &Path, dir: &Path, vms: &Value, config: &str) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        let seed = dir.join("seed.json");
+        fs::write(&seed, json!({ "vms": vms }).to_string())?;
         let mut lab = Self {
             dir: dir.to_owned(),
             bin: bin.to_owned(),
@@ -64,14 +76,18 @@ impl Lab {
         let said = String::from_utf8_lossy(&out.stderr);
         ensure!(out.status.success(), "the lab did not start: {said}");
         lab.up = serde_json::from_slice(&out.stdout).context("the lab's answer")?;
-        let config = dir.join("hvbak.toml");
-        let text = fs::read_to_string(&config).context("the lab's configuration")?;
-        let keep = kind == Kind::Layers;
-        fs::write(&config, text + &format!("\n[backup]\nkeep_snapshot = {keep}\n"))?;
+        lab.configure(config)?;
         lab.hvbak(&["init"])?;
         let key = lab.text("/bootstrap_key");
         lab.hvbak(&["enroll", "--all", "--bootstrap-key", &key])?;
         Ok(lab)
+    }
+
+    /// Adds to hvbak's configuration.
+    pub fn configure(&self, more: &str) -> Result<()> {
+        let file = self.dir.join("hvbak.toml");
+        let text = fs::read_to_string(&file).context("the lab's configuration")?;
+        Ok(fs::write(&file, format!("{text}\n{more}"))?)
     }
 
     fn tool(&self) -> Command {
@@ -211,6 +227,23 @@ impl Lab {
             stored: done.1["stored_bytes"].as_u64(),
             ..story.sample(usage, (snapshot, merge), "connecting to")?
         })
+    }
+
+    /// A plan for all VMs, nothing done.
+    pub fn plan(&self) -> Result<Sample> {
+        let (usage, lines) = self.hvbak(&["backup", "--all", "--dry-run"])?;
+        let last = lines.last().map_or("", |line| &line.1);
+        ensure!(last.contains("vm999"), "the plan does not hold all VMs");
+        Ok(Sample { name: super::report::HVBAK.into(), usage, ..Sample::default() })
+    }
+
+    /// Requests to the engine that such a plan takes.
+    pub fn plan_requests(&self) -> Result<usize> {
+        let mut command = self.command(&["backup", "--all", "--dry-run"]);
+        let out = command.env("HVBAK_LOG", "hvbak_engine=debug").output()?;
+        ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let said = String::from_utf8_lossy(&out.stderr);
+        Ok(said.lines().filter(|line| line.contains("method=")).count())
     }
 
     /// A restore as a new VM, every byte read back; gives the new disk's file too.

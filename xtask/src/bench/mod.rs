@@ -12,6 +12,7 @@ mod layers;
 mod measure;
 mod peers;
 mod report;
+mod scale;
 
 use std::path::{Path, PathBuf};
 
@@ -35,6 +36,8 @@ enum Contest {
     Layers,
     /// A disk on which nothing can be saved
     Dense,
+    /// A large disk, many streams, many VMs
+    Scale,
 }
 
 /// What to measure.
@@ -91,6 +94,9 @@ pub fn run(args: BenchArgs) -> Result<()> {
     }
     if wanted(Contest::Dense) {
         dense(&bench, size / 2, rounds, &mut report)?;
+    }
+    if wanted(Contest::Scale) {
+        scale::run(&bench, size, rounds, &mut report)?;
     }
     report.finish();
     Ok(())

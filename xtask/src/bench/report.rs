@@ -20,7 +20,7 @@ pub const NBDCOPY: &str = "nbdcopy, NBD over ssh -L, raw";
 pub const PUT: &str = "ssh 'cat > file' of the raw image";
 pub const QEMU_IN: &str = "qemu-img to NBD over ssh -L";
 pub const COPY_IN: &str = "nbdcopy to NBD over ssh -L";
-const HVBAK: &str = "hvbak";
+pub const HVBAK: &str = "hvbak";
 const MIB: f64 = 1_048_576.0;
 
 /// A contest.
@@ -31,10 +31,24 @@ pub enum Work {
     Chain,
     Layer,
     Dense,
+    Small,
+    Large,
+    Streams,
+    Plan,
 }
 
 impl Work {
-    const ALL: [Self; 5] = [Self::Backup, Self::Restore, Self::Chain, Self::Layer, Self::Dense];
+    const ALL: [Self; 9] = [
+        Self::Backup,
+        Self::Restore,
+        Self::Chain,
+        Self::Layer,
+        Self::Dense,
+        Self::Small,
+        Self::Large,
+        Self::Streams,
+        Self::Plan,
+    ];
 
     const fn title(self) -> &'static str {
         match self {
@@ -43,6 +57,10 @@ impl Work {
             Self::Chain => "full backup of chain (b), a qcow2 base and its overlays",
             Self::Layer => "incremental of (b), the newest layer",
             Self::Dense => "full backup of a dense disk of half the size",
+            Self::Small => "incremental of a small disk",
+            Self::Large => "the same delta on a disk 25 times as large, 1 % of it",
+            Self::Streams => "full backup of (a) through 16 streams",
+            Self::Plan => "plan for 1000 VMs with 3000 disks",
         }
     }
 
@@ -53,6 +71,10 @@ impl Work {
             Self::Chain => "chain",
             Self::Layer => "layer",
             Self::Dense => "dense",
+            Self::Small => "delta-small",
+            Self::Large => "delta-large",
+            Self::Streams => "streams",
+            Self::Plan => "plan",
         }
     }
 }
@@ -88,6 +110,10 @@ pub struct Report {
     pub data_bytes: u64,
     /// Length of the layer that the incremental of (b) reads.
     pub layer_bytes: u64,
+    /// Bytes written before each of the two incrementals of disks of different size.
+    pub delta_bytes: u64,
+    /// Requests for the plan of 1000 VMs.
+    pub plan_requests: Option<usize>,
     missing: Vec<&'static str>,
     /// Contestants in the order they first came, each with its runs.
     rows: BTreeMap<Work, Vec<(String, Vec<Sample>)>>,
@@ -100,6 +126,8 @@ impl Report {
             size,
             data_bytes: 0,
             layer_bytes: 0,
+            delta_bytes: 0,
+            plan_requests: None,
             missing: Vec::new(),
             rows: BTreeMap::new(),
         }
@@ -165,9 +193,8 @@ impl Report {
         let Some(rows) = self.rows.get(&work) else { return String::new() };
         let runs = rows.first().map_or(0, |row| row.1.len());
         let mut text = format!(
-            "\n{}, {} MiB; medians of {runs}\n{:44} {:>7} {:>7} {:>7} {:>8} {:>8} {:>7} {:>7} {:>8} {:>8}\n",
+            "\n{}; medians of {runs}\n{:44} {:>7} {:>7} {:>7} {:>8} {:>8} {:>7} {:>7} {:>8} {:>8}\n",
             work.title(),
-            if work == Work::Dense { self.size >> 21 } else { self.size >> 20 },
             "",
             "s",
             "x",
@@ -208,8 +235,14 @@ impl Report {
         text
     }
 
+    /// Time of the large disk's incremental over that of the small one's, round by round.
+    fn flat(&self) -> Option<f64> {
+        let pairs = self.runs(Work::Large, HVBAK).iter().zip(self.runs(Work::Small, HVBAK));
+        median(pairs.map(|(large, small)| large.net() / small.net()))
+    }
+
     fn goals(&self) -> Vec<Goal> {
-        use Work::{Backup, Chain, Dense, Layer, Restore};
+        use Work::{Backup, Chain, Dense, Large, Layer, Plan, Restore, Streams};
         let goal = |what: &'static str, value: Option<f64>, limit: f64| Goal { what, value, limit };
         let net = |work, peer| self.ratio(work, peer, Sample::net);
         let size = self.size as f64;
@@ -244,6 +277,25 @@ impl Report {
             goal("coordinator's peak, restore, MiB", mib(|u| u.client_peak, Restore), 80.0),
             goal("a worker's peak, backup, MiB", mib(|u| u.server_peak, Backup), 64.0),
             goal("a worker's peak, restore, MiB", mib(|u| u.server_peak, Restore), 64.0),
+            goal("incremental, large disk / small disk, same delta", self.flat(), 1.3),
+            goal(
+                "incremental of the large disk, wire / written",
+                self.median(Large, |s| Some(s.wire? as f64 / self.delta_bytes as f64)),
+                1.05,
+            ),
+            goal(
+                "incremental of the large disk, stored / wire",
+                self.median(Large, |s| Some(s.stored? as f64 / s.wire? as f64)),
+                1.05,
+            ),
+            goal("coordinator's peak, 16 streams, MiB", mib(|u| u.client_peak, Streams), 192.0),
+            goal("a worker's peak, 16 streams, MiB", mib(|u| u.server_peak, Streams), 64.0),
+            goal("plan for 1000 VMs, s", self.median(Plan, |s| Some(s.usage.wall)), 5.0),
+            goal(
+                "requests for it, per 100 VMs",
+                self.plan_requests.map(|count| count as f64 / 10.0),
+                20.0,
+            ),
             goal("connect to open disk, worker pushed, s", self.median(Backup, |s| s.connect), 0.5),
         ]
     }
