@@ -23,7 +23,7 @@ fn deltas(bench: &Bench, size: u64, rounds: usize, report: &mut Report) -> Resul
     let delta = size * 25 / 100 / 65_536 * 65_536;
     report.delta_bytes = delta;
     let up = |name: &str, size| Lab::empty(&bench.bin, &bench.worker, &bench.base.join(name), size);
-    eprintln!("preparing disks of {} and {} GiB", size >> 30, size * 25 >> 30);
+    eprintln!("preparing disks of {} and {} GiB", size >> 30, (size * 25) >> 30);
     let disks = [
         (up("small", size)?, size, Work::Small),
         (up("large", size * 25)?, size * 25, Work::Large),
