@@ -47,7 +47,7 @@ pub fn run(command: &mut Command, servers: &[u32], lines: bool) -> Result<(Usage
     let done = AtomicBool::new(false);
     let (client_peak, server_peak) = (AtomicU64::new(0), AtomicU64::new(0));
     let mut heard = Vec::new();
-    let status = std::thread::scope(|scope| {
+    let (status, wall) = std::thread::scope(|scope| {
         scope.spawn(|| {
             // The kernel keeps the peaks, so a look now and then misses only what ends early;
             // looking is work too, and both processors are wanted.
@@ -66,10 +66,10 @@ pub fn run(command: &mut Command, servers: &[u32], lines: bool) -> Result<(Usage
             Ok::<_, std::io::Error>(())
         });
         let status = child.wait();
+        let wall = started.elapsed().as_secs_f64();
         done.store(true, Ordering::Relaxed);
-        read.and(status)
+        read.and(status).map(|status| (status, wall))
     })?;
-    let wall = started.elapsed().as_secs_f64();
     if !status.success() {
         let said = heard.iter().rev().take(3).rev().map(|l| l.1.as_str()).collect::<Vec<_>>();
         bail!("{command:?} failed: {status}\n{}", said.join("\n"));
