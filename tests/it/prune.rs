@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use hvbak_tests::{Lab, bin, run_tool};
+use hvbak_tests::{Lab, Mount, bin, is_root, run_tool, skip, small};
 
 /// Five points of `web1`, with what the guest had on its first disk at each.
 fn stored(lab: &Lab) -> Vec<(String, PathBuf)> {
@@ -109,5 +109,62 @@ fn a_repository_on_nfs_is_pruned_where_no_two_names_can_be_swapped() {
     tool("cp", &["-a".as_ref(), &served.join("repository"), &own]);
     std::fs::remove_dir_all(&served).unwrap();
     compare(&lab, &points[2..]);
+    lab.assert_clean();
+}
+
+/// A lab whose repository lies on an XFS of its own, which can share blocks between files.
+fn on_xfs() -> Result<(Mount, Lab), String> {
+    if !is_root() {
+        return Err("a loop device needs root".into());
+    }
+    let lab = Lab::bare(&small(), &["--hosts", "1", "--domains", "nfs"]);
+    let file = lab.scratch("xfs");
+    std::fs::File::create(&file).unwrap().set_len(4 << 30).unwrap();
+    let image = file.to_str().unwrap();
+    let made =
+        std::process::Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1", image]).status();
+    if !made.as_ref().is_ok_and(std::process::ExitStatus::success) {
+        return Err(format!("mkfs.xfs: {made:?}"));
+    }
+    let mount = Mount::new(&["-o", "loop", image], &lab.path("repository"));
+    lab.enrol();
+    Ok((mount, lab))
+}
+
+#[test]
+fn where_blocks_can_be_shared_a_merge_writes_the_delta() {
+    let (mount, lab) = match on_xfs() {
+        Ok(made) => made,
+        Err(why) => return skip(&why),
+    };
+    lab.write_noise("web1", "web1_Disk1", 24 << 20, 24 << 20);
+    let points = stored(&lab);
+    let shown = lab.json(&["show", &format!("web1@{}", points[0].0)]).exits(0);
+    let oldest = PathBuf::from(shown.result()["path"].as_str().unwrap());
+    let id = shown.of("manifest")[0]["disks"]
+        .as_array()
+        .and_then(|disks| disks.iter().find(|d| d["alias"] == "web1_Disk1"))
+        .map(|disk| format!("{}.qcow2", disk["id"].as_str().unwrap()))
+        .unwrap();
+    // A second name keeps the oldest image, so that what shares its blocks can be seen.
+    let witness = mount.dir().join("witness");
+    std::fs::hard_link(oldest.join(&id), &witness).unwrap();
+    let run = lab.json(&["prune", "--keep-last", "1"]).exits(0);
+    let result = run.result();
+    assert_eq!((&result["merged"], &result["removed"]), (&1.into(), &4.into()), "{run}");
+    let written = result["written_bytes"].as_u64().unwrap();
+    // Five deltas of 265 KB that compress well, and tables; not the 24 MiB.
+    assert!(written < 4 << 20, "{run}");
+    let merged = lab.point("web1").join(&id);
+    let extents = run_tool("filefrag", &["-v", merged.to_str().unwrap()]);
+    assert!(extents.contains("shared"), "{extents}");
+    std::fs::remove_file(&witness).unwrap();
+    run_tool("qemu-img", &["check", "-q", "-f", "qcow2", merged.to_str().unwrap()]);
+    compare(&lab, &points[4..]);
+    // The merged one is a base like any other.
+    lab.write("web1", "web1_Disk1", 30 << 20, 65_536, 0x55);
+    lab.hvbak(&["backup", "--vm", "web1"]).exits(0);
+    lab.hvbak(&["prune", "--keep-last", "1"]).exits(0);
+    lab.hvbak(&["verify", "--all"]).exits(0);
     lab.assert_clean();
 }

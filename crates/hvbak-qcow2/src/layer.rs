@@ -2,6 +2,8 @@
 //!
 //! A layer knows nothing of the ones below. Its format is told, never probed.
 
+use hvbak_types::CLUSTER_SIZE;
+
 use crate::{
     Compression, Error, Header, ReadAt, Result,
     cache::{SLICE_BYTES, Slice, SliceCache},
@@ -11,6 +13,17 @@ use crate::{
 
 /// Slices kept when nobody says otherwise: 1 MiB, which maps 8 GiB of a vdsm image.
 const DEFAULT_SLICES: usize = 16;
+
+/// Where an image stores one cluster, in its own bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Host offset of the first byte.
+    pub offset: u64,
+    /// Bytes: 65536 for a plain cluster; to the end of the last sector for a packed one.
+    pub length: u64,
+    /// Whether it is one packed payload.
+    pub packed: bool,
+}
 
 /// One open volume.
 pub struct Layer<R> {
@@ -115,6 +128,32 @@ impl<R: ReadAt> Layer<R> {
             }
         }
         Ok(true)
+    }
+
+    /// Where the image stores a cluster of 64 KiB; `None` when it holds no data there.
+    ///
+    /// # Errors
+    /// Damage and IO; [`Error::Unsupported`] for other images than [`crate::Writer`] makes
+    /// with zstd: another cluster size or compression, or raw.
+    pub fn place(&self, cluster: u64) -> Result<Option<Place>> {
+        if self.packing() != Some((CLUSTER_SIZE, Compression::Zstd)) {
+            let feature = "another cluster size or compression than this program's".into();
+            return Err(Error::Unsupported { feature });
+        }
+        let offset = cluster.saturating_mul(CLUSTER_SIZE);
+        let Some(left) = self.virtual_size().checked_sub(offset).filter(|left| *left > 0) else {
+            let (length, virtual_size) = (CLUSTER_SIZE, self.virtual_size());
+            return Err(Error::Range { offset, length, virtual_size });
+        };
+        let (mapping, length) = self.status(offset, left.min(CLUSTER_SIZE))?;
+        Ok(match mapping {
+            Mapping::Data(_) if length < left.min(CLUSTER_SIZE) => {
+                return Err(Error::Unsupported { feature: "a cluster in pieces".into() });
+            }
+            Mapping::Data(offset) => Some(Place { offset, length: CLUSTER_SIZE, packed: false }),
+            Mapping::Compressed(offset, length) => Some(Place { offset, length, packed: true }),
+            Mapping::Absent | Mapping::Zero => None,
+        })
     }
 
     pub(crate) fn set_cache_bytes(&self, bytes: u64) {

@@ -32,5 +32,7 @@ pub use error::{Error, Result};
 pub use extents::{ClusterRun, ClusterRuns, Extents};
 pub use header::{Compression, Header};
 pub use io::{ReadAt, WriteAt};
-pub use layer::Layer;
-pub use writer::{Backing, BackingFormat, Summary, Writer, WriterOptions, image_size};
+pub use layer::{Layer, Place};
+pub use writer::{
+    Backing, BackingFormat, Begun, Keeper, Summary, Writer, WriterOptions, image_size,
+};

@@ -4,8 +4,9 @@
 //! images give the bytes, compressed as they are stored, so that a restore neither inflates
 //! nor compresses. Where the two disagree the disk is damaged: an error, never zeros.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use hvbak_qcow2::Place;
 use hvbak_types::{CLUSTER_SIZE, Digest, DiskId, PointId};
 
 use crate::{
@@ -229,6 +230,21 @@ impl DiskReader {
         Ok(content)
     }
 
+    /// The file of a layer, base 0.
+    pub(crate) fn layer_path(&self, layer: usize) -> Option<&Path> {
+        self.layers.get(layer).map(|layer| layer.path.as_path())
+    }
+
+    /// Where a layer stores a data cluster of one of its runs, and the cluster's digest.
+    pub(crate) fn place_in(&self, run: &StoredRun, cluster: u64) -> Result<(Place, Digest)> {
+        let layer = &self.layers[run.layer];
+        let digest = layer.digests.digest(run.digest + cluster - run.cluster)?;
+        match layer.image.place(cluster)? {
+            Some(place) => Ok((place, digest)),
+            None => Err(layer.lacks(cluster)),
+        }
+    }
+
     fn read_from(
         &self,
         layer: usize,
@@ -241,10 +257,14 @@ impl DiskReader {
         match layer.image.read_stored(cluster, buffer)? {
             Stored::Compressed => Ok(Content::Compressed { digest }),
             Stored::Plain => Ok(Content::Plain { digest }),
-            Stored::Absent | Stored::Zero => Err(Error::Damaged {
-                path: layer.path.clone(),
-                why: format!("it does not hold cluster {cluster}, which it should"),
-            }),
+            Stored::Absent | Stored::Zero => Err(layer.lacks(cluster)),
         }
+    }
+}
+
+impl Layer {
+    fn lacks(&self, cluster: u64) -> Error {
+        let why = format!("it does not hold cluster {cluster}, which it should");
+        Error::Damaged { path: self.path.clone(), why }
     }
 }

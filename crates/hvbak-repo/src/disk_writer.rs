@@ -38,6 +38,11 @@ impl DiskOptions {
         Self { virtual_size, parent: None, paranoid: false }
     }
 
+    /// The name of the backing file that the image gets.
+    pub(crate) fn backing(&self, id: DiskId) -> Option<String> {
+        self.parent.as_ref().map(|parent| backing_name(parent, id))
+    }
+
     /// A delta to the same disk in `parent`.
     pub fn delta(virtual_size: u64, parent: PointId) -> Self {
         Self { virtual_size, parent: Some(parent), paranoid: false }
@@ -78,19 +83,32 @@ impl DiskWriter {
         shared: Shared,
     ) -> Result<Self> {
         let path = dir.join(image_name(id));
-        let backing = options.parent.as_ref().map(|parent| backing_name(parent, id));
-        let image = ImageWriter::create(&path, options.virtual_size, backing.as_deref())?;
-        Ok(Self {
+        let image =
+            ImageWriter::create(&path, options.virtual_size, options.backing(id).as_deref())?;
+        let spool = Spool::new(dir.join(digests_name(id)));
+        Ok(Self::with(image, spool, path, id, options, shared))
+    }
+
+    /// Goes on with an image and digests that hold the same clusters.
+    pub(crate) fn with(
+        image: ImageWriter,
+        spool: Spool,
+        path: PathBuf,
+        id: DiskId,
+        options: DiskOptions,
+        shared: Shared,
+    ) -> Self {
+        Self {
             id,
             clusters: options.virtual_size.div_ceil(CLUSTER_SIZE),
             options,
             image,
-            spool: Spool::new(dir.join(digests_name(id))),
+            spool,
             path,
             shared,
             inflater: Inflater::default(),
             scratch: Vec::new(),
-        })
+        }
     }
 
     /// Which disk this is.

@@ -125,6 +125,49 @@ pub fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
     sync_file(&file, to)
 }
 
+/// Makes a new file that shares all blocks of another; nothing is made where the file system
+/// cannot (it can on XFS, Btrfs).
+pub fn clone_file(from: &Path, to: &Path) -> Result<Option<File>> {
+    use rustix::io::Errno;
+    trace::op("clone", to);
+    let source = File::open(from).reading(from)?;
+    let file = create_file(to)?;
+    let done = match trace::clones() {
+        true => io::copy(&mut &source, &mut &file).map(drop),
+        false => rustix::fs::ioctl_ficlone(&file, &source).map_err(io::Error::from),
+    };
+    match done {
+        Ok(()) => Ok(Some(file)),
+        Err(cause) => {
+            fs::remove_file(to).writing(to)?;
+            let cannot = [
+                Errno::OPNOTSUPP,
+                Errno::XDEV,
+                Errno::INVAL,
+                Errno::NOTTY,
+                Errno::NOSYS,
+                Errno::PERM,
+            ];
+            match cause.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(errno) if cannot.contains(&errno) => Ok(None),
+                _ => Err(cause).writing(to),
+            }
+        }
+    }
+}
+
+/// Gives the blocks of a range back; the file reads as zeros there. Where the file system
+/// cannot, the range stays as it is.
+pub fn punch(file: &File, path: &Path, range: &std::ops::Range<u64>) -> Result<()> {
+    use nix::fcntl::{FallocateFlags, fallocate};
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let offset = |at: u64| nix::libc::off_t::try_from(at).map_err(io::Error::other).writing(path);
+    match fallocate(file, flags, offset(range.start)?, offset(range.end - range.start)?) {
+        Ok(()) | Err(nix::Error::EOPNOTSUPP | nix::Error::ENOSYS) => Ok(()),
+        Err(errno) => Err(errno.into()).writing(path),
+    }
+}
+
 /// Waits for the directory that holds `path`.
 pub fn sync_parent(path: &Path) -> Result<()> {
     match path.parent() {
@@ -147,10 +190,14 @@ pub fn remove_tree(path: &Path) -> Result<bool> {
 /// What tests see of the calls above; nothing in a real build.
 #[cfg(test)]
 pub mod trace {
-    use std::{cell::RefCell, path::Path};
+    use std::{
+        cell::{Cell, RefCell},
+        path::Path,
+    };
 
     thread_local! {
         static LOG: RefCell<Vec<(&'static str, String)>> = const { RefCell::new(Vec::new()) };
+        static CLONES: Cell<bool> = const { Cell::new(false) };
     }
 
     /// Notes an operation; ends the process when `HVBAK_TEST_CRASH` is its number.
@@ -170,6 +217,16 @@ pub mod trace {
         std::env::var_os("HVBAK_TEST_NO_EXCHANGE").is_some()
     }
 
+    /// Whether a clone is made by copying, for file systems that have none.
+    pub fn clones() -> bool {
+        CLONES.get() || std::env::var_os("HVBAK_TEST_CLONES").is_some()
+    }
+
+    /// The same for this thread.
+    pub fn set_clones(on: bool) {
+        CLONES.set(on);
+    }
+
     /// Takes what this thread has done so far.
     pub fn take() -> Vec<(&'static str, String)> {
         LOG.with(|log| std::mem::take(&mut *log.borrow_mut()))
@@ -183,6 +240,11 @@ mod trace {
 
     #[inline(always)]
     pub fn no_exchange() -> bool {
+        false
+    }
+
+    #[inline(always)]
+    pub fn clones() -> bool {
         false
     }
 }

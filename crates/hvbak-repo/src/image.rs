@@ -9,7 +9,8 @@ use std::{
 };
 
 use hvbak_qcow2::{
-    Backing, BackingFormat, Chain, Compression, Fetched, Layer, Writer, WriterOptions,
+    Backing, BackingFormat, Chain, Compression, Fetched, Keeper, Layer, Place, Writer,
+    WriterOptions,
 };
 use hvbak_types::{CLUSTER_SIZE, ExtentKind};
 
@@ -33,16 +34,7 @@ impl ImageWriter {
     /// Makes a new file; `backing` is its backing file's name.
     pub fn create(path: &Path, virtual_size: u64, backing: Option<&str>) -> Result<Self> {
         let storage = Arc::new(Storage::create(path)?);
-        let options = WriterOptions {
-            virtual_size,
-            backing: backing.map(|name| Backing {
-                name: name.to_owned(),
-                format: BackingFormat::Qcow2,
-                // Not told, so that every zero cluster is stored where the digests say.
-                virtual_size: None,
-            }),
-            compression: Some(Compression::Zstd),
-        };
+        let options = options(virtual_size, backing);
         let writer = Writer::create(storage.clone(), options).map_err(|e| failed(path, e))?;
         Ok(Self { writer, storage, path: path.to_owned() })
     }
@@ -63,6 +55,58 @@ impl ImageWriter {
     pub fn finish(self) -> Result<u64> {
         self.writer.finish().map_err(|e| failed(&self.path, e))?;
         self.storage.sync(&self.path)
+    }
+}
+
+fn options(virtual_size: u64, backing: Option<&str>) -> WriterOptions {
+    WriterOptions {
+        virtual_size,
+        backing: backing.map(|name| Backing {
+            name: name.to_owned(),
+            format: BackingFormat::Qcow2,
+            // Not told, so that every zero cluster is stored where the digests say.
+            virtual_size: None,
+        }),
+        compression: Some(Compression::Zstd),
+    }
+}
+
+/// An image made over a clone of another, before anything is added to it.
+pub struct ImageKeeper {
+    keeper: Keeper<Arc<Storage>>,
+    storage: Arc<Storage>,
+    path: PathBuf,
+}
+
+impl ImageKeeper {
+    /// Clones `from`; `None`, with nothing made, where the file system cannot.
+    pub fn create(
+        from: &Path,
+        path: &Path,
+        virtual_size: u64,
+        backing: Option<&str>,
+    ) -> Result<Option<Self>> {
+        let Some(storage) = Storage::clone_of(from, path)? else { return Ok(None) };
+        let storage = Arc::new(storage);
+        let options = options(virtual_size, backing);
+        let keeper = Keeper::create(storage.clone(), options).map_err(|e| failed(path, e))?;
+        Ok(Some(Self { keeper, storage, path: path.to_owned() }))
+    }
+
+    /// A cluster stays where the clone has it.
+    pub fn keep(&mut self, cluster: u64, place: Place) -> Result<()> {
+        self.keeper.keep(cluster, place).map_err(|e| failed(&self.path, e))
+    }
+
+    /// Gives back the storage of what is not kept, as far as nothing that is kept shares a
+    /// cluster with it; the bytes that do. Then goes on to what is added.
+    pub fn begin(self) -> Result<(ImageWriter, u64)> {
+        let begun = self.keeper.begin();
+        for hole in &begun.holes {
+            self.storage.punch(&self.path, hole)?;
+        }
+        let writer = begun.writer;
+        Ok((ImageWriter { writer, storage: self.storage, path: self.path }, begun.garbage))
     }
 }
 
@@ -155,6 +199,14 @@ impl ImageReader {
         }))
     }
 
+    /// Where the image stores a cluster; `None` when it holds no data there.
+    pub fn place(&self, cluster: u64) -> Result<Option<Place>> {
+        match self.chain.layers() {
+            [layer] => layer.place(cluster).map_err(|e| failed(&self.path, e)),
+            _ => Ok(None),
+        }
+    }
+
     /// Reads what is stored of a cluster into `out`: the frame, or the 64 KiB.
     pub fn read_stored(&self, cluster: u64, out: &mut Vec<u8>) -> Result<Stored> {
         match self.chain.fetch_cluster(cluster, out).map_err(|e| failed(&self.path, e))? {
@@ -192,6 +244,12 @@ impl Inflater {
 impl fmt::Debug for Inflater {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Inflater").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ImageKeeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageKeeper").field("path", &self.path).finish_non_exhaustive()
     }
 }
 

@@ -23,6 +23,16 @@ impl Storage {
         durable::create_file(path).map(Self)
     }
 
+    /// A clone of another file, where the file system has such a thing.
+    pub fn clone_of(from: &Path, to: &Path) -> Result<Option<Self>> {
+        Ok(durable::clone_file(from, to)?.map(Self))
+    }
+
+    /// Gives the blocks of a range back.
+    pub fn punch(&self, path: &Path, range: &std::ops::Range<u64>) -> Result<()> {
+        durable::punch(&self.0, path, range)
+    }
+
     /// Waits for everything and returns the length.
     pub fn sync(&self, path: &Path) -> Result<u64> {
         durable::sync_file(&self.0, path)?;

@@ -28,11 +28,31 @@ pub(super) struct Allocator {
 }
 
 impl Allocator {
-    /// Cluster 0 is the header's.
-    pub fn new() -> Self {
-        let mut new = Self { next: 1, free: Vec::new(), open: BTreeMap::new(), placed: Vec::new() };
+    /// Cluster 0 is the header's; those below `kept` are not handed out.
+    pub fn new(kept: u64) -> Self {
+        let mut new =
+            Self { next: kept.max(1), free: Vec::new(), open: BTreeMap::new(), placed: Vec::new() };
         new.reference(0);
         new
+    }
+
+    /// References to a cluster whose refcount may still change.
+    pub fn count(&self, cluster: u64) -> u16 {
+        let block = self.open.get(&(cluster / PER_BLOCK));
+        block.map_or(0, |counts| counts[usize::try_from(cluster % PER_BLOCK).unwrap_or(0)])
+    }
+
+    /// Takes the clusters in `1..kept` that nobody references as holes; gives them.
+    pub fn reclaim(&mut self, kept: u64) -> Vec<Range<u64>> {
+        let mut holes = Vec::<Range<u64>>::new();
+        for cluster in (1..kept).filter(|cluster| self.count(*cluster) == 0) {
+            match holes.last_mut() {
+                Some(hole) if hole.end == cluster => hole.end += 1,
+                _ => holes.push(cluster..cluster + 1),
+            }
+        }
+        self.free.extend(holes.iter().cloned());
+        holes
     }
 
     /// First cluster behind everything handed out.

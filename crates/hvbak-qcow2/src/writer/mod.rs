@@ -7,14 +7,18 @@
 
 mod alloc;
 mod header;
+mod keep;
 mod region;
 mod size;
 mod tables;
 
 use hvbak_types::CLUSTER_SIZE;
 
-pub use self::size::image_size;
 use self::{alloc::Allocator, region::Region, tables::Tables};
+pub use self::{
+    keep::{Begun, Keeper},
+    size::image_size,
+};
 use crate::{
     Compression, Error, ReadAt, Result, WriteAt,
     inflate::is_frame,
@@ -95,9 +99,14 @@ impl<W: WriteAt + ReadAt> Writer<W> {
     /// # Errors
     /// [`Error::Options`] for sizes and names the format cannot hold, [`Error::Write`].
     pub fn create(out: W, options: WriterOptions) -> Result<Self> {
+        Self::behind(out, options, 0)
+    }
+
+    /// Starts an image that leaves the clusters of `out` below `kept` alone, but the first.
+    fn behind(out: W, options: WriterOptions, kept: u64) -> Result<Self> {
         header::check(&options)?;
         let clusters = options.virtual_size.div_ceil(CLUSTER_SIZE);
-        let mut alloc = Allocator::new();
+        let mut alloc = Allocator::new(kept);
         let tables = Tables::new(&mut alloc, clusters);
         write(&out, "the header", &[0; CLUSTER_SIZE as usize], 0)?;
         Ok(Self {

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod damage;
 #[cfg(test)]
+mod keep;
+#[cfg(test)]
 mod mutate;
 #[cfg(test)]
 mod read;

@@ -1,14 +1,18 @@
 //! Writes a point anew, with what it takes over from those that expire below it.
 //!
-//! Clusters are copied as they are stored, frame for frame, digests with them: nothing is
-//! inflated or compressed. The result has no holes of overwritten clusters. Cost: what the
-//! merged layers hold, once read and once written.
+//! Clusters are taken as they are stored, frame for frame, digests with them: nothing is
+//! inflated or compressed. Where the file system can, the image begins as a clone of the
+//! largest layer (`clone`) and only the other layers' clusters are written. Else the cost is
+//! what the merged layers hold, once read and once written.
 
 use std::{fs, path::Path};
 
 use hvbak_types::{Digest, VmId};
 
-use super::plan::{DiskMerge, MergeStep};
+use super::{
+    clone,
+    plan::{DiskMerge, MergeStep},
+};
 use crate::{
     catalogue::Point,
     disk_reader::{Content, DiskReader},
@@ -22,16 +26,23 @@ use crate::{
     sums,
 };
 
+/// Bytes of the images of a merged point.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Bytes {
+    pub written: u64,
+    /// Shared with layers that expire.
+    pub cloned: u64,
+}
+
 impl Repository {
     /// Makes the new directory of a point and gives it the name that [`Repository::commit_merged`]
-    /// looks for. `count` is told clusters as they are copied. Returns the bytes of images
-    /// written; nothing is left when it fails.
+    /// looks for. `count` is told clusters as they are copied. Nothing is left when it fails.
     pub(super) fn write_merged(
         &self,
         vm: VmId,
         step: &MergeStep,
         count: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<u64> {
+    ) -> Result<Bytes> {
         let dir = self.layout.hidden(MERGING, vm, &step.point);
         durable::create_dir(&dir)?;
         let written = self.fill(vm, step, &dir, count).and_then(|bytes| {
@@ -52,10 +63,10 @@ impl Repository {
         step: &MergeStep,
         dir: &Path,
         count: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<u64> {
+    ) -> Result<Bytes> {
         let old = self.point(vm, &step.point)?;
         let mut manifest = old.manifest.clone();
-        let mut bytes = 0;
+        let mut bytes = Bytes::default();
         let mut entries = listed_sums(&old)?;
         for entry in &mut manifest.disks {
             let Some(merge) = step.disks.iter().find(|d| d.disk == entry.record.id) else {
@@ -64,8 +75,9 @@ impl Repository {
                 }
                 continue;
             };
-            let record = self.merge_disk(vm, &old, merge, dir, count)?;
-            bytes += record.stored_bytes;
+            let (record, of_disk) = self.merge_disk(vm, &old, merge, dir, count)?;
+            bytes.written += of_disk.written;
+            bytes.cloned += of_disk.cloned;
             entries.retain(|(name, _)| *name != record.digests);
             let path = dir.join(&record.digests);
             let sha256 = fs::File::open(&path).and_then(sums::of_reader).reading(&path)?;
@@ -102,7 +114,7 @@ impl Repository {
         merge: &DiskMerge,
         dir: &Path,
         count: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<DiskRecord> {
+    ) -> Result<(DiskRecord, Bytes)> {
         let mut layers = Vec::new();
         for over in &merge.over {
             layers.push(self.point(vm, over)?);
@@ -114,10 +126,17 @@ impl Repository {
             parent: merge.parent.clone(),
             paranoid: false,
         };
-        let mut writer = DiskWriter::create(dir, merge.disk, options, Shared::default())?;
+        let cloned = clone::over_a_layer(&reader, &options, dir, count)?;
+        let (mut writer, kept, cloned) = match cloned {
+            Some(clone) => (clone.writer, Some(clone.layer), clone.length),
+            None => (DiskWriter::create(dir, merge.disk, options, Shared::default())?, None, 0),
+        };
         let mut buffer = Vec::new();
         for run in reader.stored() {
             let run = run?;
+            if run.data && Some(run.layer) == kept {
+                continue;
+            }
             if !run.data {
                 writer.put_zero(run.cluster, run.count)?;
                 continue;
@@ -137,7 +156,9 @@ impl Repository {
                 }
             }
         }
-        writer.finish()
+        let record = writer.finish()?;
+        let written = record.stored_bytes.saturating_sub(cloned);
+        Ok((record, Bytes { written, cloned }))
     }
 
     /// The level of a disk that stands on something else now.

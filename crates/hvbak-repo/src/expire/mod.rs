@@ -8,18 +8,20 @@
 //! listed too. What a run that died has left are hidden directories whose names say what
 //! to do with them, so [`Repository::finish_expiry`] needs no journal.
 
+mod clone;
 mod commit;
 mod merge;
 mod plan;
 
-use hvbak_types::PointId;
+use hvbak_types::{PointId, VmId};
 use serde::Serialize;
 
 pub use plan::{DiskMerge, ExpiryPlan, MergeStep, Stay};
 
 use crate::{
+    durable,
     error::{Error, Result},
-    layout::EXPIRED,
+    layout::{EXPIRED, MANIFEST, MERGING},
     lock::{VmLock, lock_points},
     repository::Repository,
     verify::VerifyOptions,
@@ -33,7 +35,8 @@ pub struct ExpirySummary {
     pub removed: Vec<PointId>,
     /// Bytes of images written.
     pub written_bytes: u64,
-    /// Bytes of images removed, of expired points and of those that were replaced.
+    /// Bytes of images removed, of expired points and of those that were replaced, without
+    /// what merged images go on sharing.
     pub freed_bytes: u64,
 }
 
@@ -57,11 +60,17 @@ impl Repository {
         let vm = lock.vm();
         let mut summary = ExpirySummary::default();
         let total = plan.merges.iter().map(|step| step.clusters).sum();
-        let largest = plan.merges.iter().map(|step| step.bytes).max().unwrap_or(0);
+        let clones = match plan.merges.first() {
+            Some(step) => self.can_clone(vm, &step.point)?,
+            None => false,
+        };
+        let needs =
+            |step: &MergeStep| step.bytes.saturating_sub(if clones { step.clonable } else { 0 });
+        let largest = plan.merges.iter().map(needs).max().unwrap_or(0);
         if largest > 0 {
             self.ensure_space(largest, reserve)?;
         }
-        let mut done = 0;
+        let (mut done, mut cloned) = (0, 0);
         for step in &plan.merges {
             self.check_sources(lock, step)?;
             let old = self.point(vm, &step.point)?.manifest.stored_bytes();
@@ -69,7 +78,9 @@ impl Repository {
                 done += clusters;
                 progress(done, total)
             };
-            summary.written_bytes += self.write_merged(vm, step, &mut count)?;
+            let bytes = self.write_merged(vm, step, &mut count)?;
+            summary.written_bytes += bytes.written;
+            cloned += bytes.cloned;
             let _points = lock_points(&self.layout, vm, true)?;
             self.commit_merged(vm, &step.point)?;
             summary.freed_bytes += old;
@@ -84,13 +95,25 @@ impl Repository {
             let hidden = self.layout.hidden(EXPIRED, vm, point);
             {
                 let _points = lock_points(&self.layout, vm, true)?;
-                crate::durable::rename_new(&self.layout.point(vm, point), &hidden)?;
+                durable::rename_new(&self.layout.point(vm, point), &hidden)?;
             }
-            crate::durable::remove_tree(&hidden)?;
+            durable::remove_tree(&hidden)?;
             summary.freed_bytes += bytes;
             summary.removed.push(point.clone());
         }
+        summary.freed_bytes = summary.freed_bytes.saturating_sub(cloned);
         Ok(summary)
+    }
+
+    /// Whether files can share blocks there; tried with a small one, in a directory of the kind
+    /// that [`Repository::finish_expiry`] removes.
+    fn can_clone(&self, vm: VmId, point: &PointId) -> Result<bool> {
+        let dir = self.layout.hidden(MERGING, vm, point);
+        durable::create_dir(&dir)?;
+        let from = self.layout.point(vm, point).join(MANIFEST);
+        let clone = durable::clone_file(&from, &dir.join(MANIFEST));
+        durable::remove_tree(&dir)?;
+        Ok(clone?.is_some())
     }
 
     /// What is copied must be what was stored: a damaged digests file would otherwise be the

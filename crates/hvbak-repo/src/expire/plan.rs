@@ -33,6 +33,8 @@ pub struct MergeStep {
     pub disks: Vec<DiskMerge>,
     /// At most so many bytes are written.
     pub bytes: u64,
+    /// So many fewer where the file system can clone: the largest layer of each disk.
+    pub clonable: u64,
     /// At most so many clusters of 64 KiB.
     pub clusters: u64,
 }
@@ -134,8 +136,13 @@ fn plan(listing: &Listing, expired: &[PointId], damaged: &[PointId]) -> ExpiryPl
     }
     let mut plan = ExpiryPlan { stays, ..ExpiryPlan::default() };
     for point in listing.points.iter().filter(|p| !chains.expired.contains(p.id())) {
-        let mut step =
-            MergeStep { point: point.id().clone(), disks: Vec::new(), bytes: 0, clusters: 0 };
+        let mut step = MergeStep {
+            point: point.id().clone(),
+            disks: Vec::new(),
+            bytes: 0,
+            clonable: 0,
+            clusters: 0,
+        };
         for disk in &point.manifest.disks {
             let id = disk.record.id;
             let mut below = chains.below(point, id);
@@ -143,13 +150,16 @@ fn plan(listing: &Listing, expired: &[PointId], damaged: &[PointId]) -> ExpiryPl
                 continue;
             }
             below.over.reverse();
+            let mut largest = 0;
             for source in below.over.iter().chain([point.id()]) {
                 let found = chains.points.get(source).and_then(|p| p.manifest.disk(id));
                 if let Some(found) = found {
                     step.bytes = step.bytes.saturating_add(found.record.stored_bytes);
                     step.clusters += found.record.data_clusters;
+                    largest = largest.max(found.record.stored_bytes);
                 }
             }
+            step.clonable = step.clonable.saturating_add(largest);
             step.disks.push(DiskMerge { disk: id, over: below.over, parent: below.parent });
         }
         if !step.disks.is_empty() {

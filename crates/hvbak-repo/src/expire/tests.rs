@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use crate::{
     DiskReader, Error, ExportFormat, ExportOptions, Level, Point, Repository,
+    durable::trace,
     testing::{Guest, Lab, qemu_check, qemu_compare},
 };
 
@@ -254,7 +255,7 @@ fn child(history: &History) -> Command {
 }
 
 /// Stops a prune before each of its steps; what could be read in between.
-fn stopped_anywhere(exchange: bool) -> Vec<Vec<PointId>> {
+fn stopped_anywhere(setting: &str) -> Vec<Vec<PointId>> {
     let mut lab = lab();
     let mut seen = std::collections::BTreeSet::new();
     let mut nameless = 0;
@@ -263,8 +264,8 @@ fn stopped_anywhere(exchange: bool) -> Vec<Vec<PointId>> {
         let mut history = History { lab, model: Model::default() };
         history.fill();
         let mut child = child(&history);
-        if !exchange {
-            child.env("HVBAK_TEST_NO_EXCHANGE", "1");
+        if !setting.is_empty() {
+            child.env(setting, "1");
         }
         let out = child.env("HVBAK_TEST_CRASH", step.to_string()).output().unwrap();
         let ended = out.status.success();
@@ -293,21 +294,89 @@ fn stopped_anywhere(exchange: bool) -> Vec<Vec<PointId>> {
         }
     }
     // Before the fsync and before the second rename of each of the two merges.
-    assert_eq!(nameless, if exchange { 0 } else { 4 });
+    assert_eq!(nameless, if setting == "HVBAK_TEST_NO_EXCHANGE" { 4 } else { 0 });
     seen.into_iter().collect()
 }
 
 #[test]
 fn stopped_anywhere_every_point_is_whole() {
     // All five, without 2, without both.
-    let seen = stopped_anywhere(true);
+    let seen = stopped_anywhere("");
     assert_eq!(seen.len(), 3, "{seen:?}");
 }
 
 #[test]
 fn where_names_cannot_be_swapped_a_stopped_prune_hides_no_point() {
-    let seen = stopped_anywhere(false);
+    let seen = stopped_anywhere("HVBAK_TEST_NO_EXCHANGE");
     assert_eq!(seen.len(), 3, "{seen:?}");
+}
+
+#[test]
+fn a_prune_that_clones_is_stopped_anywhere() {
+    let seen = stopped_anywhere("HVBAK_TEST_CLONES");
+    assert_eq!(seen.len(), 3, "{seen:?}");
+}
+
+/// Blocks that the images of a VM take.
+fn allocated(history: &History) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let points = history.lab.repository.points(history.lab.vm).unwrap().points;
+    let images = points.iter().flat_map(|p| {
+        p.manifest.disks.iter().map(|d| p.path.join(&d.record.file).metadata().unwrap().blocks())
+    });
+    images.sum::<u64>() * 512
+}
+
+#[test]
+fn a_clone_writes_the_delta_and_gives_back_what_is_overwritten() {
+    trace::set_clones(true);
+    let mut history = History::new();
+    let disk = DiskId::random();
+    // Noise, so that clusters are plain: 128 of them, 8 MiB.
+    let odd = |end: usize| (0..end).filter(|c| c % 2 == 1);
+    let first = Guest::blank(256 * CLUSTER).fill(1, odd(256));
+    let second = first.clone().fill(2, odd(60));
+    let third = second.clone().fill(3, odd(200));
+    history.add(0, &[(disk, None, first)]);
+    history.add(1, &[(disk, Some(id(0)), second)]);
+    history.add(2, &[(disk, Some(id(1)), third)]);
+    let kib = |bytes: u64| bytes >> 10;
+    let summary = history.expire(&[id(0)]).unwrap();
+    // 30 clusters are written, and tables; as many are punched out of the clone.
+    assert!((30 * 64..30 * 64 + 512).contains(&kib(summary.written_bytes)), "{summary:?}");
+    let data = (128 + 100) * 64;
+    let now = kib(allocated(&history));
+    assert!((data..data + 1024).contains(&now), "{now} for {data}");
+    assert_eq!(ids(&history.check(true)), [id(1), id(2)]);
+    // 100 of 128 are overwritten: now the newer layer gives most, and 28 come from the older.
+    let summary = history.expire(&[id(1)]).unwrap();
+    assert!((28 * 64..28 * 64 + 512).contains(&kib(summary.written_bytes)), "{summary:?}");
+    assert_eq!(ids(&history.check(true)), [id(2)]);
+    trace::set_clones(false);
+}
+
+#[test]
+fn a_clone_with_much_garbage_becomes_a_copy() {
+    trace::set_clones(true);
+    let mut history = History::new();
+    let disk = DiskId::random();
+    // Half noise: two packed clusters share 64 KiB, and of many pairs one is overwritten.
+    let mut first = Guest::blank(256 * CLUSTER).fill(1, (0..256).map(|c| c | 1));
+    (0..128).for_each(|c| {
+        first.0.copy_within(
+            (2 * c + 1) * CLUSTER..(2 * c + 1) * CLUSTER + CLUSTER / 2,
+            2 * c * CLUSTER,
+        )
+    });
+    (0..256).for_each(|c| first.0[c * CLUSTER + CLUSTER / 2..(c + 1) * CLUSTER].fill(0));
+    let mut second = first.clone();
+    (0..96).for_each(|c| second.0[2 * c * CLUSTER..2 * c * CLUSTER + 100].fill(7));
+    history.add(0, &[(disk, None, first)]);
+    history.add(1, &[(disk, Some(id(0)), second)]);
+    let summary = history.expire(&[id(0)]).unwrap();
+    assert!(summary.written_bytes > (256 * 32) << 10, "{summary:?}");
+    assert_eq!(ids(&history.check(true)), [id(1)]);
+    trace::set_clones(false);
 }
 
 #[test]
@@ -388,7 +457,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn live(steps: &[Step]) {
+fn live(steps: &[Step], clones: bool) {
+    trace::set_clones(clones);
     let mut history = History::new();
     let disks = [DiskId::random(), DiskId::random()];
     let mut now = [
@@ -448,7 +518,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_history_reads_as_the_guest_was(steps in prop::collection::vec(step(), 2..12)) {
-        live(&steps);
+    fn any_history_reads_as_the_guest_was(
+        steps in prop::collection::vec(step(), 2..12),
+        clones in any::<bool>(),
+    ) {
+        live(&steps, clones);
     }
 }
