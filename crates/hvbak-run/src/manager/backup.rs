@@ -17,7 +17,7 @@ use hvbak_repo::{
 };
 use hvbak_types::PointId;
 
-use super::{ManagerContext, link::Link, run::Run};
+use super::{ManagerContext, link::Link, pick_up::pick_up, run::Run};
 use crate::{
     error::{self, Result, RunError},
     job::blocking,
@@ -66,21 +66,7 @@ async fn with_link(
     let base = format!("{}{}", look.root, context.manager.work_dir);
     let (repository, job, of) = (context.repository.clone(), context.job, name.clone());
     let lock = blocking("lock the manager", move || repository.lock_manager(&of, job)).await?;
-    let mut picked_up = Vec::new();
-    for (run, owner) in &look.runs {
-        let Ok(point) = run.parse::<PointId>() else { continue };
-        if *owner != context.repository.id().to_string() {
-            context.warn(format!("another hvbak's run {run} lies in {base} on the manager"));
-            continue;
-        }
-        context.phase(format!("picking up the run {run} of an earlier hvbak"));
-        let mut run = Run { context, link, base: base.clone(), point };
-        match take_home(&mut run, &lock, &name, &look).await {
-            Ok((point, _)) => picked_up.push(point),
-            Err(RunError::Cancelled) => return Err(RunError::Cancelled),
-            Err(cause) => context.warn(format!("the earlier run: {}", crate::chain(&cause))),
-        }
-    }
+    let picked_up = pick_up(context, link, &look, &lock, &name, &base).await?;
     check_fit(context, &look, &name)?;
     let point = PointId::at(jiff::Timestamp::now());
     let mut run = Run { context, link, base, point: point.clone() };
@@ -116,7 +102,7 @@ async fn with_link(
 }
 
 /// The directory on the manager is gone although the run failed.
-fn is_settled<T>(result: &Result<T>) -> bool {
+pub(super) fn is_settled<T>(result: &Result<T>) -> bool {
     matches!(
         result,
         Err(RunError::ManagerRun { .. } | RunError::ManagerArchive { .. } | RunError::Cancelled)
@@ -166,7 +152,7 @@ fn check_fit(context: &ManagerContext, look: &Look, name: &ManagerName) -> Resul
 }
 
 /// Waits for a run, fetches what it made, judges it, publishes or keeps the log, sweeps.
-async fn take_home(
+pub(super) async fn take_home(
     run: &mut Run<'_>,
     lock: &ManagerLock,
     name: &ManagerName,

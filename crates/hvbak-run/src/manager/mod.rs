@@ -6,6 +6,7 @@
 mod backup;
 mod hosted_engine;
 mod link;
+mod pick_up;
 mod run;
 
 use std::{path::PathBuf, sync::Arc};

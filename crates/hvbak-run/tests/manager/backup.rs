@@ -2,6 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
+use hvbak_repo::Repository;
 use hvbak_run::RunError;
 use nix::sys::signal::Signal;
 
@@ -191,6 +192,29 @@ async fn a_run_whose_hvbak_died_is_picked_up_by_the_next() {
     assert_ne!(report.picked_up[0].path, report.point.path);
     assert!(report.picked_up[0].compare().unwrap().is_empty());
     assert_eq!(stage.left(), Vec::<String>::new());
+    assert_eq!(journals(&stage), 0, "the dead job's journal is settled");
+}
+
+fn journals(stage: &Stage) -> usize {
+    fs::read_dir(stage.repository.path().join("journal")).unwrap().count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_stored_before_its_hvbak_died_is_swept_by_the_next() {
+    let stage = waiting();
+    stage.put("go", b"");
+    let first = stage.backup(&["all"]).await.unwrap();
+    // As if it had died between publishing and sweeping.
+    let run = stage.work().join(first.point.manifest.point.as_str());
+    fs::create_dir(&run).unwrap();
+    let repository = Repository::open(stage.repository.path()).unwrap();
+    fs::write(run.join("owner"), repository.id().to_string()).unwrap();
+    fs::write(run.join("engine.backup"), "secrets").unwrap();
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let second = stage.backup(&["all"]).await.unwrap();
+    assert!(second.picked_up.is_empty());
+    assert_eq!(stage.left(), Vec::<String>::new());
+    assert!(first.point.compare().unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -205,7 +229,7 @@ async fn a_cancelled_backup_stops_the_run_and_sweeps() {
     assert!(matches!(job.await.unwrap().unwrap_err(), RunError::Cancelled));
     assert_eq!(stage.left(), Vec::<String>::new());
     assert!(!stage.stored().exists());
-    assert_eq!(fs::read_dir(stage.repository.path().join("journal")).unwrap().count(), 0);
+    assert_eq!(journals(&stage), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

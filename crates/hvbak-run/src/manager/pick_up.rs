@@ -1,0 +1,107 @@
+//! Runs on the manager whose hvbak died: taken home, or swept when that was done already.
+//!
+//! Invariant: a run's directory is swept only when its point is published and readable, or
+//! when what it made was judged; the dead job's journal is settled after that, not before.
+
+use hvbak_manager::remote::Look;
+use hvbak_repo::{ManagerLock, ManagerName, ManagerPoint};
+use hvbak_types::PointId;
+
+use super::{ManagerContext, backup, link::Link, run::Run};
+use crate::{
+    error::{self, Result, RunError},
+    job::blocking,
+    journal::Step,
+};
+
+/// Deals with every run of ours that lies below `base`; gives the points that came of it.
+///
+/// # Errors
+/// Cancellation. What else goes wrong with an old run is a warning: it must not stop a new
+/// one.
+pub async fn pick_up(
+    context: &ManagerContext,
+    link: &mut Link,
+    look: &Look,
+    lock: &ManagerLock,
+    name: &ManagerName,
+    base: &str,
+) -> Result<Vec<ManagerPoint>> {
+    let mut picked_up = Vec::new();
+    for (run, owner) in &look.runs {
+        let Ok(point) = run.parse::<PointId>() else { continue };
+        if *owner != context.repository.id().to_string() {
+            context.warn(format!("another hvbak's run {run} lies in {base} on the manager"));
+            continue;
+        }
+        let mut run = Run { context, link, base: base.to_owned(), point: point.clone() };
+        let ended = if is_published(context, name, &point).await? {
+            context.phase(format!("sweeping the run {point}, which is stored already"));
+            run.sweep().await
+        } else {
+            context.phase(format!("picking up the run {point} of an earlier hvbak"));
+            let taken = backup::take_home(&mut run, lock, name, look).await;
+            let swept = backup::is_settled(&taken);
+            match taken {
+                Ok((point, _)) => {
+                    picked_up.push(point);
+                    Ok(())
+                }
+                Err(RunError::Cancelled) => Err(RunError::Cancelled),
+                Err(cause) if swept => {
+                    context.warn(format!("the earlier run: {}", crate::chain(&cause)));
+                    Ok(())
+                }
+                Err(cause) => Err(cause),
+            }
+        };
+        match ended {
+            Ok(()) => settle(context, &point).await?,
+            Err(RunError::Cancelled) => return Err(RunError::Cancelled),
+            Err(cause) => context.warn(format!("the earlier run: {}", crate::chain(&cause))),
+        }
+    }
+    Ok(picked_up)
+}
+
+async fn is_published(
+    context: &ManagerContext,
+    name: &ManagerName,
+    point: &PointId,
+) -> Result<bool> {
+    let (repository, name, point) = (context.repository.clone(), name.clone(), point.clone());
+    blocking("look for the point", move || {
+        let listing = repository.manager_points(&name)?;
+        Ok(listing.points.iter().any(|p| p.manifest.point == point))
+    })
+    .await
+}
+
+/// Closes the journal of the dead job that began the run.
+async fn settle(context: &ManagerContext, point: &PointId) -> Result<()> {
+    let (repository, me, point) = (context.repository.clone(), context.job, point.clone());
+    let views = {
+        let repository = repository.clone();
+        blocking("read the journals", move || repository.open_journals()).await?
+    };
+    let begun = |step: &serde_json::Value| {
+        matches!(
+            serde_json::from_value::<Step>(step.clone()),
+            Ok(Step::ManagerRun { point: of, .. }) if of == point
+        )
+    };
+    for view in views.iter().filter(|view| !view.alive) {
+        let Some(step) = view.unsettled().find(|step| begun(&step.step)) else { continue };
+        let (id, job, repository) = (step.id, view.job, repository.clone());
+        let journal = blocking("settle the dead job's journal", move || {
+            let (journal, now) = repository.adopt_journal(job, me)?;
+            journal.undone(id)?;
+            let rest = now.unsettled().filter(|step| step.id != id).count();
+            Ok((rest == 0 && now.damage.is_none()).then_some(journal))
+        });
+        if let Some(journal) = journal.await? {
+            journal.close().map_err(error::repository("close the journal"))?;
+        }
+    }
+    Ok(())
+}
