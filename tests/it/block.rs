@@ -7,6 +7,8 @@ use hvbak_tests::{
 };
 use serde_json::{Value, json};
 
+use crate::mid_stream;
+
 /// A lab of guests with an inventory; `None`, told loudly, where none can be run.
 fn lab(seed: &Value) -> Option<Lab> {
     let have = ["/usr/bin/linux.uml", "/usr/bin/socat", "/usr/sbin/lvm", "/usr/bin/busybox"];
@@ -88,4 +90,19 @@ fn a_running_vm_on_lvs_is_read_on_its_own_host_and_on_another() {
     story.lab.act("web1", "stop", "");
     story.lab.await_status("web1", "down");
     assert_eq!(story.lab.active_volumes("hv2"), "", "LVs are left active on hv2");
+}
+
+/// The manager removes an LV that a worker has open on the VM's host: the descriptor still
+/// reads, perhaps another disk's bytes by now, and none of them is kept. The device of what is
+/// no LV any more stays on that host, as nothing but `dmsetup remove` could take it away.
+#[test]
+fn a_snapshot_that_is_deleted_while_its_lvs_are_read_spoils_the_run_alone() {
+    let Some(lab) = lab(&vm("web1", true)) else { return };
+    let mut story = Story::of(lab);
+    mid_stream::prepare(&mut story);
+    mid_stream::deleted(&story, "theirs");
+    let next = story.backup("auto");
+    assert_eq!(level(&next, "web1_Disk1").0, "incremental");
+    story.end();
+    assert_eq!(story.lab.active_volumes("hv1"), "", "LVs are left active on hv1");
 }

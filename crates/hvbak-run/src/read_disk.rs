@@ -9,7 +9,7 @@ use hvbak_plan::{Base, DiskAction, DiskPlan, LayerFacts, WhyFull, sub_chain};
 use hvbak_repo::{DiskOptions, Level, ManifestDisk, Staging};
 use hvbak_types::{CLUSTER_SIZE, DataCenterId, DiskFormat, SnapshotDisk};
 use hvbak_wire::{
-    Answer, ChainIs, Format, Layer, LayerAddress, Op, Place, ReadOptions, Tune, VolumeAddress,
+    Answer, ChainIs, Code, Format, Layer, LayerAddress, Op, Place, ReadOptions, Tune, VolumeAddress,
 };
 
 use crate::{
@@ -137,7 +137,7 @@ pub async fn read_disk(
     let (mut sessions, record) =
         pull(sessions, pieces, read, writer, meter.clone(), rate, &context.cancel).await?;
     let close = async {
-        let after = walk(&mut sessions[0], at).await?;
+        let after = walk(&mut sessions[0], at).await.map_err(|e| not_any_more(&plan.alias, e))?;
         compare(&plan.alias, &chain, &after)?;
         for session in &mut sessions {
             session.ask(Op::Close, "close the volumes").await?;
@@ -217,6 +217,18 @@ async fn walk(session: &mut Session, at: VolumeAddress) -> Result<ChainIs> {
     match session.ask(Op::Chain { at }, doing).await? {
         Answer::Chain(chain) if !chain.layers.is_empty() => Ok(chain),
         _ => Err(session.unexpected(doing)),
+    }
+}
+
+/// A chain that could be walked before the transfer and cannot be walked after it.
+fn not_any_more(alias: &str, cause: RunError) -> RunError {
+    match cause {
+        RunError::Worker {
+            code: Code::NotFound | Code::Merging | Code::Changed | Code::BadChain,
+            message,
+            ..
+        } => RunError::Changed { alias: alias.to_owned(), what: message },
+        other => other,
     }
 }
 
