@@ -245,6 +245,24 @@ impl Repository {
         durable::remove_tree(&self.manager_dir(&lock.name).join(format!("{PARTIAL}{point}")))
     }
 
+    /// Removes a point: hidden by one rename first, so that a reader sees all of it or
+    /// nothing. What an earlier removal that was stopped has left goes, too.
+    pub fn remove_manager_point(&self, lock: &ManagerLock, point: &PointId) -> Result<()> {
+        let dir = self.manager_dir(&lock.name);
+        let hidden = dir.join(format!("{PARTIAL}{point}"));
+        durable::remove_tree(&hidden)?;
+        durable::rename_new(&dir.join(point.as_str()), &hidden)?;
+        durable::remove_tree(&hidden)?;
+        for entry in fs::read_dir(&dir).reading(&dir)? {
+            let path = entry.reading(&dir)?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
+            if name.starts_with(PARTIAL) {
+                durable::remove_tree(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Managers that have a directory.
     pub fn manager_names(&self) -> Result<Vec<ManagerName>> {
         names(&self.managers_dir())

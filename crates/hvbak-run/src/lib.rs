@@ -42,8 +42,9 @@ pub use gather::{
 pub use hvbak_ssh::enroll::KeyKind;
 pub use job::{Context, blocking};
 pub use manager::{
-    ManagerBackupOptions, ManagerBackupReport, ManagerContext, ManagerSettings,
+    ManagerBackupOptions, ManagerBackupReport, ManagerContext, ManagerPrune, ManagerSettings,
     hosted_engine_maintenance, hosted_engine_status, manager_as_host, manager_backup,
+    manager_prune,
 };
 pub use prune::{PruneReport, PruneWishes, prune};
 pub use restore::{Restored, RestoredDisk, point_facts, restore};

@@ -67,6 +67,8 @@ pub enum Command {
     HostedEngine(HostedEngineArgs),
     /// Prove offline that archives of engine-backup are whole
     ManagerVerify(ManagerVerifyArgs),
+    /// Remove stored backups of managers that the keep rules do not ask for
+    ManagerPrune(ManagerPruneArgs),
     /// Remove points that the keep rules do not ask for; what stands on them stays whole
     Prune(PruneArgs),
     /// Undo what a run that died has left behind
@@ -481,6 +483,16 @@ pub struct PruneArgs {
     /// Only points of this VM (repeatable)
     #[arg(long, value_name = "NAME|ID")]
     pub vm: Vec<String>,
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// Show what would be removed and merged
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Which points stay.
+#[derive(Debug, Args)]
+pub struct KeepArgs {
     /// Keep the newest N points
     #[arg(long, value_name = "N", help_heading = "Keep rules")]
     pub keep_last: Option<u32>,
@@ -499,7 +511,19 @@ pub struct PruneArgs {
     /// The same for years
     #[arg(long, value_name = "N", help_heading = "Keep rules")]
     pub keep_yearly: Option<u32>,
-    /// Show what would be removed and merged
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  hvbak manager-prune --dry-run\n  hvbak manager-prune --keep-daily 14 --keep-monthly 12\n\nRules of the command line replace all of the configuration's [retention]."
+)]
+pub struct ManagerPruneArgs {
+    /// Only points of this manager (repeatable)
+    #[arg(value_name = "FQDN")]
+    pub manager: Vec<String>,
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// Show what would be removed
     #[arg(long)]
     pub dry_run: bool,
 }

@@ -7,6 +7,7 @@ mod backup;
 mod hosted_engine;
 mod link;
 mod pick_up;
+mod prune;
 mod run;
 
 use std::{path::PathBuf, sync::Arc};
@@ -24,6 +25,7 @@ use crate::{
 
 pub use backup::{ManagerBackupOptions, ManagerBackupReport, manager_backup};
 pub use hosted_engine::{hosted_engine_maintenance, hosted_engine_status};
+pub use prune::{ManagerPrune, manager_prune};
 pub(crate) use run::undo;
 
 /// Where the manager is and how hvbak works there.

@@ -8,4 +8,5 @@ mod sshd;
 
 mod backup;
 mod hosted_engine;
+mod prune;
 mod stage;

@@ -10,23 +10,15 @@ use serde_json::json;
 
 use super::{Face, Outcome, repo_error};
 use crate::{
-    cli::PruneArgs,
+    cli::{KeepArgs, PruneArgs},
     config::RetentionSection,
     exit::{CliError, DONE, FAILED, PARTLY},
 };
 
 pub async fn run(face: &Face, args: PruneArgs) -> Outcome {
     let config = face.config()?;
-    let rules = rules(&args, &config.retention)?;
-    let zone = match &config.retention.time_zone {
-        None => TimeZone::UTC,
-        Some(name) => TimeZone::get(name).map_err(|_| CliError::Usage {
-            text: format!("`retention.time_zone` is no known time zone: {name}"),
-            hint: Some(
-                "write an IANA name such as \"Europe/Vienna\", or leave it out for UTC".into(),
-            ),
-        })?,
-    };
+    let rules = rules(&args.keep, &config.retention)?;
+    let zone = zone(&config.retention)?;
     let repository = Arc::new(hvbak_run::open_repository(&config.repository.path)?);
     let mut vms = repository.vms().map_err(repo_error("list the VMs"))?;
     if !args.vm.is_empty() {
@@ -56,8 +48,21 @@ pub async fn run(face: &Face, args: PruneArgs) -> Outcome {
     Ok((code, json!(report)))
 }
 
+/// Whose hours and days are meant.
+pub fn zone(section: &RetentionSection) -> Result<TimeZone, CliError> {
+    match &section.time_zone {
+        None => Ok(TimeZone::UTC),
+        Some(name) => TimeZone::get(name).map_err(|_| CliError::Usage {
+            text: format!("`retention.time_zone` is no known time zone: {name}"),
+            hint: Some(
+                "write an IANA name such as \"Europe/Vienna\", or leave it out for UTC".into(),
+            ),
+        }),
+    }
+}
+
 /// The command line's rules, or all of the configuration's.
-fn rules(args: &PruneArgs, section: &RetentionSection) -> Result<KeepRules, CliError> {
+pub fn rules(args: &KeepArgs, section: &RetentionSection) -> Result<KeepRules, CliError> {
     let typed = KeepRules {
         last: args.keep_last,
         hourly: args.keep_hourly,
@@ -97,15 +102,15 @@ mod tests {
     #[test]
     fn typed_rules_replace_the_configured_ones() {
         let section = RetentionSection { daily: Some(7), ..RetentionSection::default() };
-        assert_eq!(rules(&typed(&[]), &section).unwrap().daily, Some(7));
-        let rules = rules(&typed(&["--keep-last", "2"]), &section).unwrap();
+        assert_eq!(rules(&typed(&[]).keep, &section).unwrap().daily, Some(7));
+        let rules = rules(&typed(&["--keep-last", "2"]).keep, &section).unwrap();
         assert_eq!((rules.last, rules.daily), (Some(2), None));
     }
 
     #[test]
     fn without_a_rule_nothing_is_pruned_and_the_hint_says_what_to_write() {
         for words in [&[][..], &["--keep-daily", "0"]] {
-            let error = rules(&typed(words), &RetentionSection::default()).unwrap_err();
+            let error = rules(&typed(words).keep, &RetentionSection::default()).unwrap_err();
             assert_eq!(error.code(), crate::exit::USAGE);
             assert!(error.hint().unwrap().contains("daily = 7"));
         }

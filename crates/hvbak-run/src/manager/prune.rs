@@ -1,0 +1,63 @@
+//! Retention of manager points: the same keep rules as for VMs, and no chains.
+//!
+//! Invariants: a manager is held from the judgement to the last removal; a point that is
+//! damaged neither counts as kept for a rule nor is removed; the newest whole one stays.
+
+use std::sync::Arc;
+
+use hvbak_plan::{KeepFacts, KeepRules, Verdict, judge_points};
+use hvbak_repo::{ManagerName, ManagerPoint, Repository};
+use hvbak_types::{JobId, PointId};
+use jiff::tz::TimeZone;
+use serde::Serialize;
+
+use crate::{error::Result, job::blocking};
+
+/// What becomes of a manager's points.
+#[derive(Debug, Serialize)]
+pub struct ManagerPrune {
+    pub manager: ManagerName,
+    pub verdicts: Vec<Verdict>,
+    /// Points that are gone, or would be.
+    pub removed: Vec<PointId>,
+    /// Bytes of their files.
+    pub freed_bytes: u64,
+}
+
+/// Prunes the points of one manager.
+///
+/// # Errors
+/// Another process is at work on the manager's points; what cannot be read or removed.
+pub async fn manager_prune(
+    repository: &Arc<Repository>,
+    manager: ManagerName,
+    rules: KeepRules,
+    zone: TimeZone,
+    dry_run: bool,
+) -> Result<ManagerPrune> {
+    let repository = repository.clone();
+    blocking("prune the manager's points", move || {
+        let lock = repository.lock_manager(&manager, JobId::random())?;
+        let listing = repository.manager_points(&manager)?;
+        let mut facts = Vec::new();
+        for point in &listing.points {
+            let damage = point.compare()?.into_iter().next();
+            let (id, time) = (point.manifest.point.clone(), point.manifest.started);
+            facts.push(KeepFacts { point: id, time, pinned: None, damage });
+        }
+        let verdicts = judge_points(&facts, &rules, &zone);
+        let goes =
+            |p: &&ManagerPoint| verdicts.iter().any(|v| v.point == p.manifest.point && v.expires());
+        let expired: Vec<_> = listing.points.iter().filter(goes).collect();
+        let removed = expired.iter().map(|p| p.manifest.point.clone()).collect::<Vec<_>>();
+        let bytes = |p: &&ManagerPoint| p.manifest.files.iter().map(|f| f.size).sum::<u64>();
+        let freed_bytes = expired.iter().map(bytes).sum();
+        if !dry_run {
+            for point in &removed {
+                repository.remove_manager_point(&lock, point)?;
+            }
+        }
+        Ok(ManagerPrune { manager, verdicts, removed, freed_bytes })
+    })
+    .await
+}
