@@ -20,6 +20,7 @@ mod mid_stream;
 mod network;
 mod nfs;
 mod prune;
+mod report;
 mod repository;
 mod restore;
 mod sectors;

@@ -13,6 +13,7 @@ pub const SUMS: &str = "SHA256SUMS";
 pub const VMS: &str = "vms";
 pub const LOCKS: &str = "locks";
 pub const JOURNAL: &str = "journal";
+pub const RUNS: &str = "runs";
 pub const PARTIAL: &str = ".partial-";
 /// A point being merged with what expires below it; removed when its writer died.
 pub const MERGING: &str = ".merging-";
@@ -67,6 +68,11 @@ impl Layout {
 
     pub fn points_lock(&self, vm: VmId) -> PathBuf {
         self.locks().join(format!("points-{vm}.lock"))
+    }
+
+    /// Records of runs that have ended.
+    pub fn runs(&self) -> PathBuf {
+        self.root.join(RUNS)
     }
 
     pub fn journals(&self) -> PathBuf {

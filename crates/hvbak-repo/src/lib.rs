@@ -31,6 +31,7 @@ mod manifest;
 mod merge;
 mod parallel;
 mod repository;
+mod runs;
 mod select;
 mod stage;
 mod storage;
@@ -58,5 +59,6 @@ pub use manifest::{
 };
 pub use merge::{Extents, StoredRun, StoredRuns};
 pub use repository::Repository;
+pub use runs::{RunListing, RunOutcome, RunRecord, RunVm};
 pub use stage::Staging;
 pub use verify::{Finding, FindingKind, VerifyOptions, VerifyProgress, VerifyReport};

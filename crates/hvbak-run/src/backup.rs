@@ -9,7 +9,7 @@ use std::{
 };
 
 use hvbak_plan::{BackupInput, BackupPlan, Queue, Quiesce, VmAction, VmPlan, Wish};
-use hvbak_repo::Manifest;
+use hvbak_repo::{Level, Manifest, RunOutcome, RunRecord, RunVm};
 use hvbak_types::{Inventory, PointId, VmId};
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -18,7 +18,7 @@ use crate::{
     backup_vm::backup_vm,
     error::{Result, RunError},
     event::{Event, Events},
-    job::{Context, Job},
+    job::{Context, Job, blocking},
     pump::Rate,
 };
 
@@ -108,11 +108,13 @@ pub async fn backup(
     let job = Arc::new(Job::start(context).await?);
     context.events.event(&Event::JobStarted { job: context.job, kind: "backup" });
     let mut report = BackupReport::default();
+    let mut record = RunRecord::begin(context.job, "backup");
     for vm in &plan.vms {
         if let VmAction::Skip { skip } = &vm.action {
             report.skipped += 1;
             report.passing += usize::from(!skip.is_lasting());
             let reason = skip.to_string();
+            record.vms.push(run_vm(vm, RunOutcome::Skipped, reason.clone()));
             context.events.event(&Event::VmSkipped { vm: vm.id, name: vm.name.clone(), reason });
         }
     }
@@ -137,9 +139,17 @@ pub async fn backup(
         let (vm, result, time) = ended.map_err(|e| RunError::Task { text: e.to_string() })?;
         queue.ended(&vm);
         match result {
-            Ok(manifest) => report.done.push(vm_done(context, &vm, &manifest, time)),
+            Ok(manifest) => {
+                record.vms.push(run_vm_done(&vm, &manifest, time));
+                report.done.push(vm_done(context, &vm, &manifest, time));
+            }
             Err(RunError::Cancelled) => cancelled = true,
-            Err(cause) => report.failed.push(vm_failed(&context.events, vm.id, &vm.name, &cause)),
+            Err(cause) => {
+                let failed = vm_failed(&context.events, vm.id, &vm.name, &cause);
+                let noted = run_vm(&vm, RunOutcome::Failed, failed.error.clone());
+                record.vms.push(RunVm { seconds: time.as_secs_f64(), ..noted });
+                report.failed.push(failed);
+            }
         }
     }
     cancelled |= queue.waiting() > 0;
@@ -147,7 +157,57 @@ pub async fn backup(
         report.left_behind = job.end().await?;
     }
     context.tell_left_behind(&report.left_behind);
+    for vm in &plan.vms {
+        if !record.vms.iter().any(|known| known.id == vm.id) {
+            record.vms.push(run_vm(vm, RunOutcome::Stopped, "the run was stopped".into()));
+        }
+    }
+    record.left_behind = report.left_behind.clone();
+    note(context, record).await;
     if cancelled { Err(RunError::Cancelled) } else { Ok(report) }
+}
+
+/// Stores what the run did. The points are there without it, so a failure is only told.
+async fn note(context: &Context, mut record: RunRecord) {
+    record.finished = jiff::Timestamp::now();
+    let repository = context.repository.clone();
+    let noted = blocking("record the run", move || repository.record_run(&record)).await;
+    if let Err(cause) = noted {
+        context
+            .warn(None, format!("`hvbak report` will not know this run: {}", crate::chain(&cause)));
+    }
+}
+
+fn run_vm(vm: &VmPlan, outcome: RunOutcome, reason: String) -> RunVm {
+    RunVm {
+        id: vm.id,
+        name: vm.name.clone(),
+        outcome,
+        reason: Some(reason),
+        point: None,
+        level: None,
+        stored_bytes: 0,
+        seconds: 0.0,
+    }
+}
+
+fn run_vm_done(vm: &VmPlan, manifest: &Manifest, time: Duration) -> RunVm {
+    let mut why: Vec<_> = manifest
+        .disks
+        .iter()
+        .filter(|disk| disk.level == Level::Full)
+        .map(|disk| disk.reason.clone())
+        .collect();
+    why.sort();
+    why.dedup();
+    RunVm {
+        reason: (!why.is_empty()).then(|| why.join("; ")),
+        point: Some(manifest.point.clone()),
+        level: Some(manifest.level),
+        stored_bytes: manifest.stored_bytes(),
+        seconds: time.as_secs_f64(),
+        ..run_vm(vm, RunOutcome::Done, String::new())
+    }
 }
 
 fn vm_done(context: &Context, vm: &VmPlan, manifest: &Manifest, time: Duration) -> VmDone {

@@ -22,6 +22,7 @@ mod manager;
 mod prune;
 mod pump;
 mod read_disk;
+mod report;
 mod restore;
 mod session;
 mod settings;
@@ -47,6 +48,7 @@ pub use manager::{
     manager_prune,
 };
 pub use prune::{PruneReport, PruneWishes, prune};
+pub use report::{LastRun, NewestPoint, Report, VmReport, report};
 pub use restore::{Restored, RestoredDisk, point_facts, restore};
 pub use settings::{
     HostOverride, Settings, SshSettings, Timeouts, TransferSettings, WorkerSettings,

@@ -71,6 +71,8 @@ pub enum Command {
     ManagerPrune(ManagerPruneArgs),
     /// Remove points that the keep rules do not ask for; what stands on them stays whole
     Prune(PruneArgs),
+    /// Show each VM's newest point, its age and chain, and how the last run went
+    Report(ReportArgs),
     /// Undo what a run that died has left behind
     Cleanup(CleanupArgs),
     /// Print shell completions
@@ -526,4 +528,17 @@ pub struct ManagerPruneArgs {
     /// Show what would be removed
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Needs no engine: it knows the VMs that have points, and those at which the last run failed or\nwas stopped. Exit 3 when `--max-age` is exceeded, 15 when a point cannot be read.\n\nExamples:\n  hvbak report\n  hvbak report --max-age 26h --quiet || echo 'backups are late'\n  hvbak report --json | jq -r 'select(.type == \"vm\") | [.name, .newest.age_seconds] | @tsv'"
+)]
+pub struct ReportArgs {
+    /// Only this VM (repeatable)
+    #[arg(long, value_name = "NAME|ID")]
+    pub vm: Vec<String>,
+    /// Exit 3 when a VM has no point younger than this (26h, 90m)
+    #[arg(long, value_name = "AGE")]
+    pub max_age: Option<jiff::SignedDuration>,
 }

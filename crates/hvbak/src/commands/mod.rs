@@ -14,6 +14,7 @@ pub mod manager_prune;
 pub mod manager_verify;
 pub mod points;
 pub mod prune;
+pub mod report;
 pub mod restore;
 pub mod verify;
 

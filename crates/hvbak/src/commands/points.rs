@@ -53,7 +53,7 @@ pub fn list(face: &Face, args: PointsArgs) -> Outcome {
 }
 
 /// The word that the manifest uses.
-fn word(value: &impl serde::Serialize) -> String {
+pub fn word(value: &impl serde::Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(text)) => text,
         _ => "?".into(),

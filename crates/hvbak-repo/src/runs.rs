@@ -1,0 +1,261 @@
+//! What a run did, VM by VM: a small file per run that outlives its journal.
+//!
+//! Only for people and `hvbak report`: no decision is made by it, and losing all of them
+//! loses nothing that is stored. Invariants: a record under its final name is whole; the
+//! newest [`RUNS_KEPT`] stay.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use hvbak_types::{JobId, PointId, VmId};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    durable,
+    error::{At, Error, Result},
+    manifest::Level,
+    repository::Repository,
+};
+
+/// Records that are kept.
+pub const RUNS_KEPT: usize = 100;
+/// Longer files are no records of ours: a thousand VMs take 400 KB.
+const RECORD_MAX: u64 = 16 << 20;
+const FORMAT: u32 = 1;
+/// How an unfinished record is named.
+const TEMPORARY: &str = ".tmp-";
+const TEMPORARY_AGE: Duration = Duration::from_secs(3600);
+
+/// What became of a VM in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunOutcome {
+    /// Its point was published.
+    Done,
+    Failed,
+    /// The plan left it out.
+    Skipped,
+    /// The run was stopped before it was done.
+    Stopped,
+}
+
+/// One VM of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunVm {
+    pub id: VmId,
+    pub name: String,
+    pub outcome: RunOutcome,
+    /// Why it failed or was left out; of a full, why it was one.
+    #[serde(default)]
+    pub reason: Option<String>,
+    #[serde(default)]
+    pub point: Option<PointId>,
+    #[serde(default)]
+    pub level: Option<Level>,
+    /// Bytes of its images.
+    #[serde(default)]
+    pub stored_bytes: u64,
+    #[serde(default)]
+    pub seconds: f64,
+}
+
+/// One run that has ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    pub format: u32,
+    pub job: JobId,
+    /// `backup`.
+    pub kind: String,
+    /// Version of the hvbak that ran.
+    pub hvbak: String,
+    pub started: Timestamp,
+    pub finished: Timestamp,
+    pub vms: Vec<RunVm>,
+    /// What could not be undone yet, in words.
+    #[serde(default)]
+    pub left_behind: Vec<String>,
+}
+
+impl RunRecord {
+    /// A run that begins now.
+    pub fn begin(job: JobId, kind: &str) -> Self {
+        let now = Timestamp::now();
+        Self {
+            format: FORMAT,
+            job,
+            kind: kind.to_owned(),
+            hvbak: env!("CARGO_PKG_VERSION").to_owned(),
+            started: now,
+            finished: now,
+            vms: Vec::new(),
+            left_behind: Vec::new(),
+        }
+    }
+
+    /// How many VMs ended so.
+    pub fn count(&self, outcome: RunOutcome) -> usize {
+        self.vms.iter().filter(|vm| vm.outcome == outcome).count()
+    }
+}
+
+/// The records that are there, newest first.
+#[derive(Debug, Default)]
+pub struct RunListing {
+    pub runs: Vec<RunRecord>,
+    /// Files that cannot be read as a record.
+    pub damaged: Vec<PathBuf>,
+}
+
+impl Repository {
+    /// Stores the record of a run that has ended, and removes the oldest ones.
+    ///
+    /// # Errors
+    /// That it cannot be written. Nothing else depends on it.
+    pub fn record_run(&self, record: &RunRecord) -> Result<()> {
+        let dir = self.layout.runs();
+        durable::create_dir(&dir)?;
+        let name = format!("{}-{}.json", PointId::at(record.started), record.job);
+        let (path, temporary) = (dir.join(&name), dir.join(format!("{TEMPORARY}{name}")));
+        let mut text = serde_json::to_vec_pretty(record)
+            .map_err(|cause| Error::Encode { path: path.clone(), cause })?;
+        text.push(b'\n');
+        let written = durable::write_new(&temporary, &text)
+            .and_then(|()| durable::rename_new(&temporary, &path));
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        written?;
+        let names = self.run_names()?;
+        for name in names.iter().rev().skip(RUNS_KEPT) {
+            remove(dir.join(name))?;
+        }
+        self.sweep_temporary()
+    }
+
+    /// The records of runs that have ended.
+    ///
+    /// # Errors
+    /// That the directory cannot be read.
+    pub fn runs(&self) -> Result<RunListing> {
+        let mut listing = RunListing::default();
+        for name in self.run_names()?.into_iter().rev() {
+            let path = self.layout.runs().join(name);
+            match read(&path) {
+                Some(record) => listing.runs.push(record),
+                // A run that ended meanwhile may have removed the oldest.
+                None if path.exists() => listing.damaged.push(path),
+                None => {}
+            }
+        }
+        listing.runs.sort_by_key(|run| std::cmp::Reverse(run.finished));
+        Ok(listing)
+    }
+
+    /// Names of records, oldest first.
+    fn run_names(&self) -> Result<Vec<String>> {
+        let dir = self.layout.runs();
+        let mut names = Vec::new();
+        let entries = match fs::read_dir(&dir) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(names),
+            other => other.reading(&dir)?,
+        };
+        for entry in entries {
+            let name = entry.reading(&dir)?.file_name();
+            let name = name.to_str().filter(|n| !n.starts_with('.') && n.ends_with(".json"));
+            names.extend(name.map(str::to_owned));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Removes what writers that died have left: an hour old, so nobody writes it.
+    fn sweep_temporary(&self) -> Result<()> {
+        let dir = self.layout.runs();
+        for entry in fs::read_dir(&dir).reading(&dir)? {
+            let entry = entry.reading(&dir)?;
+            let age = entry.metadata().and_then(|meta| meta.modified()).map(|at| at.elapsed());
+            let old = age.is_ok_and(|age| age.is_ok_and(|age| age > TEMPORARY_AGE));
+            if old && entry.file_name().to_str().is_some_and(|n| n.starts_with(TEMPORARY)) {
+                remove(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn remove(path: PathBuf) -> Result<()> {
+    match fs::remove_file(&path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(cause).writing(&path),
+        _ => Ok(()),
+    }
+}
+
+fn read(path: &Path) -> Option<RunRecord> {
+    if fs::metadata(path).ok()?.len() > RECORD_MAX {
+        return None;
+    }
+    let record: RunRecord = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    (record.format <= FORMAT).then_some(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Lab;
+
+    fn record(started: &str) -> RunRecord {
+        let started: Timestamp = started.parse().unwrap();
+        let mut record = RunRecord::begin(JobId::random(), "backup");
+        (record.started, record.finished) = (started, started);
+        record
+    }
+
+    #[test]
+    fn records_come_back_newest_first_and_the_oldest_go() {
+        let lab = Lab::new();
+        assert!(lab.repository.runs().unwrap().runs.is_empty());
+        let mut all = Vec::new();
+        for n in 0..RUNS_KEPT + 3 {
+            let mut one = record(&format!("2026-11-{:02}T{:02}:00:00Z", 1 + n / 24, n % 24));
+            one.vms.push(RunVm {
+                id: lab.vm,
+                name: "web1".into(),
+                outcome: RunOutcome::Failed,
+                reason: Some("no route".into()),
+                point: None,
+                level: None,
+                stored_bytes: 0,
+                seconds: 1.5,
+            });
+            lab.repository.record_run(&one).unwrap();
+            all.insert(0, one);
+        }
+        all.truncate(RUNS_KEPT);
+        let listing = lab.repository.runs().unwrap();
+        assert!(listing.runs == all && listing.damaged.is_empty());
+        assert_eq!(listing.runs[0].count(RunOutcome::Failed), 1);
+    }
+
+    #[test]
+    fn a_cut_or_newer_record_is_told_and_an_unfinished_one_is_swept() {
+        let lab = Lab::new();
+        lab.repository.record_run(&record("2026-11-01T00:00:00Z")).unwrap();
+        let dir = lab.repository.layout.runs();
+        fs::write(dir.join("20261102T000000Z-x.json"), "{\"format\": 1, \"jo").unwrap();
+        let newer = RunRecord { format: 2, ..record("2026-11-03T00:00:00Z") };
+        fs::write(dir.join("20261103T000000Z-y.json"), serde_json::to_vec(&newer).unwrap())
+            .unwrap();
+        let dead = dir.join(".tmp-20261101T000000Z-z.json");
+        let file = fs::File::create(&dead).unwrap();
+        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+        file.set_modified(long_ago).unwrap();
+        let listing = lab.repository.runs().unwrap();
+        assert_eq!((listing.runs.len(), listing.damaged.len()), (1, 2));
+        lab.repository.record_run(&record("2026-11-04T00:00:00Z")).unwrap();
+        assert!(!dead.exists());
+    }
+}

@@ -1,0 +1,164 @@
+//! What is stored and how the last run went: the catalogue and the run records, per VM.
+//!
+//! It needs no engine, so it knows only VMs that have points or that a recorded run failed or
+//! was stopped at. Points are told from their manifests; `verify` is what proves them.
+
+use std::sync::Arc;
+
+use hvbak_repo::{Consistency, Level, Listing, Point, Repository, RunOutcome, RunRecord};
+use hvbak_types::{DiskId, JobId, PointId, VmId};
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+use crate::{error::Result, job::blocking};
+
+/// One VM of the report.
+#[derive(Debug, Clone, Serialize)]
+pub struct VmReport {
+    pub vm: VmId,
+    pub name: String,
+    /// Readable points.
+    pub points: usize,
+    /// Directories that should be points and cannot be read.
+    pub damaged: usize,
+    pub newest: Option<NewestPoint>,
+    /// Bytes of the images of all points.
+    pub stored_bytes: u64,
+    /// The newest recorded run that knows the VM.
+    pub last_run: Option<LastRun>,
+    /// Whether the newest point is older than it may be, or there is none.
+    pub too_old: bool,
+}
+
+/// A VM's newest point.
+#[derive(Debug, Clone, Serialize)]
+pub struct NewestPoint {
+    pub point: PointId,
+    pub age_seconds: i64,
+    pub level: Level,
+    pub consistency: Consistency,
+    /// Points that its longest disk is made of.
+    pub chain: usize,
+    /// Bytes that the guest sees on its stored disks.
+    pub virtual_size: u64,
+    pub stored_bytes: u64,
+    /// What its manifest warns of.
+    pub warnings: usize,
+}
+
+/// What a recorded run did with a VM.
+#[derive(Debug, Clone, Serialize)]
+pub struct LastRun {
+    pub finished: Timestamp,
+    pub outcome: RunOutcome,
+    pub reason: Option<String>,
+}
+
+/// The report.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// By name.
+    pub vms: Vec<VmReport>,
+    /// The newest recorded run.
+    pub run: Option<RunRecord>,
+    /// Jobs that died and left something to clean up.
+    pub dead: Vec<JobId>,
+    /// Run records that cannot be read.
+    pub damaged_records: usize,
+}
+
+/// Reads the repository as of `now`. A VM without a point younger than `max_age` is too old.
+///
+/// # Errors
+/// That the repository cannot be read.
+pub async fn report(
+    repository: &Arc<Repository>,
+    now: Timestamp,
+    max_age: Option<SignedDuration>,
+) -> Result<Report> {
+    let repository = repository.clone();
+    blocking("report", move || read(&repository, now, max_age)).await
+}
+
+fn read(
+    repository: &Repository,
+    now: Timestamp,
+    max_age: Option<SignedDuration>,
+) -> hvbak_repo::Result<Report> {
+    let records = repository.runs()?;
+    let mut report = Report { damaged_records: records.damaged.len(), ..Report::default() };
+    let limit = max_age.map(|age| now.saturating_sub(age).unwrap_or(Timestamp::MIN));
+    let all = repository.all_points()?;
+    let mut ids: Vec<_> = all.points.iter().map(|point| point.vm()).collect();
+    ids.extend(all.damaged.iter().map(|bad| bad.vm));
+    let wanted = [RunOutcome::Failed, RunOutcome::Stopped];
+    for vm in records.runs.first().into_iter().flat_map(|run| &run.vms) {
+        ids.extend(wanted.contains(&vm.outcome).then_some(vm.id));
+    }
+    ids.sort();
+    ids.dedup();
+    for id in ids {
+        report.vms.push(vm_report(id, &all, &records.runs, now, limit));
+    }
+    report.vms.sort_by(|a, b| (&a.name, a.vm).cmp(&(&b.name, b.vm)));
+    let journals = repository.open_journals()?;
+    report.dead = journals.iter().filter(|view| !view.alive).map(|view| view.job).collect();
+    report.run = records.runs.into_iter().next();
+    Ok(report)
+}
+
+/// Points that a disk is made of. One that is missing is for `verify` to tell.
+fn chain(points: &[&Point], top: &Point, disk: DiskId) -> usize {
+    let parent = |point: &Point| point.manifest.disk(disk)?.record.parent.clone();
+    let mut length = 1;
+    let mut at = parent(top);
+    // Parents are older (checked on reading), so this ends.
+    while let Some(point) = at.and_then(|id| points.iter().find(|p| *p.id() == id)) {
+        length += 1;
+        at = parent(point);
+    }
+    length
+}
+
+fn vm_report(
+    id: VmId,
+    all: &Listing,
+    runs: &[RunRecord],
+    now: Timestamp,
+    limit: Option<Timestamp>,
+) -> VmReport {
+    // Oldest first.
+    let points: Vec<_> = all.points.iter().filter(|point| point.vm() == id).collect();
+    let noted = runs.iter().find_map(|run| Some((run, run.vms.iter().find(|vm| vm.id == id)?)));
+    let newest = points.last().map(|point| {
+        let m = &point.manifest;
+        let chains = m.disks.iter().map(|disk| chain(&points, point, disk.record.id));
+        NewestPoint {
+            point: m.point.clone(),
+            age_seconds: now.duration_since(m.started).as_secs(),
+            level: m.level,
+            consistency: m.consistency,
+            chain: chains.max().unwrap_or(1),
+            virtual_size: m.disks.iter().map(|disk| disk.record.virtual_size).sum(),
+            stored_bytes: m.stored_bytes(),
+            warnings: m.warnings.len(),
+        }
+    });
+    let name = points.last().map(|point| point.manifest.vm.name.clone());
+    let name = name.or_else(|| noted.map(|(_, vm)| vm.name.clone()));
+    let started = points.last().map(|point| point.manifest.started);
+    VmReport {
+        vm: id,
+        name: name.unwrap_or_else(|| id.to_string()),
+        points: points.len(),
+        damaged: all.damaged.iter().filter(|bad| bad.vm == id).count(),
+        newest,
+        stored_bytes: points.iter().map(|point| point.manifest.stored_bytes()).sum(),
+        last_run: noted.map(|(run, vm)| LastRun {
+            finished: run.finished,
+            outcome: vm.outcome,
+            reason: vm.reason.clone(),
+        }),
+        too_old: limit.is_some_and(|limit| started.is_none_or(|started| started < limit)),
+    }
+}
