@@ -5,7 +5,7 @@
 //! opened as soon as it is active, under the lock of the marks, and stays open until the
 //! session is done with the disk. Invariants: the device behind a held descriptor bears
 //! LVM's id of the very LV; only LVs with a mark of ours that nobody has open and vdsm has
-//! not prepared are deactivated.
+//! not prepared are deactivated. A mark means that nobody else will do it.
 
 use std::{
     collections::BTreeMap,
@@ -59,6 +59,8 @@ pub struct LvTarget {
 struct Held {
     file: File,
     dm_uuid: String,
+    /// vdsm had prepared it on this host.
+    prepared: bool,
 }
 
 impl BlockDomain {
@@ -271,13 +273,24 @@ impl BlockDomain {
                 return Err(Error::Outdated { path });
             }
         }
-        self.held.insert(name.to_owned(), Held { file, dm_uuid });
+        let prepared = self.marks.is_prepared(name);
+        self.held.insert(name.to_owned(), Held { file, dm_uuid, prepared });
         Ok(())
     }
 
     /// Closes what is held and deactivates what is ours and unused. What fails here is
     /// tried again by the next worker on this domain.
+    ///
+    /// What vdsm gave back meanwhile (its VM stopped or went to another host) it could not
+    /// deactivate while we had it open, and does not try again: that is ours now.
     pub fn release(&mut self) {
+        for (name, _) in self.held.iter().filter(|(_, held)| held.prepared) {
+            if !self.marks.is_prepared(name)
+                && let Err(error) = self.marks.set(name)
+            {
+                eprintln!("hvbak-worker: {}", error.to_failed(0).message);
+            }
+        }
         self.held.clear();
         if self.marks.all().is_empty() {
             return;

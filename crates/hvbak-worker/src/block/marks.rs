@@ -1,4 +1,5 @@
-//! Which LVs workers of this program made active: one empty file each below `/run/hvbak`.
+//! Which LVs workers of this program made active, or kept from being deactivated by vdsm: one
+//! empty file each below `/run/hvbak`.
 //!
 //! Several workers share a disk, and one that is killed cannot clean up. Marks outlive a
 //! worker but not a reboot, as the activation does. Invariants: a mark is there before its

@@ -74,6 +74,10 @@ impl Domain {
     }
 }
 
+fn names(volumes: &[VolumeId]) -> String {
+    volumes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
 fn walk(worker: &mut Worker, at: VolumeAddress) -> Result<ChainIs, Failed> {
     worker.ask(Op::Chain { at }).map(|answer| {
         let Answer::Chain(chain) = answer else { panic!("{answer:?}") };
@@ -213,7 +217,24 @@ fn only_what_is_ours_is_deactivated() {
     assert_eq!(domain.active(&guest), left.join("\n"));
     guest.run("rm -r /run/vdsm/storage/*");
 
+    // Prepared by vdsm, and given back while we had it open: nobody else would deactivate it.
+    domain.sd(&guest, "prepare", &format!("{image} {}", names(&volumes)));
+    let mut second = guest.worker();
+    open(&mut second, at, &chain.layers).unwrap();
+    open(&mut worker, at, &chain.layers).unwrap();
+    worker.ask(Op::Close).unwrap();
+    assert_eq!(domain.active(&guest).lines().count(), 3, "still vdsm's");
+    open(&mut worker, at, &chain.layers).unwrap();
+    domain.sd(&guest, "teardown", &image.to_string());
+    assert_eq!(domain.active(&guest).lines().count(), 3, "open, so LVM refused");
+    worker.ask(Op::Close).unwrap();
+    assert_eq!(domain.active(&guest).lines().count(), 3, "in use by the second worker");
+    second.ask(Op::Close).unwrap();
+    assert_eq!(domain.active(&guest), "");
+    assert!(second.end().success());
+
     // Deactivated underneath, as a restart of vdsm does: opened again all the same.
+    domain.sd(&guest, "lvm", &format!("lvchange -ay {id}/{}", volumes[0]));
     let all: Vec<_> = volumes.iter().map(|v| format!("{id}/{v}")).collect();
     domain.sd(&guest, "lvm", &format!("lvchange -an {}", all.join(" ")));
     assert!(matches!(open(&mut worker, at, &chain.layers), Ok(Answer::Opened(_))));
