@@ -98,15 +98,20 @@ impl ImageKeeper {
         self.keeper.keep(cluster, place).map_err(|e| failed(&self.path, e))
     }
 
-    /// Gives back the storage of what is not kept, as far as nothing that is kept shares a
-    /// cluster with it; the bytes that do. Then goes on to what is added.
-    pub fn begin(self) -> Result<(ImageWriter, u64)> {
+    /// Gives back the storage of what is not kept and goes on to what is added. `None` when
+    /// more than `garbage` bytes would stay, because they share a cluster with what is kept, or
+    /// more than `empty` bytes of the file would be holes.
+    pub fn begin(self, garbage: u64, empty: u64) -> Result<Option<ImageWriter>> {
         let begun = self.keeper.begin();
+        let holes: u64 = begun.holes.iter().map(|hole| hole.end - hole.start).sum();
+        if begun.garbage > garbage || holes > empty {
+            return Ok(None);
+        }
         for hole in &begun.holes {
             self.storage.punch(&self.path, hole)?;
         }
         let writer = begun.writer;
-        Ok((ImageWriter { writer, storage: self.storage, path: self.path }, begun.garbage))
+        Ok(Some(ImageWriter { writer, storage: self.storage, path: self.path }))
     }
 }
 

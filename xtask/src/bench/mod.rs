@@ -11,6 +11,7 @@ mod lab;
 mod layers;
 mod measure;
 mod peers;
+mod prune;
 mod report;
 mod scale;
 
@@ -38,6 +39,8 @@ enum Contest {
     Dense,
     /// A large disk, many streams, many VMs
     Scale,
+    /// Prune of a chain of 30 points
+    Prune,
 }
 
 /// What to measure.
@@ -52,7 +55,7 @@ pub struct BenchArgs {
     /// Rounds of every contest
     #[arg(long)]
     rounds: Option<usize>,
-    /// Directory of hvbak, hvbak-lab and hvbak-worker that are built already
+    /// Directory of hvbak, hvbak-lab, hvbak-worker and examples/prune_chain that are built already
     #[arg(long)]
     built: Option<PathBuf>,
     /// Install ovirt-imageio below the target directory, so that it is measured too
@@ -97,6 +100,9 @@ pub fn run(args: BenchArgs) -> Result<()> {
     }
     if wanted(Contest::Scale) {
         scale::run(&bench, size, rounds, &mut report)?;
+    }
+    if wanted(Contest::Prune) {
+        prune::run(&bench.base, args.built.as_deref(), size >> 20, args.json)?;
     }
     report.finish();
     Ok(())

@@ -3,8 +3,8 @@
 //! The clone shares its blocks with the layer, which is removed afterwards, so clusters that
 //! stay where they are cost nothing but their entries in new tables and digests (0.06 % of
 //! them). What no entry names is punched out; ends of clusters that share 64 KiB with living
-//! ones stay as garbage. Invariant: with too much garbage the merge copies instead, which
-//! leaves none, so files do not grow without end.
+//! ones stay as garbage. Invariant: with too much garbage or too many holes the merge copies
+//! instead, which leaves none, so files do not grow without end.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -18,7 +18,8 @@ use crate::{
     stage::Shared,
 };
 
-/// Garbage that a clone may hold: a quarter of what it keeps, or so many bytes.
+/// Garbage that a clone may hold: a quarter of what it keeps, or so many bytes. Of holes, as
+/// much as it keeps: they take no room, but the file's length tells them.
 const GARBAGE_MIN: u64 = if cfg!(test) { 1 << 20 } else { 16 << 20 };
 
 /// A writer that holds all that a merge takes from one layer.
@@ -63,12 +64,10 @@ pub(super) fn over_a_layer(
         }
     }
     let length = fs::metadata(&path).reading(&path)?.len();
-    let (image, garbage) = image.begin()?;
-    if garbage > (kept / 4).max(GARBAGE_MIN) {
-        drop(image);
+    let Some(image) = image.begin((kept / 4).max(GARBAGE_MIN), kept.max(GARBAGE_MIN))? else {
         fs::remove_file(&path).writing(&path)?;
         return Ok(None);
-    }
+    };
     if !count(clusters) {
         return Err(Error::Cancelled);
     }

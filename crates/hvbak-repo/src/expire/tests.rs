@@ -356,6 +356,29 @@ fn a_clone_writes_the_delta_and_gives_back_what_is_overwritten() {
 }
 
 #[test]
+fn clones_of_clones_do_not_grow_without_end() {
+    trace::set_clones(true);
+    let mut history = History::new();
+    let disk = DiskId::random();
+    // 4 MiB of plain clusters; 1.25 MiB of them change each time.
+    let mut guest = Guest::blank(128 * CLUSTER).fill(1, (0..128).filter(|c| c % 2 == 1));
+    history.add(0, &[(disk, None, guest.clone())]);
+    let (mut longest, mut copies) = (0, 0);
+    for n in 1..16 {
+        let changed = (0..20).map(|i| ((n * 14 + 2 * i) % 128) | 1);
+        guest = guest.fill(n as u64 + 1, changed);
+        history.add(n, &[(disk, Some(id(n - 1)), guest.clone())]);
+        let summary = history.expire(&[id(n - 1)]).unwrap();
+        let length = history.check(n % 5 == 0)[0].manifest.disks[0].record.stored_bytes;
+        longest = longest.max(length);
+        copies += u32::from(summary.written_bytes > 3 << 20);
+    }
+    assert!(longest < 11 << 20, "{longest}");
+    assert!((1..9).contains(&copies), "{copies} copies");
+    trace::set_clones(false);
+}
+
+#[test]
 fn a_clone_with_much_garbage_becomes_a_copy() {
     trace::set_clones(true);
     let mut history = History::new();
