@@ -3,7 +3,8 @@
 
 use hvbak_tests::{
     Lab, Story, is_root, skip,
-    story::{level, stored},
+    story::{Then, level, stored},
+    wait_for,
 };
 use serde_json::{Value, json};
 
@@ -79,17 +80,22 @@ fn a_running_vm_on_lvs_is_read_on_its_own_host_and_on_another() {
     let third = story.backup("auto");
     assert_eq!((level(&third, "web1_Disk1").0, stored(&third)), ("incremental", 1));
     story.lab.delete_snapshot("web1", "theirs");
-    story.options.clear();
-    story.lab.write("web1", "web1_Disk1", 32 << 20, 65_536, 0x34);
-    let fourth = story.backup("auto");
-    assert_eq!((level(&fourth, "web1_Disk1").0, stored(&fourth)), ("incremental", 1));
     assert_eq!(story.lab.active_volumes("hv1"), "", "LVs are left active on hv1");
-    story.end();
-    story.restore_last();
-    // All that is active is the VM's.
+    // The VM stops while its LVs are read, so that its host cannot deactivate them.
+    story.lab.write_noise("web1", "web1_Disk1", 4 << 20, 8 << 20);
+    mid_stream::slow(&story);
+    let disks = story.remember(&["web1_Disk1", "web1_data"]);
+    let mut run = story.lab.start(&["--json", "backup", "--vm", "web1"]);
+    wait_for("the middle of the transfer", || mid_stream::arriving(&story) || run.ended());
     story.lab.act("web1", "stop", "");
     story.lab.await_status("web1", "down");
+    assert!(!run.ended() && !story.lab.active_volumes("hv2").is_empty(), "too late");
+    let run = run.wait().exits(0);
+    assert_eq!(run.of("disk-started")[0]["level"], "incremental", "{run}");
+    let point = run.result()["done"][0]["point"].as_str().unwrap().to_owned();
+    story.then.push(Then { point, disks });
     assert_eq!(story.lab.active_volumes("hv2"), "", "LVs are left active on hv2");
+    story.end();
 }
 
 /// The manager removes an LV that a worker has open on the VM's host: the descriptor still

@@ -9,11 +9,16 @@ pub(crate) fn prepare(story: &mut Story) {
     story.lab.write_noise("web1", "web1_Disk1", 4 << 20, 6 << 20);
     story.lab.foreign_snapshot("web1", "theirs");
     story.lab.write_noise("web1", "web1_Disk1", 8 << 20, 6 << 20);
+    slow(story);
+}
+
+/// Transfers take seconds.
+pub(crate) fn slow(story: &Story) {
     story.lab.configure(|text| format!("{text}\n[transfer]\nrate_limit_mib = 2\n"));
 }
 
 /// Bytes of a disk lie in the half-made point.
-fn arriving(story: &Story) -> bool {
+pub(crate) fn arriving(story: &Story) -> bool {
     let folder = story.lab.path("repository/vms").join(story.lab.vm_id("web1"));
     let list = |dir| std::fs::read_dir(dir).into_iter().flatten().flatten();
     let partial = list(folder).filter(|e| e.file_name().to_string_lossy().starts_with(".partial"));

@@ -60,7 +60,8 @@ impl Story {
         manifest
     }
 
-    fn remember(&self, disks: &[&'static str]) -> Vec<(&'static str, PathBuf)> {
+    /// What the guest has now, for a point that the test makes itself.
+    pub fn remember(&self, disks: &[&'static str]) -> Vec<(&'static str, PathBuf)> {
         let number = self.then.len();
         let keep = |disk: &&'static str| {
             let saved = self.lab.save("web1", disk);
