@@ -82,7 +82,7 @@ fn a_running_vm_on_lvs_is_read_on_its_own_host_and_on_another() {
     story.lab.delete_snapshot("web1", "theirs");
     assert_eq!(story.lab.active_volumes("hv1"), "", "LVs are left active on hv1");
     // The VM stops while its LVs are read, so that its host cannot deactivate them.
-    story.lab.write_noise("web1", "web1_Disk1", 4 << 20, 8 << 20);
+    story.lab.write_noise("web1", "web1_Disk1", 4 << 20, 40 << 20);
     mid_stream::slow(&story);
     let disks = story.remember(&["web1_Disk1", "web1_data"]);
     let mut run = story.lab.start(&["--json", "backup", "--vm", "web1"]);
@@ -105,7 +105,7 @@ fn a_running_vm_on_lvs_is_read_on_its_own_host_and_on_another() {
 fn a_snapshot_that_is_deleted_while_its_lvs_are_read_spoils_the_run_alone() {
     let Some(lab) = lab(&vm("web1", true)) else { return };
     let mut story = Story::of(lab);
-    mid_stream::prepare(&mut story);
+    mid_stream::prepare(&mut story, 40);
     mid_stream::deleted(&story, "theirs");
     let next = story.backup("auto");
     assert_eq!(level(&next, "web1_Disk1").0, "incremental");

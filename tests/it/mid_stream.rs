@@ -3,12 +3,13 @@
 
 use hvbak_tests::{Story, story::level, wait_for};
 
-/// Noise in the layers that a delta reads, more than a second of it at the rate.
-pub(crate) fn prepare(story: &mut Story) {
+/// Noise in the layers that a delta reads: so many MiB, half as many seconds at the rate.
+/// They must be more than a merge takes.
+pub(crate) fn prepare(story: &mut Story, mib: usize) {
     story.backup("auto");
-    story.lab.write_noise("web1", "web1_Disk1", 4 << 20, 6 << 20);
+    story.lab.write_noise("web1", "web1_Disk1", 4 << 20, 1 << 20);
     story.lab.foreign_snapshot("web1", "theirs");
-    story.lab.write_noise("web1", "web1_Disk1", 8 << 20, 6 << 20);
+    story.lab.write_noise("web1", "web1_Disk1", 8 << 20, mib << 20);
     slow(story);
 }
 
@@ -45,7 +46,7 @@ pub(crate) fn deleted(story: &Story, description: &str) {
 #[test]
 fn a_foreign_snapshot_that_is_deleted_while_a_delta_is_read_spoils_the_run_alone() {
     let mut story = Story::default();
-    prepare(&mut story);
+    prepare(&mut story, 12);
     deleted(&story, "theirs");
     let next = story.backup("auto");
     assert_eq!(level(&next, "web1_Disk1").0, "incremental");
@@ -56,7 +57,7 @@ fn a_foreign_snapshot_that_is_deleted_while_a_delta_is_read_spoils_the_run_alone
 #[test]
 fn our_snapshot_that_is_deleted_while_a_delta_is_read_makes_the_next_a_full() {
     let mut story = Story::default();
-    prepare(&mut story);
+    prepare(&mut story, 12);
     let own = story.lab.own_snapshots("web1");
     deleted(&story, &own[0]);
     let next = story.backup("auto");
