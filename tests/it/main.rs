@@ -23,5 +23,6 @@ mod prune;
 mod report;
 mod repository;
 mod restore;
+mod runbook;
 mod sectors;
 mod trust;

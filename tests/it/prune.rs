@@ -60,6 +60,50 @@ fn points_that_expire_are_merged_into_what_stands_on_them() {
 }
 
 #[test]
+fn a_point_on_a_damaged_one_does_not_stand_for_a_whole_one() {
+    let lab = Lab::standard();
+    lab.fill_web1();
+    lab.hvbak(&["backup", "--vm", "web1"]).exits(0);
+    let full = lab.json(&["backup", "--vm", "web1", "--level", "full"]).exits(0);
+    let full = full.result()["done"][0]["point"].as_str().unwrap().to_owned();
+    lab.write("web1", "web1_Disk1", 3 << 20, 65_536, 0x31);
+    lab.hvbak(&["backup", "--vm", "web1", "--level", "incremental"]).exits(0);
+    let dir = lab.path("repository/vms").join(lab.vm_id("web1")).join(full);
+    for image in hvbak_tests::damage::files(&dir, ".qcow2") {
+        std::fs::remove_file(image).unwrap();
+    }
+    lab.hvbak(&["prune", "--keep-last", "1"]).says("damaged");
+    assert_eq!(count(&lab), 3, "the first point is the only one that can be restored");
+}
+
+#[test]
+fn the_last_copy_of_a_disk_that_was_left_out_stays() {
+    let lab = Lab::standard();
+    lab.fill_web1();
+    lab.hvbak(&["backup", "--vm", "web1"]).exits(0);
+    for _ in 0..2 {
+        let left_out = ["backup", "--vm", "web1", "--exclude-disk", "web1_data"];
+        lab.hvbak(&left_out).exits(0);
+    }
+    lab.hvbak(&["prune", "--keep-last", "1"]).exits(0).says("the newest that holds");
+    assert_eq!(count(&lab), 2);
+    lab.hvbak(&["verify", "--all"]).exits(0);
+    lab.assert_clean();
+}
+
+#[test]
+fn a_base_of_a_site_that_keeps_no_snapshots_any_more_expires() {
+    let lab = Lab::standard();
+    lab.fill_web1();
+    lab.hvbak(&["backup", "--vm", "web1"]).exits(0);
+    lab.configure(|text| text + "\n[backup]\nkeep_snapshot = false\n");
+    lab.hvbak(&["backup", "--vm", "web1"]).exits(0);
+    lab.hvbak(&["prune", "--keep-last", "1"]).exits(0);
+    assert_eq!(count(&lab), 1);
+    lab.assert_clean();
+}
+
+#[test]
 fn without_a_rule_nothing_is_removed() {
     let lab = Lab::standard();
     lab.hvbak(&["backup", "--vm", "db1"]).exits(0);

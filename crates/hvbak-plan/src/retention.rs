@@ -87,8 +87,12 @@ pub struct KeepFacts {
     pub time: Timestamp,
     /// Why it must stay whatever the rules say, e.g. the next delta stands on it.
     pub pinned: Option<String>,
-    /// What is wrong with it.
+    /// What is wrong with it. Such a point stays and fills no place.
     pub damage: Option<String>,
+    /// What it holds: disks, or parts of a manager.
+    pub holds: BTreeSet<String>,
+    /// What belongs to its source and is not in it.
+    pub lacks: BTreeSet<String>,
 }
 
 /// What becomes of a point.
@@ -119,6 +123,12 @@ pub fn judge_points(points: &[KeepFacts], rules: &KeepRules, zone: &TimeZone) ->
     let whole: Vec<_> = (0..points.len()).rev().filter(|i| points[*i].damage.is_none()).collect();
     if let Some(newest) = whole.first() {
         verdicts[*newest].keep.push("newest".into());
+        // What the newest one left out has its last copy further back.
+        for item in &points[*newest].lacks {
+            if let Some(last) = whole.iter().find(|i| points[**i].holds.contains(item)) {
+                verdicts[*last].keep.push(format!("the newest that holds {item}"));
+            }
+        }
     }
     for (name, count, period) in rules.all() {
         let mut seen = BTreeSet::new();

@@ -7,7 +7,14 @@ fn facts(times: &[&str]) -> Vec<KeepFacts> {
         .iter()
         .map(|text| {
             let time: Timestamp = text.parse().unwrap();
-            KeepFacts { point: PointId::at(time), time, pinned: None, damage: None }
+            KeepFacts {
+                point: PointId::at(time),
+                time,
+                pinned: None,
+                damage: None,
+                holds: BTreeSet::new(),
+                lacks: BTreeSet::new(),
+            }
         })
         .collect()
 }
@@ -34,6 +41,24 @@ fn rules(text: &str) -> KeepRules {
 fn kept(points: &[KeepFacts], text: &str, zone: &TimeZone) -> Vec<usize> {
     let verdicts = judge_points(points, &rules(text), zone);
     (0..points.len()).filter(|i| !verdicts[*i].expires()).collect()
+}
+
+#[test]
+fn what_the_newest_left_out_is_kept_where_it_is_newest() {
+    let mut points = facts(&[
+        "2026-11-01T00:00:00Z",
+        "2026-11-02T00:00:00Z",
+        "2026-11-03T00:00:00Z",
+        "2026-11-04T00:00:00Z",
+    ]);
+    for (point, holds) in points.iter_mut().zip(["a b", "a b", "a", "a"]) {
+        point.holds = holds.split(' ').map(str::to_owned).collect();
+        let all = ["a", "b"].into_iter().map(str::to_owned);
+        point.lacks = all.filter(|item| !point.holds.contains(item)).collect();
+    }
+    assert_eq!(kept(&points, "last=1", &TimeZone::UTC), [1, 3]);
+    points[1].damage = Some("bits".into());
+    assert_eq!(kept(&points, "last=1", &TimeZone::UTC), [0, 1, 3]);
 }
 
 #[test]

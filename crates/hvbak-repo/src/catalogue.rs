@@ -112,9 +112,12 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// The newest point whose snapshot was kept on the VM: what the next delta stands on.
-    pub fn base(&self) -> Option<&Point> {
-        let kept = |p: &&Point| p.manifest.snapshot.as_ref().is_some_and(|s| s.kept);
+    /// The newest point whose snapshot was kept on the VM: what the next delta stands on. One
+    /// that a wrong clock has dated later than `now` cannot carry a point of now.
+    pub fn base(&self, now: jiff::Timestamp) -> Option<&Point> {
+        let kept = |p: &&Point| {
+            p.manifest.started <= now && p.manifest.snapshot.as_ref().is_some_and(|s| s.kept)
+        };
         self.points.iter().rev().find(kept)
     }
 }
@@ -150,6 +153,8 @@ impl Repository {
         for point in self.point_ids(vm)? {
             match self.point(vm, &point) {
                 Ok(found) => listing.points.push(found),
+                // Removed since the names were read.
+                Err(Error::NoPoint { .. }) if !self.layout.point(vm, &point).exists() => {}
                 Err(error) => {
                     let path = self.layout.point(vm, &point);
                     listing.damaged.push(DamagedPoint { vm, point, path, error });

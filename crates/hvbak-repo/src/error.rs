@@ -166,6 +166,11 @@ impl Error {
         })
     }
 
+    /// Whether it says that a point is not there.
+    pub fn is_no_point(&self) -> bool {
+        matches!(self, Self::NoPoint { .. })
+    }
+
     /// Whether this is damage of stored data rather than a failed operation.
     pub fn is_damage(&self) -> bool {
         matches!(

@@ -26,7 +26,7 @@ pub async fn find(context: &Context, vm: VmId) -> Result<Option<Base>> {
     let repository = context.repository.clone();
     blocking("look for the last point", move || {
         let listing = repository.points(vm)?;
-        Ok(listing.base().and_then(|point| describe(&repository, point)))
+        Ok(listing.base(jiff::Timestamp::now()).and_then(|point| describe(&repository, point)))
     })
     .await
 }

@@ -24,6 +24,7 @@ mod pump;
 mod read_disk;
 mod report;
 mod restore;
+mod runbook;
 mod session;
 mod settings;
 mod snapshot;
@@ -50,6 +51,7 @@ pub use manager::{
 pub use prune::{PruneReport, PruneWishes, prune};
 pub use report::{LastRun, NewestPoint, Report, VmReport, report};
 pub use restore::{Restored, RestoredDisk, point_facts, restore};
+pub use runbook::{RunbookWishes, runbook_facts};
 pub use settings::{
     HostOverride, Settings, SshSettings, Timeouts, TransferSettings, WorkerSettings,
 };

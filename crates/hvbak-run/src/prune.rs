@@ -5,14 +5,15 @@
 //! removal, so nobody adds a point in between.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use hvbak_plan::{KeepFacts, KeepRules, Verdict, judge_points};
-use hvbak_repo::{ExpiryPlan, ExpirySummary, Repository, VerifyOptions, VmEntry};
-use hvbak_types::{JobId, VmId};
-use jiff::tz::TimeZone;
+use hvbak_repo::{ExpiryPlan, ExpirySummary, Level, Listing, Repository, VerifyOptions, VmEntry};
+use hvbak_types::{JobId, PointId, VmId};
+use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -146,7 +147,7 @@ impl Prune {
     }
 
     fn plan(&self, vm: VmId) -> hvbak_repo::Result<(Vec<Verdict>, ExpiryPlan)> {
-        let facts = facts(&self.repository, vm)?;
+        let facts = facts(&self.repository, vm, Timestamp::now())?;
         let verdicts = judge_points(&facts, &self.wishes.rules, &self.wishes.zone);
         let damaged: Vec<_> =
             facts.into_iter().filter(|f| f.damage.is_some()).map(|f| f.point).collect();
@@ -175,19 +176,45 @@ impl Prune {
 }
 
 /// What the rules must know. Points are looked through without reading their clusters: a
-/// point that is visibly damaged must not stand for a whole one.
-fn facts(repository: &Repository, vm: VmId) -> hvbak_repo::Result<Vec<KeepFacts>> {
+/// point that is visibly damaged, or stands on one that is, must not stand for a whole one.
+fn facts(repository: &Repository, vm: VmId, now: Timestamp) -> hvbak_repo::Result<Vec<KeepFacts>> {
     let listing = repository.points(vm)?;
-    let base = listing.base().map(|p| p.id().clone());
+    let base = pinned(&listing, now);
     let options = VerifyOptions { parents: false, data: false, ..VerifyOptions::default() };
+    let mut damaged = BTreeSet::new();
     let mut facts = Vec::new();
+    // Parents come first: they are older.
     for point in &listing.points {
         let report = repository.verify(point, &options, &|_| true)?;
-        let damage = report.findings.first().map(|f| format!("{}: {}", f.file.display(), f.text));
-        let pinned = (base.as_ref() == Some(point.id()))
-            .then(|| "its snapshot is kept for the next delta".to_owned());
-        let time = point.manifest.started;
-        facts.push(KeepFacts { point: point.id().clone(), time, pinned, damage });
+        let found = report.findings.first().map(|f| format!("{}: {}", f.file.display(), f.text));
+        let m = &point.manifest;
+        let parents = || m.disks.iter().filter_map(|d| d.record.parent.as_ref());
+        let below = parents().find(|parent| damaged.contains(*parent));
+        let found = found.or_else(|| below.map(|p| format!("it stands on the damaged {p}")));
+        if found.is_some() {
+            damaged.insert(point.id().clone());
+        }
+        let future = (m.started > now).then(|| "it is dated in the future".to_owned());
+        facts.push(KeepFacts {
+            point: point.id().clone(),
+            time: m.started,
+            pinned: (base == Some(point.id()))
+                .then(|| "its snapshot is kept for the next delta".to_owned()),
+            damage: found.or(future),
+            holds: m.disks.iter().map(|d| d.record.id.to_string()).collect(),
+            lacks: m.skipped.iter().map(|d| d.id.to_string()).collect(),
+        });
     }
     Ok(facts)
+}
+
+/// The base of the next delta, unless a full that came later shows that there is none any
+/// more: its site keeps no snapshots now.
+fn pinned(listing: &Listing, now: Timestamp) -> Option<&PointId> {
+    let base = listing.base(now)?;
+    let later = listing.points.iter().filter(|p| p.id() > base.id());
+    let ended = later
+        .filter(|p| p.manifest.started <= now)
+        .any(|p| p.manifest.level == Level::Full && !p.manifest.disks.is_empty());
+    (!ended).then(|| base.id())
 }

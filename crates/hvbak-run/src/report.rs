@@ -3,7 +3,7 @@
 //! It needs no engine, so it knows only VMs that have points or that a recorded run failed or
 //! was stopped at. Points are told from their manifests; `verify` is what proves them.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use hvbak_repo::{Consistency, Level, Listing, Point, Repository, RunOutcome, RunRecord};
 use hvbak_types::{DiskId, JobId, PointId, VmId};
@@ -92,8 +92,12 @@ fn read(
     let mut ids: Vec<_> = all.points.iter().map(|point| point.vm()).collect();
     ids.extend(all.damaged.iter().map(|bad| bad.vm));
     let wanted = [RunOutcome::Failed, RunOutcome::Stopped];
-    for vm in records.runs.first().into_iter().flat_map(|run| &run.vms) {
-        ids.extend(wanted.contains(&vm.outcome).then_some(vm.id));
+    // Each VM by the newest run that knows it: the last run may have been for another one.
+    let mut known = BTreeSet::new();
+    for vm in records.runs.iter().flat_map(|run| &run.vms) {
+        if known.insert(vm.id) && wanted.contains(&vm.outcome) {
+            ids.push(vm.id);
+        }
     }
     ids.sort();
     ids.dedup();
@@ -146,7 +150,9 @@ fn vm_report(
     });
     let name = points.last().map(|point| point.manifest.vm.name.clone());
     let name = name.or_else(|| noted.map(|(_, vm)| vm.name.clone()));
-    let started = points.last().map(|point| point.manifest.started);
+    // A date in the future is a clock that was wrong, not a fresh point.
+    let mut times = points.iter().rev().map(|point| point.manifest.started);
+    let started = times.find(|started| *started <= now);
     VmReport {
         vm: id,
         name: name.unwrap_or_else(|| id.to_string()),

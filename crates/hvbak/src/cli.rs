@@ -73,6 +73,8 @@ pub enum Command {
     Prune(PruneArgs),
     /// Show each VM's newest point, its age and chain, and how the last run went
     Report(ReportArgs),
+    /// Write pages for disasters, filled with this site's facts
+    Runbook(RunbookArgs),
     /// Undo what a run that died has left behind
     Cleanup(CleanupArgs),
     /// Print shell completions
@@ -490,6 +492,16 @@ pub struct PruneArgs {
     /// Show what would be removed and merged
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  hvbak runbook --output /srv/www/runbook\n\nWrites one Markdown page per disaster and runbook.html with all of them, which needs no\nnetwork and prints well. Pages hold names, addresses and fingerprints, no secrets. Write\nthem after every night's backups and keep a copy where the disaster does not reach it.\n\n  [runbook]\n  contacts = [\"Storage: +43 1 2345\"]\n  priority_tag = \"hvbak-priority-\"   # a VM tagged hvbak-priority-1 comes back first"
+)]
+pub struct RunbookArgs {
+    /// Directory for the pages
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
 }
 
 /// Which points stay.

@@ -31,6 +31,8 @@ pub struct Config {
     pub manager: Option<ManagerSection>,
     #[serde(default)]
     pub retention: RetentionSection,
+    #[serde(default)]
+    pub runbook: RunbookSection,
     /// Overrides per host, by the engine's name of it.
     #[serde(default)]
     pub hosts: BTreeMap<String, HostSection>,
@@ -198,6 +200,22 @@ impl RetentionSection {
     pub fn rules(&self) -> hvbak_plan::KeepRules {
         let Self { last, hourly, daily, weekly, monthly, yearly, .. } = *self;
         hvbak_plan::KeepRules { last, hourly, daily, weekly, monthly, yearly }
+    }
+}
+
+/// What the disaster pages say of people and of the order of restoration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunbookSection {
+    /// Who is called, a line each.
+    pub contacts: Vec<String>,
+    /// VMs with a tag of this beginning and a number are restored in that order.
+    pub priority_tag: String,
+}
+
+impl Default for RunbookSection {
+    fn default() -> Self {
+        Self { contacts: Vec::new(), priority_tag: "hvbak-priority-".into() }
     }
 }
 

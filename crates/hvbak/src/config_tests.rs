@@ -89,6 +89,7 @@ fn keys_of(section: &str) -> &'static [&'static str] {
         "backup" => keys::<BackupSection>(),
         "manager" => keys::<ManagerSection>(),
         "retention" => keys::<RetentionSection>(),
+        "runbook" => keys::<RunbookSection>(),
         "hosts" => keys::<HostSection>(),
         other => panic!("say here which struct section {other} is"),
     }

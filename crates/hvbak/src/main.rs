@@ -78,6 +78,7 @@ async fn dispatch(face: &Face, command: Command) -> Outcome {
         Command::ManagerVerify(args) => commands::manager_verify::run(face, args).await,
         Command::Prune(args) => commands::prune::run(face, args).await,
         Command::Report(args) => commands::report::run(face, args).await,
+        Command::Runbook(args) => commands::runbook::run(face, args).await,
         Command::Cleanup(args) => commands::cleanup::run(face, args).await,
         Command::Completions { shell } => {
             let mut command = <Cli as clap::CommandFactory>::command();

@@ -22,7 +22,8 @@ use crate::{
 };
 
 impl Repository {
-    /// Gives the merged successor the name of its point. The points' lock is held exclusively.
+    /// Gives the merged successor the name of its point. The points' lock is held exclusively;
+    /// what steps aside is removed by [`Self::sweep_aside`], when readers may go on.
     pub(super) fn commit_merged(&self, vm: VmId, point: &PointId) -> Result<()> {
         let [staged, aside] = [MERGED, EXPIRED].map(|p| self.layout.hidden(p, vm, point));
         let target = self.layout.point(vm, point);
@@ -38,7 +39,12 @@ impl Repository {
                 durable::rename_new(&staged, &target)?;
             }
         }
-        durable::remove_tree(&aside).map(|_| ())
+        Ok(())
+    }
+
+    /// Removes what a merged point has replaced.
+    pub(super) fn sweep_aside(&self, vm: VmId, point: &PointId) -> Result<()> {
+        durable::remove_tree(&self.layout.hidden(EXPIRED, vm, point)).map(|_| ())
     }
 
     /// Gives points that lost their name to a run that died, between two renames, the one that
@@ -50,7 +56,11 @@ impl Repository {
                 continue;
             }
             match lock_points(&self.layout, vm, true) {
-                Ok(_points) => self.commit_merged(vm, &point)?,
+                Ok(points) => {
+                    self.commit_merged(vm, &point)?;
+                    drop(points);
+                    self.sweep_aside(vm, &point)?;
+                }
                 Err(Error::Locked { .. }) => {}
                 Err(other) => return Err(other),
             }
@@ -70,8 +80,10 @@ impl Repository {
         for (prefix, point) in self.expiry_leftovers(vm)? {
             let hidden = self.layout.hidden(prefix, vm, &point);
             if prefix == MERGED && self.is_newer(vm, &point, &hidden)? {
-                let _points = lock_points(&self.layout, vm, true)?;
+                let points = lock_points(&self.layout, vm, true)?;
                 self.commit_merged(vm, &point)?;
+                drop(points);
+                self.sweep_aside(vm, &point)?;
             } else if prefix == MERGED {
                 let aside = self.layout.hidden(EXPIRED, vm, &point);
                 durable::remove_tree(&aside)?;

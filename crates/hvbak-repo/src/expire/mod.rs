@@ -19,6 +19,7 @@ use serde::Serialize;
 pub use plan::{DiskMerge, ExpiryPlan, MergeStep, Stay};
 
 use crate::{
+    catalogue::Point,
     durable,
     error::{Error, Result},
     layout::{EXPIRED, MANIFEST, MERGING},
@@ -66,13 +67,16 @@ impl Repository {
         };
         let needs =
             |step: &MergeStep| step.bytes.saturating_sub(if clones { step.clonable } else { 0 });
-        let largest = plan.merges.iter().map(needs).max().unwrap_or(0);
-        if largest > 0 {
-            self.ensure_space(largest, reserve)?;
-        }
         let (mut done, mut cloned) = (0, 0);
+        let mut removes = plan.removes.clone();
+        // What nothing stands on goes first, and after each merge what it has freed: a full
+        // repository must be able to become emptier.
+        self.remove_free(vm, &mut removes, &mut summary)?;
         for step in &plan.merges {
             self.check_sources(lock, step)?;
+            if needs(step) > 0 {
+                self.ensure_space(needs(step), reserve)?;
+            }
             let old = self.point(vm, &step.point)?.manifest.stored_bytes();
             let mut count = |clusters| {
                 done += clusters;
@@ -81,28 +85,52 @@ impl Repository {
             let bytes = self.write_merged(vm, step, &mut count)?;
             summary.written_bytes += bytes.written;
             cloned += bytes.cloned;
-            let _points = lock_points(&self.layout, vm, true)?;
-            self.commit_merged(vm, &step.point)?;
+            {
+                let _points = lock_points(&self.layout, vm, true)?;
+                self.commit_merged(vm, &step.point)?;
+            }
+            self.sweep_aside(vm, &step.point)?;
             summary.freed_bytes += old;
             summary.merged.push(step.point.clone());
-        }
-        // Newest first: no listed point ever stands on one that is gone.
-        for point in plan.removes.iter().rev() {
+            self.remove_free(vm, &mut removes, &mut summary)?;
             if !progress(done, total) {
                 return Err(Error::Cancelled);
             }
-            let bytes = self.point(vm, point)?.manifest.stored_bytes();
-            let hidden = self.layout.hidden(EXPIRED, vm, point);
-            {
-                let _points = lock_points(&self.layout, vm, true)?;
-                durable::rename_new(&self.layout.point(vm, point), &hidden)?;
-            }
-            durable::remove_tree(&hidden)?;
-            summary.freed_bytes += bytes;
-            summary.removed.push(point.clone());
         }
         summary.freed_bytes = summary.freed_bytes.saturating_sub(cloned);
         Ok(summary)
+    }
+
+    /// Removes those of `removes` that no point stands on, newest first, so that no listed
+    /// point ever stands on one that is gone. The others stay in the list.
+    fn remove_free(
+        &self,
+        vm: VmId,
+        removes: &mut Vec<PointId>,
+        summary: &mut ExpirySummary,
+    ) -> Result<()> {
+        let mut points = self.points(vm)?.points;
+        for i in (0..removes.len()).rev() {
+            let point = removes[i].clone();
+            let stands = |p: &Point| {
+                p.manifest.disks.iter().any(|d| d.record.parent.as_ref() == Some(&point))
+            };
+            if points.iter().any(stands) {
+                continue;
+            }
+            let bytes = self.point(vm, &point)?.manifest.stored_bytes();
+            let hidden = self.layout.hidden(EXPIRED, vm, &point);
+            {
+                let _points = lock_points(&self.layout, vm, true)?;
+                durable::rename_new(&self.layout.point(vm, &point), &hidden)?;
+            }
+            durable::remove_tree(&hidden)?;
+            points.retain(|p| *p.id() != point);
+            removes.remove(i);
+            summary.freed_bytes += bytes;
+            summary.removed.push(point);
+        }
+        Ok(())
     }
 
     /// Whether files can share blocks there; tried with a small one, in a directory of the kind

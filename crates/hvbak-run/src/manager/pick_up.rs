@@ -56,7 +56,12 @@ pub async fn pick_up(
             }
         };
         match ended {
-            Ok(()) => settle(context, &point).await?,
+            Ok(()) => {
+                if let Err(cause) = settle(context, name, &point).await {
+                    context
+                        .warn(format!("its journal stays for `cleanup`: {}", crate::chain(&cause)));
+                }
+            }
             Err(RunError::Cancelled) => return Err(RunError::Cancelled),
             Err(cause) => context.warn(format!("the earlier run: {}", crate::chain(&cause))),
         }
@@ -78,7 +83,7 @@ async fn is_published(
 }
 
 /// Closes the journal of the dead job that began the run.
-async fn settle(context: &ManagerContext, point: &PointId) -> Result<()> {
+async fn settle(context: &ManagerContext, name: &ManagerName, point: &PointId) -> Result<()> {
     let (repository, me, point) = (context.repository.clone(), context.job, point.clone());
     let views = {
         let repository = repository.clone();
@@ -87,7 +92,8 @@ async fn settle(context: &ManagerContext, point: &PointId) -> Result<()> {
     let begun = |step: &serde_json::Value| {
         matches!(
             serde_json::from_value::<Step>(step.clone()),
-            Ok(Step::ManagerRun { point: of, .. }) if of == point
+            Ok(Step::ManagerRun { manager, point: of, .. })
+                if of == point && manager == name.to_string()
         )
     };
     for view in views.iter().filter(|view| !view.alive) {

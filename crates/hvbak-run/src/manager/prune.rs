@@ -1,9 +1,10 @@
 //! Retention of manager points: the same keep rules as for VMs, and no chains.
 //!
 //! Invariants: a manager is held from the judgement to the last removal; a point that is
-//! damaged neither counts as kept for a rule nor is removed; the newest whole one stays.
+//! damaged neither counts as kept for a rule nor is removed; the newest whole one stays, and
+//! of every scope the newest one that holds it.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use hvbak_plan::{KeepFacts, KeepRules, Verdict, judge_points};
 use hvbak_repo::{ManagerName, ManagerPoint, Repository};
@@ -39,11 +40,23 @@ pub async fn manager_prune(
     blocking("prune the manager's points", move || {
         let lock = repository.lock_manager(&manager, JobId::random())?;
         let listing = repository.manager_points(&manager)?;
+        let now = jiff::Timestamp::now();
+        let scopes = |p: &ManagerPoint| p.manifest.scopes.iter().cloned().collect::<BTreeSet<_>>();
+        let all: BTreeSet<_> = listing.points.iter().flat_map(scopes).collect();
         let mut facts = Vec::new();
         for point in &listing.points {
-            let damage = point.compare()?.into_iter().next();
-            let (id, time) = (point.manifest.point.clone(), point.manifest.started);
-            facts.push(KeepFacts { point: id, time, pinned: None, damage });
+            let found = point.compare()?.into_iter().next();
+            let time = point.manifest.started;
+            let future = (time > now).then(|| "it is dated in the future".to_owned());
+            let holds = scopes(point);
+            facts.push(KeepFacts {
+                point: point.manifest.point.clone(),
+                time,
+                pinned: None,
+                damage: found.or(future),
+                lacks: all.difference(&holds).cloned().collect(),
+                holds,
+            });
         }
         let verdicts = judge_points(&facts, &rules, &zone);
         let goes =

@@ -16,6 +16,7 @@ pub mod points;
 pub mod prune;
 pub mod report;
 pub mod restore;
+pub mod runbook;
 pub mod verify;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

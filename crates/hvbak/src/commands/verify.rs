@@ -42,7 +42,14 @@ pub async fn run(face: &Face, args: VerifyArgs) -> Outcome {
     let (mut clusters, count) = (0, points.len());
     for point in points {
         let title = point.title();
+        // A prune may be at work beside this; what it removed is no damage.
+        let (vm, id) = (point.vm(), point.id().clone());
+        let gone = || args.all && repository.point(vm, &id).is_err_and(|e| e.is_no_point());
         let report = verify_one(face, &repository, point, !args.all).await?;
+        if !report.is_clean() && gone() {
+            face.printer.say(&format!("note: {title} was removed meanwhile"));
+            continue;
+        }
         clusters += report.clusters;
         if report.is_clean() {
             face.printer.data(&format!("{title}: whole, {} clusters compared", report.clusters));
