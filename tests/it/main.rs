@@ -23,6 +23,7 @@ mod prune;
 mod report;
 mod repository;
 mod restore;
+mod resume;
 mod runbook;
 mod sectors;
 mod trust;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     host::{HostChoice, choose_host},
     level::{Base, Level, Wish, disk_level},
+    resume::{Left, Resume, may_continue},
 };
 
 /// Whether the guest's file systems are frozen around the snapshot.
@@ -155,6 +156,9 @@ pub struct VmPlan {
     pub wish: Wish,
     /// The point that incrementals stand on.
     pub base: Option<Base>,
+    /// What becomes of a half-made point that is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resume: Option<Resume>,
 }
 
 impl VmPlan {
@@ -183,6 +187,21 @@ impl VmPlan {
         }
         self.expected_bytes = self.chosen_disks().map(|d| d.expected_bytes).sum();
     }
+
+    /// Decides whether a half-made point is gone on with, once the levels are set.
+    fn set_resume(&mut self, left: Option<&Left>, snapshots: &[Snapshot]) {
+        let disks: Vec<_> = self.chosen_disks().map(|d| d.id).collect();
+        self.resume = left.map(|left| {
+            let point = left.point.clone();
+            match may_continue(left, self.wish, self.base.as_ref(), &disks, snapshots) {
+                Ok(()) => {
+                    let (taken, data_bytes) = (left.taken, left.data_bytes);
+                    Resume::Continue { point, taken, data_bytes }
+                }
+                Err(why) => Resume::Discard { point, why: why.to_string() },
+            }
+        });
+    }
 }
 
 /// The whole plan.
@@ -201,6 +220,8 @@ pub struct VmFacts {
     pub snapshots: Vec<Snapshot>,
     /// The newest point whose snapshot was kept.
     pub base: Option<Base>,
+    /// What a transfer that was cut has left.
+    pub left: Option<Left>,
 }
 
 /// What [`plan_backup`] looks at.
@@ -262,8 +283,10 @@ fn plan_vm(input: &BackupInput<'_>, facts: &VmFacts, load: &mut HashMap<HostId, 
         disks,
         wish: input.wish,
         base: None,
+        resume: None,
     };
     plan.set_levels(facts.base.clone(), &facts.snapshots);
+    plan.set_resume(facts.left.as_ref(), &facts.snapshots);
     for disk in &plan.disks {
         if let DiskAction::Skip { skip } = &disk.action
             && *skip != DiskSkip::Excluded

@@ -141,8 +141,13 @@ fn plan_of(change: impl FnOnce(&mut Inventory, &mut VmFacts)) -> VmPlan {
         uses_scsi_reservation: None,
         logical_name: None,
     };
-    let mut facts =
-        VmFacts { vm: vm("web1"), attachments: vec![attachment], snapshots: vec![], base: None };
+    let mut facts = VmFacts {
+        vm: vm("web1"),
+        attachments: vec![attachment],
+        snapshots: vec![],
+        base: None,
+        left: None,
+    };
     change(&mut inv, &mut facts);
     let vms = [facts];
     let input = BackupInput {

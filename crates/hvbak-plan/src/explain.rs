@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::{BackupPlan, DiskAction, RestorePlan, VmAction};
+use crate::{BackupPlan, DiskAction, RestorePlan, Resume, VmAction};
 
 /// Bytes for people, in binary units.
 fn size(bytes: u64) -> String {
@@ -38,6 +38,19 @@ pub fn explain_backup(plan: &BackupPlan) -> String {
                     size(vm.expected_bytes)
                 );
             }
+        }
+        match &vm.resume {
+            Some(Resume::Continue { taken, data_bytes, .. }) => {
+                let (there, all) = (size(*data_bytes), size(vm.expected_bytes));
+                let _ = writeln!(
+                    out,
+                    "  continues the transfer of {taken:.0}, {there} of at most {all} are there"
+                );
+            }
+            Some(Resume::Discard { point, why }) => {
+                let _ = writeln!(out, "  starts anew, half-made point {point} is discarded: {why}");
+            }
+            None => {}
         }
         for disk in &vm.disks {
             let what = match &disk.action {

@@ -9,6 +9,7 @@ mod explain;
 mod host;
 mod level;
 mod restore;
+mod resume;
 mod retention;
 mod schedule;
 mod select;
@@ -24,6 +25,7 @@ pub use restore::{
     MacRule, NicFacts, NicTarget, PointDisk, PointFacts, RestoreDisk, RestoreError, RestoreFormat,
     RestoreOptions, RestorePlan, plan_restore,
 };
+pub use resume::{Left, RESUME_DAYS, Resume, WhyAnew, may_continue};
 pub use retention::{KeepFacts, KeepRules, Verdict, judge_points};
 pub use schedule::{Limits, Queue};
 pub use select::{SelectError, Selection, select_vms};

@@ -4,19 +4,19 @@
 //! compressed here. The digest is the worker's, made at the source: it is stored, not
 //! believed — `verify` and restore compare content against it. `paranoid` compares at once.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use hvbak_types::{CLUSTER_SIZE, Digest, DiskId, PointId};
+use serde_json::Value;
 
 use crate::{
     digests::Spool,
-    error::{At, Error, Result},
+    durable,
+    error::{Error, Result},
     image::{ImageWriter, Inflater},
-    layout::{backing_name, digests_name, image_name},
+    layout::{backing_name, digests_name, image_name, progress_name},
     manifest::DiskRecord,
+    progress::{Head, Progress},
     stage::{Finished, Shared},
 };
 
@@ -30,12 +30,15 @@ pub struct DiskOptions {
     /// Inflate and hash every cluster when it is put, for sources that are not trusted to
     /// hash. Costs about 1 s of a core per GiB.
     pub paranoid: bool,
+    /// What to note of the content's source for a run that goes on when this one dies;
+    /// `None`: nobody will.
+    pub source: Option<Value>,
 }
 
 impl DiskOptions {
     /// A disk that stands alone.
     pub fn full(virtual_size: u64) -> Self {
-        Self { virtual_size, parent: None, paranoid: false }
+        Self { virtual_size, parent: None, paranoid: false, source: None }
     }
 
     /// The name of the backing file that the image gets.
@@ -45,7 +48,12 @@ impl DiskOptions {
 
     /// A delta to the same disk in `parent`.
     pub fn delta(virtual_size: u64, parent: PointId) -> Self {
-        Self { virtual_size, parent: Some(parent), paranoid: false }
+        Self { virtual_size, parent: Some(parent), paranoid: false, source: None }
+    }
+
+    /// A later run may go on with it when this one dies.
+    pub fn resumable(self, source: Value) -> Self {
+        Self { source: Some(source), ..self }
     }
 }
 
@@ -61,15 +69,18 @@ pub enum Payload<'a> {
 /// A disk being written.
 ///
 /// Dropping it leaves the disk unfinished, so that the point cannot be published;
-/// [`DiskWriter::abandon`] makes room for another try.
+/// [`DiskWriter::abandon`] makes room for another try, [`DiskWriter::suspend`] makes sure
+/// that another run can go on.
 #[derive(Debug)]
 pub struct DiskWriter {
-    id: DiskId,
-    options: DiskOptions,
-    clusters: u64,
-    path: PathBuf,
-    image: ImageWriter,
-    spool: Spool,
+    pub(crate) id: DiskId,
+    pub(crate) options: DiskOptions,
+    pub(crate) clusters: u64,
+    pub(crate) path: PathBuf,
+    pub(crate) image: ImageWriter,
+    pub(crate) spool: Spool,
+    /// `None` when nobody will go on.
+    pub(crate) progress: Option<Progress>,
     shared: Shared,
     inflater: Inflater,
     scratch: Vec<u8>,
@@ -83,13 +94,25 @@ impl DiskWriter {
         shared: Shared,
     ) -> Result<Self> {
         let path = dir.join(image_name(id));
-        let image =
-            ImageWriter::create(&path, options.virtual_size, options.backing(id).as_deref())?;
+        let backing = options.backing(id);
+        let image = ImageWriter::create(&path, options.virtual_size, backing.as_deref())?;
         let spool = Spool::new(dir.join(digests_name(id)));
-        Ok(Self::with(image, spool, path, id, options, shared))
+        let progress = match &options.source {
+            None => None,
+            Some(source) => {
+                let head = Head {
+                    virtual_size: options.virtual_size,
+                    parent: options.parent.clone(),
+                    source: source.clone(),
+                };
+                let log = dir.join(progress_name(id));
+                Some(Progress::create(&log, &head, image.storage().clone(), &path)?)
+            }
+        };
+        Ok(Self { progress, ..Self::with(image, spool, path, id, options, shared) })
     }
 
-    /// Goes on with an image and digests that hold the same clusters.
+    /// Goes on with an image and digests that hold the same clusters; without a log.
     pub(crate) fn with(
         image: ImageWriter,
         spool: Spool,
@@ -105,6 +128,7 @@ impl DiskWriter {
             image,
             spool,
             path,
+            progress: None,
             shared,
             inflater: Inflater::default(),
             scratch: Vec::new(),
@@ -137,9 +161,13 @@ impl DiskWriter {
         if self.options.paranoid {
             self.compare(cluster, payload, digest)?;
         }
-        match payload {
+        let offset = match payload {
             Payload::Compressed(bytes) => self.image.put_compressed(cluster, bytes)?,
             Payload::Plain(bytes) => self.image.put_data(cluster, bytes)?,
+        };
+        if let Some(progress) = &mut self.progress {
+            // At most 65536.
+            progress.data(cluster, offset, bytes.len() as u32, digest);
         }
         self.spool.put(cluster, digest)
     }
@@ -159,11 +187,42 @@ impl DiskWriter {
         }
         self.image.put_zero(cluster, count)?;
         self.spool.put_zero(cluster, count);
+        if let Some(progress) = &mut self.progress {
+            progress.zero(cluster, count);
+        }
         Ok(())
     }
 
+    /// Says that everything was put that there is in a range: a run that goes on will not
+    /// ask for it again. Every cluster that was put must be in a range that is told later.
+    ///
+    /// # Errors
+    /// What an earlier sync failed with; the disk must then be abandoned.
+    pub fn told(&mut self, cluster: u64, count: u64) -> Result<()> {
+        self.check(cluster, count)?;
+        let Some(progress) = &mut self.progress else { return Ok(()) };
+        progress.told(cluster, count);
+        if progress.is_due() {
+            self.image.flush_payloads()?;
+            progress.commit()?;
+        }
+        Ok(())
+    }
+
+    /// Stops here: waits until what was told is on stable storage, for the run that goes on.
+    pub fn suspend(mut self) -> Result<()> {
+        let Some(mut progress) = self.progress.take() else { return Ok(()) };
+        self.image.flush_payloads()?;
+        progress.commit()?;
+        progress.end()
+    }
+
     /// Completes the image and the digests and waits until both are on stable storage.
-    pub fn finish(self) -> Result<DiskRecord> {
+    pub fn finish(mut self) -> Result<DiskRecord> {
+        let progress = self.progress.take();
+        if let Some(mut progress) = progress {
+            progress.end()?;
+        }
         let stored_bytes = self.image.finish()?;
         let written = self.spool.finish(self.options.virtual_size)?;
         let record = DiskRecord {
@@ -178,21 +237,20 @@ impl DiskWriter {
             digest: written.blake3,
         };
         let finished = Finished { record: record.clone(), sha256: written.sha256 };
+        if let Some(source) = self.options.source {
+            crate::resume::note_done(&self.path, &finished, source)?;
+        }
         self.shared.finished(self.id, finished);
         Ok(record)
     }
 
     /// Removes what was written; the disk may be begun again.
     pub fn abandon(self) -> Result<()> {
-        let Self { image, spool, shared, path, id, .. } = self;
-        drop(image);
-        for file in [path.as_path(), spool.path()] {
-            match fs::remove_file(file) {
-                Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(cause).writing(file);
-                }
-                _ => {}
-            }
+        let Self { image, spool, shared, path, id, progress, .. } = self;
+        let log = progress.as_ref().map(|log| log.path().to_owned());
+        drop((image, progress));
+        for file in [path.as_path(), spool.path()].into_iter().chain(log.as_deref()) {
+            durable::remove_file(file)?;
         }
         shared.abandoned(id);
         Ok(())

@@ -56,6 +56,30 @@ pub fn sync_file(file: &File, path: &Path) -> Result<()> {
     file.sync_all().writing(path)
 }
 
+/// Waits until the content of a file, and what finds it, are on stable storage.
+pub fn sync_data(file: &File, path: &Path) -> Result<()> {
+    trace::op("fdatasync", path);
+    file.sync_data().writing(path)
+}
+
+/// Writes a file whole or not at all, whatever had its name, and waits for it and the
+/// directory.
+pub fn write_over(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_added_extension("tmp");
+    remove_file(&temporary)?;
+    write_new(&temporary, bytes)?;
+    rename_over(&temporary, path)
+}
+
+/// Removes a file; nothing there is fine. The caller waits for the directory.
+pub fn remove_file(path: &Path) -> Result<()> {
+    trace::op("unlink", path);
+    match fs::remove_file(path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(cause).writing(path),
+        _ => Ok(()),
+    }
+}
+
 /// Waits until the names in a directory are on stable storage.
 pub fn sync_dir(path: &Path) -> Result<()> {
     trace::op("fsync-dir", path);

@@ -183,8 +183,12 @@ fn qcow2(
                 let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
                 match content {
                     Content::Zero => {}
-                    Content::Plain { .. } => writer.put_data(cluster, stored)?,
-                    Content::Compressed { .. } => writer.put_compressed(cluster, stored)?,
+                    Content::Plain { .. } => {
+                        writer.put_data(cluster, stored)?;
+                    }
+                    Content::Compressed { .. } => {
+                        writer.put_compressed(cluster, stored)?;
+                    }
                 }
             }
             Ok(())

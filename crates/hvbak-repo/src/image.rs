@@ -39,11 +39,23 @@ impl ImageWriter {
         Ok(Self { writer, storage, path: path.to_owned() })
     }
 
-    pub fn put_compressed(&mut self, cluster: u64, frame: &[u8]) -> Result<()> {
+    /// Writes what is still in memory of the payloads.
+    pub fn flush_payloads(&mut self) -> Result<()> {
+        self.writer.flush_payloads().map_err(|e| failed(&self.path, e))
+    }
+
+    /// The file, for whoever syncs it.
+    pub fn storage(&self) -> &Arc<Storage> {
+        &self.storage
+    }
+
+    /// Stores a frame; gives its host offset.
+    pub fn put_compressed(&mut self, cluster: u64, frame: &[u8]) -> Result<u64> {
         self.writer.put_compressed(cluster, frame).map_err(|e| failed(&self.path, e))
     }
 
-    pub fn put_data(&mut self, cluster: u64, data: &[u8]) -> Result<()> {
+    /// Stores 64 KiB; gives their host offset.
+    pub fn put_data(&mut self, cluster: u64, data: &[u8]) -> Result<u64> {
         self.writer.put_data(cluster, data).map_err(|e| failed(&self.path, e))
     }
 
@@ -71,7 +83,8 @@ fn options(virtual_size: u64, backing: Option<&str>) -> WriterOptions {
     }
 }
 
-/// An image made over a clone of another, before anything is added to it.
+/// An image made over a clone of another, or over what a writer that died has left, before
+/// anything is added to it.
 pub struct ImageKeeper {
     keeper: Keeper<Arc<Storage>>,
     storage: Arc<Storage>,
@@ -93,7 +106,17 @@ impl ImageKeeper {
         Ok(Some(Self { keeper, storage, path: path.to_owned() }))
     }
 
-    /// A cluster stays where the clone has it.
+    /// Goes on with a file whose payloads, written by somebody else, lie below host byte
+    /// `end`; what lies behind is cut off.
+    pub fn reopen(path: &Path, virtual_size: u64, backing: Option<&str>, end: u64) -> Result<Self> {
+        let end = end.next_multiple_of(CLUSTER_SIZE).max(CLUSTER_SIZE);
+        let storage = Arc::new(Storage::reopen(path, end)?);
+        let options = options(virtual_size, backing);
+        let keeper = Keeper::create(storage.clone(), options).map_err(|e| failed(path, e))?;
+        Ok(Self { keeper, storage, path: path.to_owned() })
+    }
+
+    /// A cluster stays where the file has it.
     pub fn keep(&mut self, cluster: u64, place: Place) -> Result<()> {
         self.keeper.keep(cluster, place).map_err(|e| failed(&self.path, e))
     }

@@ -94,6 +94,24 @@ pub fn digests_name(disk: DiskId) -> String {
     format!("{disk}.digests")
 }
 
+/// In a half-made point: what a run needs to go on with it.
+pub const RESUME: &str = ".resume.json";
+
+/// In a half-made point: what of a disk is on stable storage.
+pub fn progress_name(disk: DiskId) -> String {
+    format!(".{disk}.progress")
+}
+
+/// In a half-made point: that a disk is whole.
+pub fn done_name(disk: DiskId) -> String {
+    format!(".{disk}.done")
+}
+
+/// The disk of which such a name says that it is whole.
+pub fn done_disk(name: &str) -> Option<DiskId> {
+    name.strip_prefix('.')?.strip_suffix(".done")?.parse().ok()
+}
+
 /// The backing file name that a delta stores: relative, so that a repository can be moved
 /// and read with stock tools.
 pub fn backing_name(parent: &PointId, disk: DiskId) -> String {

@@ -145,6 +145,23 @@ pub struct SkippedDisk {
     pub reason: String,
 }
 
+impl DiskRecord {
+    /// The place of one until the disk is stored.
+    pub fn unwritten(id: DiskId, virtual_size: u64) -> Self {
+        Self {
+            id,
+            file: String::new(),
+            digests: String::new(),
+            virtual_size,
+            parent: None,
+            data_clusters: 0,
+            zero_clusters: 0,
+            stored_bytes: 0,
+            digest: Digest([0; 32]),
+        }
+    }
+}
+
 /// A document of a point: the engine's answers as they came.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DocumentEntry {

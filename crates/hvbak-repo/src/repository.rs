@@ -199,10 +199,11 @@ impl Repository {
         Staging::create(self, lock.vm(), point.clone())
     }
 
-    /// Removes the half-made points of a VM and returns their names. The lock proves that
-    /// nobody is still making them.
-    pub fn sweep_partials(&self, lock: &VmLock) -> Result<Vec<PointId>> {
-        let points = self.partials(lock.vm())?;
+    /// Removes the half-made points of a VM, but for the one that is gone on with, and
+    /// returns their names. The lock proves that nobody is still making them.
+    pub fn sweep_partials(&self, lock: &VmLock, but: Option<&PointId>) -> Result<Vec<PointId>> {
+        let mut points = self.partials(lock.vm())?;
+        points.retain(|point| Some(point) != but);
         for point in &points {
             durable::remove_tree(&self.layout.partial(lock.vm(), point))?;
         }

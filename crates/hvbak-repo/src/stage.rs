@@ -1,7 +1,8 @@
 //! A point being made: hidden until it is whole.
 //!
 //! Order of [`Staging::publish`], each step on stable storage before the next: images and
-//! digests (by [`DiskWriter::finish`]), documents, `SHA256SUMS`, `manifest.json`, the
+//! digests (by [`DiskWriter::finish`]), documents, what only a later run would need is
+//! removed, `SHA256SUMS`, `manifest.json`, the
 //! hidden directory, its rename, the VM's directory. Stopped anywhere, there is either the
 //! hidden directory, which readers never look into, or the whole point.
 
@@ -28,7 +29,7 @@ use crate::{
 ///
 /// Dropping it leaves the hidden directory to [`Repository::sweep_partials`]: a destructor
 /// could not report what fails.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Staging {
     repository: Repository,
     vm: VmId,
@@ -64,6 +65,27 @@ impl Shared {
         self.state().disks.remove(&disk);
     }
 
+    /// Begins a disk by `with`, once.
+    pub(crate) fn begin<T>(&self, disk: DiskId, with: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut state = self.state();
+        if state.disks.contains_key(&disk) {
+            return Err(Error::DiskTwice { disk });
+        }
+        let begun = with()?;
+        state.disks.insert(disk, None);
+        Ok(begun)
+    }
+
+    /// The record of a finished disk.
+    pub(crate) fn record(&self, disk: DiskId) -> Option<DiskRecord> {
+        let state = self.state();
+        state.disks.get(&disk)?.as_ref().map(|finished| finished.record.clone())
+    }
+
+    pub(crate) fn documents(&self) -> Vec<DocumentEntry> {
+        self.state().documents.clone()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -83,7 +105,23 @@ impl Staging {
             durable::sync_parent(&home)?;
         }
         durable::create_dir(&dir)?;
-        Ok(Self { repository: repository.clone(), vm, point, dir, shared: Shared::default() })
+        Ok(Self::of(repository, vm, point, Vec::new()))
+    }
+
+    /// A staging directory that is there, with these documents.
+    pub(crate) fn of(
+        repository: &Repository,
+        vm: VmId,
+        point: PointId,
+        documents: Vec<DocumentEntry>,
+    ) -> Self {
+        let dir = repository.layout.partial(vm, &point);
+        let shared = Shared(Arc::new(Mutex::new(State { documents, disks: BTreeMap::new() })));
+        Self { repository: repository.clone(), vm, point, dir, shared }
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// The VM whose point this is.
@@ -125,6 +163,13 @@ impl Staging {
     /// [`Error::DiskTwice`]; [`Error::BrokenChain`] when the parent does not hold this
     /// disk.
     pub fn disk_writer(&self, disk: DiskId, options: DiskOptions) -> Result<DiskWriter> {
+        self.check_parent(disk, &options)?;
+        let shared = self.shared.clone();
+        self.shared.begin(disk, || DiskWriter::create(&self.dir, disk, options, shared))
+    }
+
+    /// What a delta stands on is there.
+    pub(crate) fn check_parent(&self, disk: DiskId, options: &DiskOptions) -> Result<()> {
         if let Some(parent) = &options.parent {
             let broken = |why: String| Error::BrokenChain {
                 point: self.point.clone(),
@@ -140,13 +185,7 @@ impl Staging {
                 return Err(broken(format!("it does not hold disk {disk}")));
             }
         }
-        let mut state = self.shared.state();
-        if state.disks.contains_key(&disk) {
-            return Err(Error::DiskTwice { disk });
-        }
-        let writer = DiskWriter::create(&self.dir, disk, options, self.shared.clone())?;
-        state.disks.insert(disk, None);
-        Ok(writer)
+        Ok(())
     }
 
     /// Makes the point visible. `manifest.disks` holds the records that the writers
@@ -176,6 +215,7 @@ impl Staging {
         entries.extend(
             state.disks.iter().filter_map(|(id, f)| Some((digests_name(*id), f.as_ref()?.sha256))),
         );
+        crate::resume::strip(&self.dir)?;
         durable::write_new(&self.dir.join(SUMS), sums::render(entries).as_bytes())?;
         durable::write_new(&path, &text)?;
         durable::sync_dir(&self.dir)?;

@@ -141,7 +141,7 @@ fn stopped_anywhere_there_is_no_point_or_a_whole_one() {
         // What is left is swept, and only that.
         let lock = lab.repository.lock_vm(vm, lab.job).unwrap();
         let left = lab.repository.partials(vm).unwrap();
-        assert_eq!(lab.repository.sweep_partials(&lock).unwrap(), left);
+        assert_eq!(lab.repository.sweep_partials(&lock, None).unwrap(), left);
         assert!(lab.repository.partials(vm).unwrap().is_empty());
         assert_eq!(lab.repository.points(vm).unwrap().points.len(), listing.points.len());
         if ended {

@@ -7,7 +7,7 @@
 
 use hvbak_plan::{Base, BaseDisk, VmPlan};
 use hvbak_repo::{Level, Point, Repository};
-use hvbak_types::{DiskId, PointId, RepositoryId, Snapshot, VmId};
+use hvbak_types::{DiskId, PointId, RepositoryId, Snapshot, SnapshotId, VmId};
 
 use crate::{
     error::{Result, RunError},
@@ -68,15 +68,21 @@ fn damage(repository: &Repository, point: &Point, disk: DiskId) -> Option<String
 
 /// Deletes snapshots of ours that no run needs any more: what failed runs and failed
 /// deletions have left. Called under the VM's lock, before another snapshot is made.
+/// `spared` is the snapshot of a half-made point that is gone on with.
 ///
 /// # Errors
 /// One of them cannot be deleted: with another there would be too many.
-pub async fn sweep(job: &Job, plan: &VmPlan, snapshots: &[Snapshot]) -> Result<()> {
+pub async fn sweep(
+    job: &Job,
+    plan: &VmPlan,
+    snapshots: &[Snapshot],
+    spared: Option<SnapshotId>,
+) -> Result<()> {
     let context = &job.context;
     let prefix = own_prefix(context.repository.id());
     let base = plan.base.as_ref().map(|b| b.snapshot);
     let stale = snapshots.iter().filter(|s| s.description.starts_with(&prefix));
-    for old in stale.filter(|s| Some(s.id) != base) {
+    for old in stale.filter(|s| Some(s.id) != base && Some(s.id) != spared) {
         let text = format!("deleting snapshot `{}` of an earlier run", old.description);
         context.phase(Some(plan.id), text);
         retire(job, plan, &old.description).await?;

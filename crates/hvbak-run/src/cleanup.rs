@@ -110,6 +110,8 @@ async fn undo(context: &Context, step: &Step, inventory: &mut Option<Inventory>)
         {
             Ok(false)
         }
+        // A living run has gone on with the point of the dead one.
+        Step::Snapshot { description, .. } if is_in_use(context, description).await? => Ok(false),
         Step::Snapshot { vm, vm_name, description } | Step::Retire { vm, vm_name, description } => {
             Ok(snapshot::remove(context, *vm, vm_name, description).await? > 0)
         }
@@ -160,6 +162,23 @@ async fn undo(context: &Context, step: &Step, inventory: &mut Option<Inventory>)
         }
         Step::Disk { .. } | Step::Vm { .. } => restore::undo(context, step).await,
     }
+}
+
+/// Whether a living job has this snapshot among its open steps. A journal that somebody has
+/// taken over, as this cleanup did with the one that is replayed, is no living job's.
+async fn is_in_use(context: &Context, wanted: &str) -> Result<bool> {
+    let repository = context.repository.clone();
+    let views = blocking("read the journals", move || repository.open_journals()).await?;
+    let lives = |view: &&JournalView| {
+        view.alive && view.holder.as_ref().is_some_and(|holder| holder.job == view.job)
+    };
+    let mut open = views.iter().filter(lives).flat_map(JournalView::unsettled);
+    Ok(open.any(|step| {
+        matches!(
+            serde_json::from_value(step.step.clone()),
+            Ok(Step::Snapshot { description, .. }) if description == wanted
+        )
+    }))
 }
 
 /// Thaws a guest. One that is gone or down is not frozen any more.

@@ -106,6 +106,15 @@ pub enum RunError {
     HostedEngineUnchanged { host: String, mode: &'static str },
     #[error("{file} of manager {manager} never arrived as it is there")]
     ManagerTransfer { manager: String, file: String },
+    #[error("the half-made point cannot be gone on with: {what}")]
+    Stale { what: String },
+    /// The transfer was cut, and what there is of the point was kept.
+    #[error("{cause}")]
+    Cut {
+        point: hvbak_types::PointId,
+        #[source]
+        cause: Box<RunError>,
+    },
     #[error("cancelled")]
     Cancelled,
 }
@@ -143,8 +152,20 @@ impl RunError {
             Self::Compare { .. } | Self::ManagerArchive { .. } => 15,
             Self::ManagerBusy { .. } => 11,
             Self::ManagerCommand { .. } => 2,
+            Self::Cut { cause, .. } => cause.exit_code(),
             Self::Cancelled => 130,
             _ => 1,
+        }
+    }
+
+    /// Whether the way to the host or the worker on it was lost, and nothing else is wrong.
+    pub fn is_cut(&self) -> bool {
+        match self {
+            Self::Ssh { cause, .. } => {
+                cause.retryable() || matches!(cause, hvbak_ssh::Error::CommandGone { .. })
+            }
+            Self::WorkerGone { .. } | Self::Cut { .. } => true,
+            _ => false,
         }
     }
 
@@ -152,6 +173,15 @@ impl RunError {
     pub fn hint(&self) -> Option<String> {
         let text = match self {
             Self::Engine { cause, .. } => return cause.hint(),
+            Self::Cut { point, cause } => {
+                let kept = format!(
+                    "half-made point {point} is kept: the next backup of this VM continues, `hvbak cleanup` discards"
+                );
+                return Some(match cause.hint() {
+                    Some(hint) => format!("{kept}; {hint}"),
+                    None => kept,
+                });
+            }
             Self::ManagerRun { cause, .. } => cause.hint(),
             Self::HostedEngine { cause, .. } => cause.hint(),
             Self::HostedEngineUnchanged { .. } => {

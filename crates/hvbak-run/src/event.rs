@@ -37,6 +37,9 @@ pub enum Event {
         level: Option<hvbak_repo::Level>,
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+        /// Bytes of guest data that an earlier run has stored; they are not read again.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        resumed_bytes: Option<u64>,
     },
     /// How far a disk is; `done` and `total` in guest bytes.
     DiskProgress {

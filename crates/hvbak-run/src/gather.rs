@@ -15,6 +15,7 @@ use crate::{
     base,
     error::{self, Result, RunError},
     job::{Context, blocking},
+    resume,
 };
 
 /// Opens the repository.
@@ -88,7 +89,9 @@ pub async fn vm_facts(context: &Context, wanted: &[VmId]) -> Result<Vec<VmFacts>
             true => base::find(context, w.vm.id).await?,
             false => None,
         };
-        facts.push(VmFacts { vm: w.vm, attachments: w.attachments, snapshots: w.snapshots, base });
+        let left = resume::find(context, w.vm.id).await?;
+        let (vm, attachments, snapshots) = (w.vm, w.attachments, w.snapshots);
+        facts.push(VmFacts { vm, attachments, snapshots, base, left });
     }
     Ok(facts)
 }

@@ -98,8 +98,14 @@ impl Job {
         blocking("write the journal", move || journal.undone(id)).await
     }
 
+    /// Writes down that it stays for the run that goes on where this one stops; until then
+    /// [`crate::cleanup`] may undo it.
+    pub async fn kept(&self, open: &Open) -> Result<()> {
+        self.done(open, Outcome { kept: true, ..Outcome::default() }).await
+    }
+
     /// Ends the job: the journal goes when every step is settled, and stays for
-    /// [`crate::cleanup`] otherwise. Tells what is not settled, in words.
+    /// [`crate::cleanup`] otherwise. Tells what is neither settled nor kept, in words.
     pub async fn end(self) -> Result<Vec<String>> {
         let (repository, id) = (self.context.repository.clone(), self.context.job);
         let views = blocking("read the journal", move || repository.open_journals()).await?;
@@ -110,7 +116,8 @@ impl Job {
         {
             blocking("close the journal", move || journal.close()).await?;
         }
-        Ok(open.into_iter().map(journal::describe).collect())
+        let left = open.into_iter().filter(|step| !journal::is_kept(step));
+        Ok(left.map(journal::describe).collect())
     }
 }
 

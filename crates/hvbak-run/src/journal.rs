@@ -67,4 +67,12 @@ pub struct Outcome {
     pub snapshot: Option<SnapshotId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<VmId>,
+    /// It stays on purpose, for the run that goes on with a half-made point.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kept: bool,
+}
+
+/// Whether the effect of an open step stays on purpose.
+pub fn is_kept(step: &StepView) -> bool {
+    serde_json::from_value::<Outcome>(step.result.clone()).is_ok_and(|outcome| outcome.kept)
 }

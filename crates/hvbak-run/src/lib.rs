@@ -24,6 +24,7 @@ mod pump;
 mod read_disk;
 mod report;
 mod restore;
+mod resume;
 mod runbook;
 mod session;
 mod settings;

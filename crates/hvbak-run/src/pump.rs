@@ -30,24 +30,46 @@ const QUEUE: usize = 4;
 /// Ranges that streams take from, each once.
 #[derive(Debug)]
 pub struct Pieces {
-    starts: Vec<u64>,
-    end: u64,
+    /// Offset and end.
+    ranges: Vec<(u64, u64)>,
     next: AtomicUsize,
 }
 
 impl Pieces {
-    /// Piece i goes from `starts[i]` to the next start; the last one to `end`.
-    pub fn new(starts: Vec<u64>, end: u64) -> Self {
-        Self { starts, end, next: AtomicUsize::new(0) }
+    /// The parts of a disk that are still to be read (first cluster and number), cut where
+    /// `starts` has a piece begin. The disk ends at byte `end`.
+    pub fn new(starts: &[u64], end: u64, open: &[(u64, u64)]) -> Self {
+        let mut ranges = Vec::new();
+        for &(cluster, count) in open {
+            let from = cluster.saturating_mul(CLUSTER_SIZE);
+            let to = cluster.saturating_add(count).saturating_mul(CLUSTER_SIZE).min(end);
+            let first = starts.partition_point(|start| *start <= from);
+            let last = starts.partition_point(|start| *start < to).max(first);
+            let mut at = from;
+            for cut in starts[first..last].iter().copied().chain([to]) {
+                if at < cut {
+                    ranges.push((at, cut));
+                }
+                at = cut;
+            }
+        }
+        Self { ranges, next: AtomicUsize::new(0) }
     }
 
     /// The next piece as offset and length.
     pub fn take(&self) -> Option<(u64, u64)> {
         let i = self.next.fetch_add(1, Ordering::Relaxed);
-        let start = *self.starts.get(i)?;
-        let end = self.starts.get(i + 1).copied().unwrap_or(self.end);
-        Some((start, end.saturating_sub(start)))
+        self.ranges.get(i).map(|(start, end)| (*start, end - start))
     }
+}
+
+/// What goes from a stream to the writing thread.
+struct Told {
+    /// `None` at the end of a piece behind which there is nothing.
+    frame: Option<Frame>,
+    /// Guest bytes of which everything is told with this.
+    from: u64,
+    to: u64,
 }
 
 /// Guest bytes passed, data and payload, told at most five times a second.
@@ -93,6 +115,12 @@ impl Meter {
                 payload_bytes,
             });
         }
+    }
+
+    /// Only these parts (first cluster and number) will pass; the rest is there already.
+    pub fn skip(&self, open: &[(u64, u64)]) {
+        let open: u64 = open.iter().map(|(_, count)| count * CLUSTER_SIZE).sum();
+        self.done.store(self.total.saturating_sub(open), Ordering::Relaxed);
     }
 
     /// Data and payload bytes so far, and the time since the start.
@@ -147,7 +175,7 @@ pub async fn pull(
 ) -> Result<(Vec<Session>, DiskRecord)> {
     let pieces = Arc::new(pieces);
     let pool: Pool = Arc::default();
-    let (queue, inbox) = mpsc::channel::<Frame>(QUEUE);
+    let (queue, inbox) = mpsc::channel::<Told>(QUEUE);
     let writing = tokio::task::spawn_blocking({
         let pool = pool.clone();
         move || write(writer, inbox, &pool)
@@ -194,6 +222,14 @@ pub async fn pull(
     match (written, failure) {
         // A failed write closes the queue; the streams' complaint about that is no news.
         (Err(error), None | Some(RunError::Task { .. })) => Err(error),
+        (Ok(writer), Some(error)) if error.is_cut() => {
+            let suspended = tokio::task::spawn_blocking(move || writer.suspend()).await;
+            // The next run reads what this one could not note.
+            if let Ok(Err(cause)) = suspended {
+                tracing::warn!(error = crate::chain(&cause), "noting what was read failed");
+            }
+            Err(error)
+        }
         (_, Some(error)) => Err(error),
         (Ok(writer), None) => {
             let record = tokio::task::spawn_blocking(move || writer.finish())
@@ -209,11 +245,15 @@ async fn stream(
     mut session: Session,
     pieces: &Pieces,
     options: &ReadOptions,
-    queue: &mpsc::Sender<Frame>,
+    queue: &mpsc::Sender<Told>,
     meter: &Meter,
     rate: &Rate,
     pool: &Pool,
 ) -> Result<Session> {
+    let send = async |told| {
+        let ended = |_| RunError::Task { text: "the writing thread ended".into() };
+        queue.send(told).await.map_err(ended)
+    };
     while let Some((offset, length)) = pieces.take() {
         let mut reached = offset;
         let mut reading = session.read(offset, length, options.clone()).await?;
@@ -233,28 +273,36 @@ async fn stream(
             }
             let end = end.min(offset + length);
             meter.add(end.saturating_sub(reached), data, payload);
+            let from = reached;
             reached = end.max(reached);
             rate.spend(payload).await;
-            queue
-                .send(frame)
-                .await
-                .map_err(|_| RunError::Task { text: "the writing thread ended".into() })?;
+            send(Told { frame: Some(frame), from, to: reached }).await?;
             let spare = pool.lock().unwrap_or_else(PoisonError::into_inner).pop();
             if let Some(buffer) = spare {
                 session.recycle(buffer);
             }
         }
         meter.add((offset + length).saturating_sub(reached), 0, 0);
+        send(Told { frame: None, from: reached, to: offset + length }).await?;
     }
     Ok(session)
 }
 
 fn write(
     mut writer: DiskWriter,
-    mut inbox: mpsc::Receiver<Frame>,
+    mut inbox: mpsc::Receiver<Told>,
     pool: &Pool,
 ) -> Result<DiskWriter> {
-    while let Some(frame) = inbox.blocking_recv() {
+    while let Some(Told { frame, from, to }) = inbox.blocking_recv() {
+        let told = |writer: &mut DiskWriter| {
+            let (first, end) = (from / CLUSTER_SIZE, to.div_ceil(CLUSTER_SIZE));
+            let told = writer.told(first, end.saturating_sub(first));
+            told.map_err(error::repository("store the disk"))
+        };
+        let Some(frame) = frame else {
+            told(&mut writer)?;
+            continue;
+        };
         let clusters = frame
             .clusters()
             .map_err(|e| RunError::Protocol { host: String::new(), text: crate::chain(&e) })?;
@@ -271,6 +319,7 @@ fn write(
             };
             put.map_err(error::repository("store the disk"))?;
         }
+        told(&mut writer)?;
         let buffer = frame.into_buffer();
         let mut pool = pool.lock().unwrap_or_else(PoisonError::into_inner);
         if pool.len() < QUEUE {
@@ -286,11 +335,24 @@ mod tests {
 
     #[test]
     fn pieces_are_taken_once_and_cover_the_disk() {
-        let pieces = Pieces::new(vec![0, 65_536, 1 << 20], (1 << 20) + 512);
+        let size = (1 << 20) + 512;
+        let pieces = Pieces::new(&[0, 65_536, 1 << 20], size, &[(0, 17)]);
         assert_eq!(pieces.take(), Some((0, 65_536)));
         assert_eq!(pieces.take(), Some((65_536, (1 << 20) - 65_536)));
         assert_eq!(pieces.take(), Some((1 << 20, 512)));
         assert_eq!(pieces.take(), None);
-        assert_eq!(Pieces::new(vec![], 0).take(), None);
+        assert_eq!(Pieces::new(&[0], 0, &[]).take(), None);
+    }
+
+    #[test]
+    fn pieces_of_what_is_open_are_cut_where_the_map_says() {
+        let c = CLUSTER_SIZE;
+        let open = [(1, 2), (4, 1), (6, 30), (40, 2)];
+        let pieces = Pieces::new(&[0, 2 * c, 7 * c, 7 * c, 20 * c, 36 * c], 42 * c - 100, &open);
+        let taken: Vec<_> = std::iter::from_fn(|| pieces.take()).collect();
+        let expected = [(1, 1), (2, 1), (4, 1), (6, 1), (7, 13), (20, 16)];
+        let expected = expected.map(|(at, n)| (at * c, n * c));
+        assert_eq!(taken[..6], expected);
+        assert_eq!(taken[6..], [(40 * c, 2 * c - 100)]);
     }
 }

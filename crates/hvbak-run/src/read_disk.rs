@@ -6,18 +6,20 @@
 use std::sync::Arc;
 
 use hvbak_plan::{Base, DiskAction, DiskPlan, LayerFacts, WhyFull, sub_chain};
-use hvbak_repo::{DiskOptions, Level, ManifestDisk, Staging};
+use hvbak_repo::{DiskOptions, DiskRecord, DiskWriter, Level, ManifestDisk, Salvage, Staging};
 use hvbak_types::{CLUSTER_SIZE, DataCenterId, DiskFormat, SnapshotDisk};
 use hvbak_wire::{
     Answer, ChainIs, Code, Format, Layer, LayerAddress, Op, Place, ReadOptions, Tune, VolumeAddress,
 };
+
+use serde::{Deserialize, Serialize};
 
 use crate::{
     access::Access,
     documents::Documents,
     error::{Result, RunError},
     event::Event,
-    job::Job,
+    job::{Job, blocking},
     pump::{Meter, Pieces, Rate, pull},
     session::Session,
     snapshot::Taken,
@@ -108,6 +110,15 @@ pub async fn read_disk(
         // Dropping sessions closes the workers' stdin: they leave.
         () = &mut cancelled => return Err(RunError::Cancelled),
     };
+    let described = describe(plan, size, &chain, &extent, docs);
+    let read_from = SourceNote { chain: chain.clone(), top: extent.top, disk: described };
+    let read_from = read_from.or_noted(staging).await?;
+    let options = match (&extent.top, source.base) {
+        (Some(_), Some((base, _))) => DiskOptions::delta(size, base.point.clone()),
+        _ => DiskOptions::full(size),
+    };
+    let begun = begin(job, staging, plan, options, &read_from).await?;
+    let resumed = begun.data_clusters() * CLUSTER_SIZE;
     context.events.event(&Event::DiskStarted {
         disk: plan.id,
         alias: plan.alias.clone(),
@@ -116,14 +127,8 @@ pub async fn read_disk(
         host: access.name.clone(),
         level: Some(extent.level),
         reason: Some(extent.reason.clone()),
+        resumed_bytes: Some(resumed).filter(|bytes| *bytes > 0),
     });
-    let options = match (&extent.top, source.base) {
-        (Some(_), Some((base, _))) => DiskOptions::delta(size, base.point.clone()),
-        _ => DiskOptions::full(size),
-    };
-    let writer = staging
-        .disk_writer(plan.id, options)
-        .map_err(crate::error::repository("begin the stored disk"))?;
     let meter = Arc::new(Meter::new(plan.id, size, context.events.clone()));
     let read = ReadOptions {
         compression: u8::try_from(transfer.compression).ok().filter(|level| *level > 0),
@@ -132,10 +137,15 @@ pub async fn read_disk(
         zeros: extent.top.is_some(),
         ..ReadOptions::default()
     };
-    let pieces = Pieces::new(map.pieces, size);
     let rate = source.rate.clone();
-    let (mut sessions, record) =
-        pull(sessions, pieces, read, writer, meter.clone(), rate, &context.cancel).await?;
+    let (mut sessions, record) = match begun {
+        Begun::Whole(record) => (sessions, record),
+        Begun::Open(writer, salvage) => {
+            let pieces = Pieces::new(&map.pieces, size, &salvage.open);
+            meter.skip(&salvage.open);
+            pull(sessions, pieces, read, *writer, meter.clone(), rate, &context.cancel).await?
+        }
+    };
     let close = async {
         let after = walk(&mut sessions[0], at).await.map_err(|e| not_any_more(&plan.alias, e))?;
         compare(&plan.alias, &chain, &after)?;
@@ -156,7 +166,96 @@ pub async fn read_disk(
         payload_bytes,
         seconds: time.as_secs_f64(),
     });
-    Ok((describe(record, plan, &chain, extent, docs), sessions))
+    Ok((ManifestDisk { record, ..read_from.disk }, sessions))
+}
+
+/// Where a disk's content comes from, as it is noted for a run that goes on with it.
+#[derive(Debug, Serialize, Deserialize)]
+struct SourceNote {
+    chain: ChainIs,
+    /// As in [`Extent`].
+    top: Option<u32>,
+    /// All but what is known at the end.
+    disk: ManifestDisk,
+}
+
+impl SourceNote {
+    /// What an earlier run has noted of the same source, if it began with the disk.
+    ///
+    /// # Errors
+    /// [`RunError::Stale`]: it read something else.
+    async fn or_noted(self, staging: &Staging) -> Result<Self> {
+        let (staging, id) = (staging.clone(), self.disk.record.id);
+        let noted = blocking("look for what is stored", move || staging.disk_source(id)).await?;
+        let Some(noted) = noted else { return Ok(self) };
+        let alias = self.disk.alias.clone();
+        let stale = |what: String| RunError::Stale { what };
+        let noted: Self = serde_json::from_value(noted)
+            .map_err(|_| stale(format!("disk {alias} was begun by another version")))?;
+        compare(&alias, &settled(&noted.chain), &settled(&self.chain))
+            .map_err(|changed| stale(changed.to_string()))?;
+        if (noted.top, noted.disk.level) != (self.top, self.disk.level) {
+            return Err(stale(format!("disk {alias} is read at another level now")));
+        }
+        Ok(noted)
+    }
+}
+
+/// The chain without what another host sees in another way: the number of a file system that
+/// is mounted there anew.
+fn settled(chain: &ChainIs) -> ChainIs {
+    let mut chain = chain.clone();
+    for layer in chain.layers.iter_mut().filter(|layer| layer.lv.is_none()) {
+        layer.identity.device = 0;
+    }
+    chain
+}
+
+/// A stored disk before it is read.
+enum Begun {
+    /// An earlier run has read all of it.
+    Whole(DiskRecord),
+    /// To be written, and what of it is there.
+    Open(Box<DiskWriter>, Salvage),
+}
+
+impl Begun {
+    /// Data clusters that need not be read.
+    fn data_clusters(&self) -> u64 {
+        match self {
+            Self::Whole(record) => record.data_clusters,
+            Self::Open(_, salvage) => salvage.clusters,
+        }
+    }
+}
+
+/// Begins the stored disk, or goes on with what an earlier run has stored of it.
+async fn begin(
+    job: &Job,
+    staging: &Staging,
+    plan: &DiskPlan,
+    options: DiskOptions,
+    from: &SourceNote,
+) -> Result<Begun> {
+    let context = &job.context;
+    if let Some(record) = staging.finished_disk(plan.id) {
+        return Ok(Begun::Whole(record));
+    }
+    let source = serde_json::to_value(from).map_err(|e| RunError::Task { text: e.to_string() })?;
+    let (staging, id, cancel) = (staging.clone(), plan.id, context.cancel.clone());
+    let begun = blocking("begin the stored disk", move || {
+        staging.continue_disk(id, options.resumable(source), &|| !cancel.is_cancelled())
+    });
+    let (writer, salvage) = match begun.await {
+        Err(_) if context.cancel.is_cancelled() => return Err(RunError::Cancelled),
+        other => other?,
+    };
+    if salvage.dropped > 0 {
+        let (alias, n) = (&plan.alias, salvage.dropped);
+        let text = format!("disk {alias}: {n} stored clusters are damaged and are read again");
+        context.warn(None, text);
+    }
+    Ok(Begun::Open(Box::new(writer), salvage))
 }
 
 /// The plan's level, unless the chain on the storage says that it must be a full.
@@ -306,11 +405,12 @@ fn compare(alias: &str, before: &ChainIs, after: &ChainIs) -> Result<()> {
     Ok(())
 }
 
+/// The disk as the manifest will have it, but for what was stored.
 fn describe(
-    record: hvbak_repo::DiskRecord,
     plan: &DiskPlan,
+    size: u64,
     chain: &ChainIs,
-    extent: Extent,
+    extent: &Extent,
     docs: &Documents,
 ) -> ManifestDisk {
     let attachment = docs.attachments.iter().find(|a| a.disk_id == plan.id);
@@ -319,14 +419,14 @@ fn describe(
     let raw = base.is_some_and(|b| b.format == Format::Raw);
     let preallocated = base.is_some_and(|b| b.allocation == "PREALLOCATED");
     ManifestDisk {
-        record,
+        record: DiskRecord::unwritten(plan.id, size),
         alias: plan.alias.clone(),
         description: attachment
             .and_then(|a| a.disk.as_ref())
             .and_then(|d| d.description.clone())
             .filter(|text| !text.is_empty()),
         level: extent.level,
-        reason: extent.reason,
+        reason: extent.reason.clone(),
         interface: attachment.and_then(|a| a.interface.as_ref()).map(ToString::to_string),
         bootable: attachment.and_then(|a| a.bootable).unwrap_or(false),
         active: attachment.and_then(|a| a.active).unwrap_or(true),

@@ -310,7 +310,7 @@ async fn make_vm(
         .await
         .map_err(doing())?;
     let vm = created.entity.id;
-    job.done(&step, Outcome { snapshot: None, vm: Some(vm) }).await?;
+    job.done(&step, Outcome { vm: Some(vm), ..Outcome::default() }).await?;
     if vm != id {
         return Err(RunError::Document {
             name: documents::OVF.into(),

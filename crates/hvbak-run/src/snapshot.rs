@@ -15,6 +15,7 @@ use crate::{
     error::{self, Result, RunError},
     job::{Context, Job, Open},
     journal::{Outcome, Step},
+    resume::Noted,
 };
 
 /// Events of the engine that say that a snapshot failed or may still be written
@@ -28,8 +29,8 @@ pub struct Taken {
     pub disks: Vec<SnapshotDisk>,
     pub consistency: Consistency,
     /// Of the requests that may have made it: its events carry one of them.
-    correlations: Vec<String>,
-    step: Open,
+    pub correlations: Vec<String>,
+    pub step: Open,
 }
 
 impl Taken {
@@ -39,10 +40,15 @@ impl Taken {
     }
 }
 
+/// How the snapshot of a point is described.
+pub fn description(context: &Context, point: &PointId) -> String {
+    format!("{}{point}", crate::base::own_prefix(context.repository.id()))
+}
+
 /// Freezes the guest when the plan says so, takes the snapshot, thaws, proves.
 pub async fn take(job: &Job, plan: &VmPlan, point: &PointId, running: bool) -> Result<Taken> {
     let context = &job.context;
-    let description = format!("hvbak:{}:{point}", context.repository.id());
+    let description = description(context, point);
     let frozen = if plan.freeze && running { freeze(job, plan).await? } else { None };
     let (step, created) = make(job, plan, &description, frozen.is_some()).await?;
     // Before anything else: undoing a snapshot that failed may take minutes.
@@ -68,10 +74,34 @@ pub async fn take(job: &Job, plan: &VmPlan, point: &PointId, running: bool) -> R
             Ok(taken)
         }
         Err(cause) => {
-            if let Err(undo) = delete(job, plan, &taken).await {
+            if let Err(undo) = delete(job, plan, &taken.step, &taken.description).await {
                 context.warn(Some(plan.id), crate::chain(&undo));
             }
             Err(cause)
+        }
+    }
+}
+
+/// Takes over the snapshot of a half-made point: the same volumes, frozen as they were.
+/// `step` is open in this job's journal.
+pub async fn adopt(job: &Job, plan: &VmPlan, noted: &Noted, step: Open) -> Result<Taken> {
+    let mut taken = Taken {
+        id: noted.snapshot,
+        description: noted.description.clone(),
+        disks: Vec::new(),
+        consistency: noted.manifest.consistency,
+        correlations: noted.correlations.clone(),
+        step,
+    };
+    taken.disks = prove(&job.context, plan, &taken).await?;
+    match noted
+        .volumes
+        .iter()
+        .find(|(disk, volume)| taken.disk(*disk).is_none_or(|now| now.volume != *volume))
+    {
+        None => Ok(taken),
+        Some((disk, _)) => {
+            Err(RunError::Stale { what: format!("disk {disk} has another volume by now") })
         }
     }
 }
@@ -155,7 +185,7 @@ async fn make(
     let result = match created {
         Ok(created) => {
             let id = created.entity.id;
-            job.done(&step, Outcome { snapshot: Some(id), vm: None }).await?;
+            job.done(&step, Outcome { snapshot: Some(id), ..Outcome::default() }).await?;
             let limit = context.settings.timeouts.snapshot;
             let waited = context.engine.wait_snapshot(plan.id, id, limit, &context.cancel).await;
             waited.map(|snapshot| (snapshot.id, created.correlations))
@@ -300,10 +330,10 @@ pub async fn keep(job: &Job, taken: &Taken) -> Result<()> {
 }
 
 /// Deletes the snapshot and waits until it is merged away.
-pub async fn delete(job: &Job, plan: &VmPlan, taken: &Taken) -> Result<()> {
+pub async fn delete(job: &Job, plan: &VmPlan, step: &Open, description: &str) -> Result<()> {
     job.context.phase(Some(plan.id), "deleting the snapshot");
-    remove(&job.context, plan.id, &plan.name, &taken.description).await?;
-    job.undone(&taken.step).await
+    remove(&job.context, plan.id, &plan.name, description).await?;
+    job.undone(step).await
 }
 
 /// Deletes every snapshot of the VM with exactly this description. Already gone is fine,

@@ -147,6 +147,7 @@ pub async fn fill(
         host: access.name.clone(),
         level: None,
         reason: None,
+        resumed_bytes: None,
     });
     let started = Instant::now();
     let meter = Arc::new(Meter::new(disk.source, size, context.events.clone()));

@@ -175,7 +175,19 @@ impl Sink for Printer {
                 self.say(&format!("{name}: at most {} to read", HumanBytes(*expected_bytes)));
             }
             Event::Phase { text, .. } => self.say(&format!("  {text}")),
-            Event::DiskStarted { disk, alias, virtual_size, host, level, reason, .. } => {
+            Event::DiskStarted {
+                disk,
+                alias,
+                virtual_size,
+                host,
+                level,
+                reason,
+                resumed_bytes,
+                ..
+            } => {
+                if let Some(there) = resumed_bytes {
+                    self.say(&format!("  {alias}: {} are there already", HumanBytes(*there)));
+                }
                 // A full that nobody asked for is worth a line.
                 if *level == Some(Level::Full)
                     && let Some(why) = reason

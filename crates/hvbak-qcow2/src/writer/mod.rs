@@ -125,11 +125,12 @@ impl<W: WriteAt + ReadAt> Writer<W> {
     /// Stores a guest cluster as the payload of the image's compression: for zstd one whole
     /// frame that inflates to 65536 bytes. The payload is stored byte for byte; only its
     /// frame structure is looked at. A zlib payload is raw deflate with distances of at most
-    /// 4 KiB (QEMU inflates with that window) and is not looked at.
+    /// 4 KiB (QEMU inflates with that window) and is not looked at. Gives the payload's host
+    /// offset; it is written there by the next [`Writer::flush_payloads`] at the latest.
     ///
     /// # Errors
     /// [`Error::Duplicate`], [`Error::Range`], [`Error::Payload`], [`Error::Write`].
-    pub fn put_compressed(&mut self, cluster: u64, payload: &[u8]) -> Result<()> {
+    pub fn put_compressed(&mut self, cluster: u64, payload: &[u8]) -> Result<u64> {
         let length = payload.len();
         let bad = |reason| Err(Error::Payload { cluster, length, reason });
         match self.options.compression {
@@ -148,19 +149,19 @@ impl<W: WriteAt + ReadAt> Writer<W> {
             for host in at / CLUSTER_SIZE..=last / CLUSTER_SIZE {
                 this.alloc.reference(host);
             }
-            let sectors = last / 512 - at / 512;
-            this.tables.set(cluster, COMPRESSED | sectors << SECTORS_SHIFT | at);
+            this.tables.set(cluster, packed_entry(at, length as u64));
             this.summary.compressed_clusters += 1;
             this.summary.payload_bytes += length as u64;
-            Ok(())
+            Ok(at)
         })
     }
 
     /// Stores a guest cluster as it is: 65536 bytes, zero-padded behind the end of the disk.
+    /// Gives its host offset, as [`Writer::put_compressed`] does.
     ///
     /// # Errors
     /// [`Error::Duplicate`], [`Error::Range`], [`Error::Payload`], [`Error::Write`].
-    pub fn put_data(&mut self, cluster: u64, data: &[u8]) -> Result<()> {
+    pub fn put_data(&mut self, cluster: u64, data: &[u8]) -> Result<u64> {
         if data.len() as u64 != CLUSTER_SIZE {
             let reason = "a plain cluster is 65536 bytes";
             return Err(Error::Payload { cluster, length: data.len(), reason });
@@ -172,7 +173,7 @@ impl<W: WriteAt + ReadAt> Writer<W> {
             this.tables.set(cluster, COPIED | at);
             this.summary.data_clusters += 1;
             this.summary.payload_bytes += CLUSTER_SIZE;
-            Ok(())
+            Ok(at)
         })
     }
 
@@ -197,6 +198,20 @@ impl<W: WriteAt + ReadAt> Writer<W> {
             this.summary.zero_clusters += count;
             Ok(())
         })
+    }
+
+    /// Writes every payload that was put to the host offset that was given for it; a sync of
+    /// the storage then makes them outlive a crash. Clusters that are not full yet are written
+    /// again later, with the same bytes.
+    ///
+    /// # Errors
+    /// [`Error::Write`], [`Error::Poisoned`].
+    pub fn flush_payloads(&mut self) -> Result<()> {
+        self.inside(0, 0)?;
+        let Self { packed, plain, out, .. } = self;
+        let flushed = packed.flush(out).and_then(|()| plain.flush(out));
+        self.failed = flushed.is_err();
+        flushed
     }
 
     /// What was put so far; `file_size` is the bytes taken so far, without open tables.
@@ -240,12 +255,24 @@ impl<W: WriteAt + ReadAt> Writer<W> {
 
     /// Runs one operation on clusters inside the disk. A duplicate found before anything was
     /// changed leaves the writer usable; every other failure ends it.
-    fn guarded(
+    fn guarded<T>(
         &mut self,
         cluster: u64,
         count: u64,
-        work: impl FnOnce(&mut Self) -> Result<()>,
-    ) -> Result<()> {
+        work: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        self.inside(cluster, count)?;
+        let result = work(self).and_then(|done| self.retire().map(|()| done));
+        self.failed = match &result {
+            Ok(_) => false,
+            Err(Error::Duplicate { .. }) => count > 1,
+            Err(_) => true,
+        };
+        result
+    }
+
+    /// The writer works, and the clusters lie inside of the disk.
+    fn inside(&self, cluster: u64, count: u64) -> Result<()> {
         if self.failed {
             return Err(Error::Poisoned);
         }
@@ -256,13 +283,7 @@ impl<W: WriteAt + ReadAt> Writer<W> {
                 virtual_size: self.options.virtual_size,
             });
         }
-        let result = work(self).and_then(|()| self.retire());
-        self.failed = match &result {
-            Ok(()) => false,
-            Err(Error::Duplicate { .. }) => count > 1,
-            Err(_) => true,
-        };
-        result
+        Ok(())
     }
 
     /// Writes refcount blocks that nothing can change any more.
@@ -273,6 +294,12 @@ impl<W: WriteAt + ReadAt> Writer<W> {
         let low = [self.packed.low(), self.plain.low()].into_iter().flatten().min();
         self.alloc.retire(&self.out, low.map_or(u64::MAX, |low| low / CLUSTER_SIZE))
     }
+}
+
+/// The entry of a packed payload.
+fn packed_entry(at: u64, length: u64) -> u64 {
+    let sectors = (at + length - 1) / 512 - at / 512;
+    COMPRESSED | sectors << SECTORS_SHIFT | at
 }
 
 /// Writes bytes of one structure.

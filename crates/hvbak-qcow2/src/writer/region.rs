@@ -61,6 +61,15 @@ impl Region {
         Ok(at)
     }
 
+    /// Writes everything appended so far; a cluster that is not full is written again later.
+    pub fn flush<W: WriteAt>(&mut self, out: &W) -> Result<()> {
+        self.write_clusters(out)?;
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        write(out, self.what, &self.buffer, self.buffer_at)
+    }
+
     /// Pads to a cluster, writes everything and gives back what is left.
     pub fn close<W: WriteAt>(&mut self, out: &W, alloc: &mut Allocator) -> Result<()> {
         let whole = self.buffer.len().next_multiple_of(CLUSTER_SIZE as usize);

@@ -9,6 +9,8 @@ mod mutate;
 #[cfg(test)]
 mod read;
 #[cfg(test)]
+mod resume;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod write;

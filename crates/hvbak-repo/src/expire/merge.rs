@@ -125,6 +125,7 @@ impl Repository {
             virtual_size: reader.virtual_size(),
             parent: merge.parent.clone(),
             paranoid: false,
+            source: None,
         };
         let cloned = clone::over_a_layer(&reader, &options, dir, count)?;
         let (mut writer, kept, cloned) = match cloned {
