@@ -69,9 +69,9 @@ fn a_point_on_a_damaged_one_does_not_stand_for_a_whole_one() {
     lab.write("web1", "web1_Disk1", 3 << 20, 65_536, 0x31);
     lab.hvbak(&["backup", "--vm", "web1", "--level", "incremental"]).exits(0);
     let dir = lab.path("repository/vms").join(lab.vm_id("web1")).join(full);
-    for image in hvbak_tests::damage::files(&dir, ".qcow2") {
-        std::fs::remove_file(image).unwrap();
-    }
+    let images = hvbak_tests::damage::files(&dir, "qcow2");
+    assert_eq!(images.len(), 2);
+    images.iter().for_each(|image| std::fs::remove_file(image).unwrap());
     lab.hvbak(&["prune", "--keep-last", "1"]).says("damaged");
     assert_eq!(count(&lab), 3, "the first point is the only one that can be restored");
 }
