@@ -57,6 +57,12 @@ fn each_vm_has_its_newest_point_and_the_run_its_failures() {
     }
     lab.hvbak(&["report", "--vm", "nobody"]).exits(2);
 
+    // What was looked at is known, as it was found.
+    assert_eq!(web["last_verify"], Value::Null);
+    lab.hvbak(&["verify", "web1"]).exits(0);
+    let verified = vm(&lab.json(&["report"]).exits(0), "web1")["last_verify"].clone();
+    assert_eq!((&verified["outcome"], &verified["point"]), (&"done".into(), &newest["point"]));
+
     // A point that cannot be read is no good news, and a delta's chain is counted.
     std::fs::write(&meta, &text).unwrap();
     lab.hvbak(&["backup", "--all"]).exits(0);
@@ -69,6 +75,11 @@ fn each_vm_has_its_newest_point_and_the_run_its_failures() {
     std::fs::write(file, "{").unwrap();
     let run = lab.json(&["report"]).exits(15);
     assert_eq!(vm(&run, "db1")["damaged"], 1, "{run}");
+    lab.hvbak(&["verify", "--all"]).exits(15);
+    let run = lab.json(&["report"]).exits(15);
+    assert_eq!(vm(&run, "db1")["last_verify"]["outcome"], "failed", "{run}");
+    assert_eq!(vm(&run, "web1")["last_verify"]["outcome"], "done", "{run}");
+    lab.hvbak(&["report"]).exits(15).says("cannot be read");
 }
 
 #[test]

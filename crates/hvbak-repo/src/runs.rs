@@ -2,7 +2,7 @@
 //!
 //! Only for people and `hvbak report`: no decision is made by it, and losing all of them
 //! loses nothing that is stored. Invariants: a record under its final name is whole; the
-//! newest [`RUNS_KEPT`] stay.
+//! newest [`RUNS_KEPT`] of each kind stay.
 
 use std::{
     fs, io,
@@ -21,7 +21,7 @@ use crate::{
     repository::Repository,
 };
 
-/// Records that are kept.
+/// Records of each kind that are kept.
 pub const RUNS_KEPT: usize = 100;
 /// Longer files are no records of ours: a thousand VMs take 400 KB.
 const RECORD_MAX: u64 = 16 << 20;
@@ -30,11 +30,30 @@ const FORMAT: u32 = 1;
 const TEMPORARY: &str = ".tmp-";
 const TEMPORARY_AGE: Duration = Duration::from_secs(3600);
 
+/// What a run was about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunKind {
+    Backup,
+    /// Points were read and compared with their digests.
+    Verify,
+}
+
+impl RunKind {
+    /// The word that files are named with.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Backup => "backup",
+            Self::Verify => "verify",
+        }
+    }
+}
+
 /// What became of a VM in a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunOutcome {
-    /// Its point was published.
+    /// Its point was published, or was found whole.
     Done,
     Failed,
     /// The plan left it out.
@@ -68,8 +87,7 @@ pub struct RunVm {
 pub struct RunRecord {
     pub format: u32,
     pub job: JobId,
-    /// `backup`.
-    pub kind: String,
+    pub kind: RunKind,
     /// Version of the hvbak that ran.
     pub hvbak: String,
     pub started: Timestamp,
@@ -82,12 +100,12 @@ pub struct RunRecord {
 
 impl RunRecord {
     /// A run that begins now.
-    pub fn begin(job: JobId, kind: &str) -> Self {
+    pub fn begin(job: JobId, kind: RunKind) -> Self {
         let now = Timestamp::now();
         Self {
             format: FORMAT,
             job,
-            kind: kind.to_owned(),
+            kind,
             hvbak: env!("CARGO_PKG_VERSION").to_owned(),
             started: now,
             finished: now,
@@ -118,7 +136,8 @@ impl Repository {
     pub fn record_run(&self, record: &RunRecord) -> Result<()> {
         let dir = self.layout.runs();
         durable::create_dir(&dir)?;
-        let name = format!("{}-{}.json", PointId::at(record.started), record.job);
+        let kind = record.kind.word();
+        let name = format!("{}-{kind}-{}.json", PointId::at(record.started), record.job);
         let (path, temporary) = (dir.join(&name), dir.join(format!("{TEMPORARY}{name}")));
         let mut text = serde_json::to_vec_pretty(record)
             .map_err(|cause| Error::Encode { path: path.clone(), cause })?;
@@ -130,7 +149,8 @@ impl Repository {
         }
         written?;
         let names = self.run_names()?;
-        for name in names.iter().rev().skip(RUNS_KEPT) {
+        let same = names.iter().rev().filter(|name| name.contains(&format!("-{kind}-")));
+        for name in same.skip(RUNS_KEPT) {
             remove(dir.join(name))?;
         }
         self.sweep_temporary()
@@ -209,7 +229,7 @@ mod tests {
 
     fn record(started: &str) -> RunRecord {
         let started: Timestamp = started.parse().unwrap();
-        let mut record = RunRecord::begin(JobId::random(), "backup");
+        let mut record = RunRecord::begin(JobId::random(), RunKind::Backup);
         (record.started, record.finished) = (started, started);
         record
     }
@@ -218,6 +238,8 @@ mod tests {
     fn records_come_back_newest_first_and_the_oldest_go() {
         let lab = Lab::new();
         assert!(lab.repository.runs().unwrap().runs.is_empty());
+        let verified = RunRecord { kind: RunKind::Verify, ..record("2026-10-01T00:00:00Z") };
+        lab.repository.record_run(&verified).unwrap();
         let mut all = Vec::new();
         for n in 0..RUNS_KEPT + 3 {
             let mut one = record(&format!("2026-11-{:02}T{:02}:00:00Z", 1 + n / 24, n % 24));
@@ -235,6 +257,8 @@ mod tests {
             all.insert(0, one);
         }
         all.truncate(RUNS_KEPT);
+        // Another kind has places of its own.
+        all.push(verified);
         let listing = lab.repository.runs().unwrap();
         assert!(listing.runs == all && listing.damaged.is_empty());
         assert_eq!(listing.runs[0].count(RunOutcome::Failed), 1);

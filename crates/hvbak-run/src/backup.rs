@@ -9,7 +9,7 @@ use std::{
 };
 
 use hvbak_plan::{BackupInput, BackupPlan, Queue, Quiesce, VmAction, VmPlan, Wish};
-use hvbak_repo::{Level, Manifest, RunOutcome, RunRecord, RunVm};
+use hvbak_repo::{Level, Manifest, RunKind, RunOutcome, RunRecord, RunVm};
 use hvbak_types::{Inventory, PointId, VmId};
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -108,7 +108,7 @@ pub async fn backup(
     let job = Arc::new(Job::start(context).await?);
     context.events.event(&Event::JobStarted { job: context.job, kind: "backup" });
     let mut report = BackupReport::default();
-    let mut record = RunRecord::begin(context.job, "backup");
+    let mut record = RunRecord::begin(context.job, RunKind::Backup);
     for vm in &plan.vms {
         if let VmAction::Skip { skip } = &vm.action {
             report.skipped += 1;

@@ -50,7 +50,7 @@ pub use manager::{
     manager_prune,
 };
 pub use prune::{PruneReport, PruneWishes, prune};
-pub use report::{LastRun, NewestPoint, Report, VmReport, report};
+pub use report::{LastRun, NewestPoint, Report, VmReport, note_verify, report};
 pub use restore::{Restored, RestoredDisk, point_facts, restore};
 pub use runbook::{RunbookWishes, runbook_facts};
 pub use settings::{

@@ -5,7 +5,9 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use hvbak_repo::{Consistency, Level, Listing, Point, Repository, RunOutcome, RunRecord};
+use hvbak_repo::{
+    Consistency, Level, Listing, Point, Repository, RunKind, RunOutcome, RunRecord, RunVm,
+};
 use hvbak_types::{DiskId, JobId, PointId, VmId};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -24,8 +26,10 @@ pub struct VmReport {
     pub newest: Option<NewestPoint>,
     /// Bytes of the images of all points.
     pub stored_bytes: u64,
-    /// The newest recorded run that knows the VM.
+    /// The newest recorded backup that knows the VM.
     pub last_run: Option<LastRun>,
+    /// The newest recorded `verify` that looked at a point of it.
+    pub last_verify: Option<LastRun>,
     /// Whether the newest point is older than it may be, or there is none.
     pub too_old: bool,
 }
@@ -52,6 +56,8 @@ pub struct LastRun {
     pub finished: Timestamp,
     pub outcome: RunOutcome,
     pub reason: Option<String>,
+    /// Which point was made, or the newest that was looked at.
+    pub point: Option<PointId>,
 }
 
 /// The report.
@@ -59,7 +65,7 @@ pub struct LastRun {
 pub struct Report {
     /// By name.
     pub vms: Vec<VmReport>,
-    /// The newest recorded run.
+    /// The newest recorded backup.
     pub run: Option<RunRecord>,
     /// Jobs that died and left something to clean up.
     pub dead: Vec<JobId>,
@@ -86,6 +92,8 @@ fn read(
     max_age: Option<SignedDuration>,
 ) -> hvbak_repo::Result<Report> {
     let records = repository.runs()?;
+    let is_backup = |run: &RunRecord| run.kind == RunKind::Backup;
+    let (backups, verifies): (Vec<_>, Vec<_>) = records.runs.into_iter().partition(is_backup);
     let mut report = Report { damaged_records: records.damaged.len(), ..Report::default() };
     let limit = max_age.map(|age| now.saturating_sub(age).unwrap_or(Timestamp::MIN));
     let all = repository.all_points()?;
@@ -94,7 +102,7 @@ fn read(
     let wanted = [RunOutcome::Failed, RunOutcome::Stopped];
     // Each VM by the newest run that knows it: the last run may have been for another one.
     let mut known = BTreeSet::new();
-    for vm in records.runs.iter().flat_map(|run| &run.vms) {
+    for vm in backups.iter().flat_map(|run| &run.vms) {
         if known.insert(vm.id) && wanted.contains(&vm.outcome) {
             ids.push(vm.id);
         }
@@ -102,13 +110,41 @@ fn read(
     ids.sort();
     ids.dedup();
     for id in ids {
-        report.vms.push(vm_report(id, &all, &records.runs, now, limit));
+        report.vms.push(vm_report(id, &all, (&backups, &verifies), now, limit));
     }
     report.vms.sort_by(|a, b| (&a.name, a.vm).cmp(&(&b.name, b.vm)));
     let journals = repository.open_journals()?;
     report.dead = journals.iter().filter(|view| !view.alive).map(|view| view.job).collect();
-    report.run = records.runs.into_iter().next();
+    report.run = backups.into_iter().next();
     Ok(report)
+}
+
+/// The newest run that knows a VM; runs are newest first.
+fn last(runs: &[RunRecord], id: VmId) -> Option<(&RunRecord, &RunVm)> {
+    runs.iter().find_map(|run| Some((run, run.vms.iter().find(|vm| vm.id == id)?)))
+}
+
+impl LastRun {
+    fn of((run, vm): (&RunRecord, &RunVm)) -> Self {
+        let (outcome, reason, point) = (vm.outcome, vm.reason.clone(), vm.point.clone());
+        Self { finished: run.finished, outcome, reason, point }
+    }
+}
+
+/// Stores that a `verify` has come to its end: what it found of each VM.
+///
+/// # Errors
+/// That it cannot be written, e.g. in a repository that is mounted read-only.
+pub async fn note_verify(
+    repository: &Arc<Repository>,
+    started: Timestamp,
+    vms: Vec<RunVm>,
+) -> Result<()> {
+    let finished = Timestamp::now();
+    let record = RunRecord::begin(JobId::random(), RunKind::Verify);
+    let record = RunRecord { started, finished, vms, ..record };
+    let repository = repository.clone();
+    blocking("record the run", move || repository.record_run(&record)).await
 }
 
 /// Points that a disk is made of. One that is missing is for `verify` to tell.
@@ -127,13 +163,13 @@ fn chain(points: &[&Point], top: &Point, disk: DiskId) -> usize {
 fn vm_report(
     id: VmId,
     all: &Listing,
-    runs: &[RunRecord],
+    (backups, verifies): (&[RunRecord], &[RunRecord]),
     now: Timestamp,
     limit: Option<Timestamp>,
 ) -> VmReport {
     // Oldest first.
     let points: Vec<_> = all.points.iter().filter(|point| point.vm() == id).collect();
-    let noted = runs.iter().find_map(|run| Some((run, run.vms.iter().find(|vm| vm.id == id)?)));
+    let noted = last(backups, id);
     let newest = points.last().map(|point| {
         let m = &point.manifest;
         let chains = m.disks.iter().map(|disk| chain(&points, point, disk.record.id));
@@ -160,11 +196,8 @@ fn vm_report(
         damaged: all.damaged.iter().filter(|bad| bad.vm == id).count(),
         newest,
         stored_bytes: points.iter().map(|point| point.manifest.stored_bytes()).sum(),
-        last_run: noted.map(|(run, vm)| LastRun {
-            finished: run.finished,
-            outcome: vm.outcome,
-            reason: vm.reason.clone(),
-        }),
+        last_run: noted.map(LastRun::of),
+        last_verify: last(verifies, id).map(LastRun::of),
         too_old: limit.is_some_and(|limit| started.is_none_or(|started| started < limit)),
     }
 }

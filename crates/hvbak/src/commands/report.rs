@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use comfy_table::{Table, presets::NOTHING};
 use hvbak_repo::{RunOutcome, RunRecord};
-use hvbak_run::{Report, VmReport};
+use hvbak_run::{NewestPoint, Report, VmReport};
 use indicatif::{HumanBytes, HumanDuration};
+use jiff::Timestamp;
 use serde_json::json;
 
 use super::{Face, Outcome, points::word, repo_error};
@@ -16,7 +17,7 @@ use crate::{
 
 pub async fn run(face: &Face, args: ReportArgs) -> Outcome {
     let repository = Arc::new(hvbak_run::open_repository(&face.config()?.repository.path)?);
-    let now = jiff::Timestamp::now();
+    let now = Timestamp::now();
     let mut report = hvbak_run::report(&repository, now, args.max_age).await?;
     if !args.vm.is_empty() {
         let mut wanted = Vec::new();
@@ -29,7 +30,7 @@ pub async fn run(face: &Face, args: ReportArgs) -> Outcome {
         }
         report.vms.retain(|vm| wanted.contains(&vm.vm));
     }
-    show(face, &report);
+    show(face, &report, now);
     let too_old: Vec<_> = report.vms.iter().filter(|vm| vm.too_old).collect();
     if !too_old.is_empty() {
         let names: Vec<_> = too_old.iter().map(|vm| vm.name.as_str()).collect();
@@ -47,15 +48,15 @@ pub async fn run(face: &Face, args: ReportArgs) -> Outcome {
     ))
 }
 
-fn show(face: &Face, report: &Report) {
+fn show(face: &Face, report: &Report, now: Timestamp) {
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.set_header([
-        "VM", "NEWEST", "AGE", "LEVEL", "CHAIN", "POINTS", "STORED", "SIZE", "LAST RUN",
+        "VM", "NEWEST", "AGE", "LEVEL", "CHAIN", "POINTS", "STORED", "SIZE", "VERIFIED", "LAST RUN",
     ]);
     for vm in &report.vms {
         face.printer.record("vm", vm);
-        table.add_row(row(vm));
+        table.add_row(row(vm, now));
     }
     if !report.vms.is_empty() {
         face.printer.data(&table.to_string());
@@ -85,33 +86,29 @@ fn show(face: &Face, report: &Report) {
     }
 }
 
-fn row(vm: &VmReport) -> Vec<String> {
+fn row(vm: &VmReport, now: Timestamp) -> Vec<String> {
     let mark = if vm.too_old { "!" } else { "" };
     let last = vm.last_run.as_ref().map_or_else(|| "-".to_owned(), |last| word(&last.outcome));
-    let Some(newest) = &vm.newest else {
-        let none = || "-".to_owned();
-        let points = vm.points.to_string();
-        return vec![
-            vm.name.clone(),
-            none(),
-            mark.into(),
-            none(),
-            none(),
-            points,
-            none(),
-            none(),
-            last,
-        ];
+    let verified = vm.last_verify.as_ref().map_or_else(
+        || "-".to_owned(),
+        |verify| {
+            let ago = age(now.duration_since(verify.finished).as_secs());
+            if verify.outcome == RunOutcome::Done { ago } else { format!("{ago}, DAMAGED") }
+        },
+    );
+    let of = |text: &dyn Fn(&NewestPoint) -> String| {
+        vm.newest.as_ref().map_or_else(|| "-".to_owned(), text)
     };
     vec![
         vm.name.clone(),
-        newest.point.to_string(),
-        format!("{}{mark}", age(newest.age_seconds)),
-        word(&newest.level),
-        newest.chain.to_string(),
+        of(&|newest| newest.point.to_string()),
+        format!("{}{mark}", of(&|newest| age(newest.age_seconds))),
+        of(&|newest| word(&newest.level)),
+        of(&|newest| newest.chain.to_string()),
         vm.points.to_string(),
         HumanBytes(vm.stored_bytes).to_string(),
-        HumanBytes(newest.virtual_size).to_string(),
+        of(&|newest| HumanBytes(newest.virtual_size).to_string()),
+        verified,
         last,
     ]
 }
@@ -134,8 +131,7 @@ fn summary(run: &RunRecord) -> String {
     let stored: u64 = run.vms.iter().map(|vm| vm.stored_bytes).sum();
     let seconds = run.finished.duration_since(run.started).as_secs();
     format!(
-        "last {} at {:.0}: {}, {} stored in {seconds} s",
-        run.kind,
+        "last backup at {:.0}: {}, {} stored in {seconds} s",
         run.started,
         counts.join(", "),
         HumanBytes(stored)

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use hvbak_repo::{Point, Repository, VerifyOptions};
+use hvbak_repo::{Point, Repository, RunOutcome, RunVm, VerifyOptions};
+use hvbak_types::{PointId, VmId};
+use jiff::Timestamp;
 use serde_json::json;
 
 use super::{Face, Outcome, repo_error};
@@ -16,8 +18,9 @@ pub async fn run(face: &Face, args: VerifyArgs) -> Outcome {
         return Err(CliError::usage("name points, or `--all`"));
     }
     let repository = Arc::new(hvbak_run::open_repository(&face.config()?.repository.path)?);
+    let started = Timestamp::now();
     let mut damaged = 0;
-    let mut points = Vec::new();
+    let (mut points, mut seen) = (Vec::new(), Vec::new());
     if args.all {
         let listing = repository.all_points().map_err(repo_error("list the points"))?;
         points = listing.points;
@@ -25,6 +28,8 @@ pub async fn run(face: &Face, args: VerifyArgs) -> Outcome {
             damaged += 1;
             let finding = repository.damage_of(bad);
             tell(face, &finding);
+            let name = bad.vm.to_string();
+            note(&mut seen, (bad.vm, &name), &bad.point, Some(finding.text));
         }
     }
     for selector in &args.points {
@@ -43,7 +48,7 @@ pub async fn run(face: &Face, args: VerifyArgs) -> Outcome {
     for point in points {
         let title = point.title();
         // A prune may be at work beside this; what it removed is no damage.
-        let (vm, id) = (point.vm(), point.id().clone());
+        let (vm, name, id) = (point.vm(), point.manifest.vm.name.clone(), point.id().clone());
         let gone = || args.all && repository.point(vm, &id).is_err_and(|e| e.is_no_point());
         let report = verify_one(face, &repository, point, !args.all).await?;
         if !report.is_clean() && gone() {
@@ -51,6 +56,7 @@ pub async fn run(face: &Face, args: VerifyArgs) -> Outcome {
             continue;
         }
         clusters += report.clusters;
+        note(&mut seen, (vm, &name), &id, report.findings.first().map(|f| f.text.clone()));
         if report.is_clean() {
             face.printer.data(&format!("{title}: whole, {} clusters compared", report.clusters));
         } else {
@@ -65,8 +71,33 @@ pub async fn run(face: &Face, args: VerifyArgs) -> Outcome {
             &json!({ "point": title, "clean": report.is_clean(), "clusters": report.clusters, "bytes": report.bytes, "findings": report.findings, "notes": report.notes }),
         );
     }
+    if let Err(cause) = hvbak_run::note_verify(&repository, started, seen).await {
+        face.printer.say(&format!("note: `hvbak report` will not know this: {}", chain(&cause)));
+    }
     let code = if damaged == 0 { DONE } else { DAMAGE };
     Ok((code, json!({ "points": count, "damaged": damaged, "clusters": clusters })))
+}
+
+/// What is known of a VM: its newest point that was looked at, and the first damage.
+fn note(seen: &mut Vec<RunVm>, (id, name): (VmId, &str), point: &PointId, damage: Option<String>) {
+    let at = seen.iter().position(|vm| vm.id == id).unwrap_or_else(|| {
+        seen.push(RunVm {
+            id,
+            name: name.to_owned(),
+            outcome: RunOutcome::Done,
+            reason: None,
+            point: None,
+            level: None,
+            stored_bytes: 0,
+            seconds: 0.0,
+        });
+        seen.len() - 1
+    });
+    let Some(vm) = seen.get_mut(at) else { return };
+    vm.point = vm.point.take().max(Some(point.clone()));
+    if vm.reason.is_none() && damage.is_some() {
+        (vm.outcome, vm.reason) = (RunOutcome::Failed, damage);
+    }
 }
 
 fn tell(face: &Face, finding: &hvbak_repo::Finding) {
