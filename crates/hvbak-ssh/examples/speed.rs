@@ -1,6 +1,7 @@
 //! How fast one connection moves bytes: `speed HOST PORT USER KEYFILE down|up MIB [STREAMS]`.
 //!
-//! For measuring by hand beside `ssh -c aes128-gcm@openssh.com HOST 'head -c …'`. It takes
+//! `FILE` in the environment names a file there that is sent, a part by each stream; else
+//! zeros are. For measuring by hand beside `ssh -c aes128-gcm@openssh.com HOST 'head -c …'`. It takes
 //! whatever host key is shown, so it is a measuring tool and nothing else.
 
 use std::time::Instant;
@@ -38,8 +39,18 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         connections.push(Connection::connect(&target).await?);
     }
     let start = Instant::now();
-    for connection in connections {
+    let file = std::env::var("FILE").ok();
+    for (n, connection) in connections.into_iter().enumerate() {
         let up = way == "up";
+        let command = match &file {
+            None => format!("head -c {each} /dev/zero"),
+            Some(file) => format!(
+                "dd if={} bs=1M skip={} count={} status=none",
+                hvbak_ssh::sh_quote(file),
+                n as u64 * (each >> 20),
+                each >> 20
+            ),
+        };
         tasks.push(tokio::spawn(async move {
             if up {
                 let (mut stdin, stdout, exit) = connection.spawn("cat >/dev/null").await?.split();
@@ -51,7 +62,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                 stdin.finish().await?;
                 exit.wait().await?;
             } else {
-                let mut process = connection.spawn(&format!("head -c {each} /dev/zero")).await?;
+                let mut process = connection.spawn(&command).await?;
                 let mut total = 0;
                 while let Some(data) = process.stdout.recv().await? {
                     total += data.len() as u64;

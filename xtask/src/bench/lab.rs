@@ -137,6 +137,19 @@ impl Lab {
         command
     }
 
+    /// hvbak's SSH alone: the disk through two connections, forgotten as it comes. `speed`
+    /// is the example of that name of `hvbak-ssh`.
+    pub fn transport(&self, speed: &Path, size: u64) -> Result<Sample> {
+        let port = self.up.pointer("/hosts/0/port").and_then(Value::as_u64).unwrap_or(0);
+        let mut command = Command::new(speed);
+        command.arg(self.address()).arg(port.to_string()).arg(self.text("/hosts/0/user"));
+        command.arg(self.text("/hosts/0/key")).args(["down", &(size >> 20).to_string(), "2"]);
+        command.env("FILE", self.volume()?).stderr(Stdio::null());
+        let (usage, _) = measure::run(&mut command, &self.servers(), true)?;
+        let name = super::report::TRANSPORT.into();
+        Ok(Sample { name, usage, wire: Some(size), ..Sample::default() })
+    }
+
     /// Where the host is.
     pub fn address(&self) -> String {
         self.text("/hosts/0/address")

@@ -55,7 +55,8 @@ pub struct BenchArgs {
     /// Rounds of every contest
     #[arg(long)]
     rounds: Option<usize>,
-    /// Directory of hvbak, hvbak-lab, hvbak-worker and examples/prune_chain that are built already
+    /// Directory of hvbak, hvbak-lab, hvbak-worker, examples/speed and examples/prune_chain that
+    /// are built already
     #[arg(long)]
     built: Option<PathBuf>,
     /// Install ovirt-imageio below the target directory, so that it is measured too
@@ -86,7 +87,8 @@ pub fn run(args: BenchArgs) -> Result<()> {
         imageio::install()?;
     }
     let imageio = Imageio::start(base.path())?;
-    let bench = Bench { bin, worker, base: base.path().to_owned(), imageio };
+    let speed = bin.join("examples/speed");
+    let bench = Bench { bin, worker, base: base.path().to_owned(), imageio, speed };
     let mut report = Report::new(args.json, size);
     let wanted = |contest| args.only.is_empty() || args.only.contains(&contest);
     if wanted(Contest::Full) {
@@ -114,6 +116,8 @@ struct Bench {
     worker: PathBuf,
     base: PathBuf,
     imageio: Option<Imageio>,
+    /// The example `speed` of `hvbak-ssh`.
+    speed: PathBuf,
 }
 
 impl Bench {
@@ -137,6 +141,8 @@ fn programs() -> Result<(PathBuf, PathBuf)> {
     let worker = build::worker()?;
     let packages = ["--package", "hvbak", "--package", "hvbak-sim"];
     build::run(build::cargo().args(["build", "--quiet", "--release"]).args(packages))?;
+    let speed = ["--package", "hvbak-ssh", "--example", "speed"];
+    build::run(build::cargo().args(["build", "--quiet", "--release"]).args(speed))?;
     Ok((build::target_dir().join("release"), worker))
 }
 
@@ -189,6 +195,7 @@ fn dense(bench: &Bench, size: u64, rounds: usize, report: &mut Report) -> Result
         report.add(Work::Dense, lab.backup("full")?);
         report.add(Work::Dense, peers.run(report::CAT)?);
         report.add(Work::Dense, peers.run(report::CAT_NULL)?);
+        report.add(Work::Dense, lab.transport(&bench.speed, size)?);
     }
     Ok(())
 }
