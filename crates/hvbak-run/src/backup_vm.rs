@@ -122,8 +122,10 @@ impl Turn<'_> {
             context.warn(Some(plan.id), format!("{}: {text}", plan.name));
             plan.warnings.push(text);
         }
+        // Before their snapshots: a merge that fails gives a snapshot back that was written to.
+        let swept = self.sweep_partials(None).await?;
         base::sweep(job, &plan, self.snapshots, None).await?;
-        for point in self.sweep_partials(None).await? {
+        for point in swept {
             let description = snapshot::description(context, &point);
             resume::settle(job, plan.id, &point, &description).await?;
         }
@@ -211,8 +213,14 @@ impl Turn<'_> {
         blocking(doing, move || repository.sweep_partials(&lock, but.as_ref())).await
     }
 
-    /// Deletes the point's snapshot; what stays is in the journal.
+    /// Deletes the snapshot of a point that comes to nothing; what stays is in the journal.
+    /// The half-made point goes before it: when the merge fails, the snapshot is there again
+    /// with more in it than what was read, and nothing may be gone on with.
     async fn delete(&self, step: &Open, description: &str) {
+        if let Err(cause) = self.sweep_partials(None).await {
+            self.job.context.warn(Some(self.plan.id), crate::chain(&cause));
+            return;
+        }
         if let Err(undo) = snapshot::delete(self.job, self.plan, step, description).await {
             self.job.context.warn(Some(self.plan.id), crate::chain(&undo));
         }
@@ -231,6 +239,9 @@ impl Turn<'_> {
                 context.phase(Some(plan.id), "publishing the point");
                 let published =
                     blocking("publish the point", move || staging.publish(manifest)).await;
+                if published.is_err() {
+                    self.sweep_partials(None).await?;
+                }
                 settle_snapshots(job, plan, taken, published.is_ok()).await;
                 published.map(|p| p.manifest)
             }
@@ -252,6 +263,11 @@ impl Turn<'_> {
         job.undone(&partial).await?;
         settled
     }
+}
+
+/// Whether the next run may go on with what this one leaves, see `hvbak_plan::may_continue`.
+fn may_be_kept(plan: &VmPlan) -> bool {
+    plan.wish != Wish::Full && !plan.chosen_disks().any(|disk| disk.block)
 }
 
 /// Once the fate of the point is known: one snapshot of ours stays, the one that the next
@@ -373,7 +389,10 @@ impl Turn<'_> {
             Ok(disks) => disks,
             Err(cause) => {
                 let point = manifest.point;
-                if cause.is_cut() && resume::is_worth(context, plan.id, &point).await {
+                if cause.is_cut()
+                    && may_be_kept(plan)
+                    && resume::is_worth(context, plan.id, &point).await
+                {
                     job.kept(&taken.step).await?;
                     return Err(RunError::Cut { point, cause: Box::new(cause) });
                 }

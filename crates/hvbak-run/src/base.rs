@@ -99,6 +99,11 @@ pub async fn retire(job: &Job, plan: &VmPlan, description: &str) -> Result<()> {
     job.undone(&step).await
 }
 
+/// Whether this is the snapshot that the next delta stands on.
+pub async fn is_base(context: &Context, vm: VmId, description: &str) -> Result<bool> {
+    Ok(find(context, vm).await?.is_some_and(|base| base.description == description))
+}
+
 /// Whether a published point wants this snapshot to stay.
 pub async fn is_kept(context: &Context, vm: VmId, description: &str) -> Result<bool> {
     let prefix = own_prefix(context.repository.id());

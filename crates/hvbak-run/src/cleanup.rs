@@ -66,7 +66,16 @@ async fn replay(
     let (journal, view) =
         blocking("take the journal over", move || repository.adopt_journal(job, me)).await?;
     let mut all = true;
-    for step in view.unsettled() {
+    let mut steps: Vec<_> = view.unsettled().collect();
+    // A frozen guest waits for nothing. Half-made points go before their snapshots: a merge
+    // that fails gives a snapshot back that was written to, and nothing may be gone on with
+    // then.
+    steps.sort_by_key(|step| match serde_json::from_value(step.step.clone()) {
+        Ok(Step::Freeze { .. }) => 0,
+        Ok(Step::Partial { .. }) => 1,
+        _ => 2,
+    });
+    for step in steps {
         let what = describe(step);
         let undone = match serde_json::from_value::<Step>(step.step.clone()) {
             Err(cause) => {
@@ -112,7 +121,16 @@ async fn undo(context: &Context, step: &Step, inventory: &mut Option<Inventory>)
         }
         // A living run has gone on with the point of the dead one.
         Step::Snapshot { description, .. } if is_in_use(context, description).await? => Ok(false),
+        // What one run wanted to retire, a later one has gone on with and published.
+        Step::Retire { vm, description, .. }
+            if base::is_base(context, *vm, description).await? =>
+        {
+            Ok(false)
+        }
         Step::Snapshot { vm, vm_name, description } | Step::Retire { vm, vm_name, description } => {
+            let (repository, of, job) = (context.repository.clone(), *vm, context.job);
+            // A run that goes on with a half-made point must not meet this.
+            let _lock = blocking("lock the VM", move || repository.lock_vm(of, job)).await?;
             Ok(snapshot::remove(context, *vm, vm_name, description).await? > 0)
         }
         Step::Partial { vm, point } => {

@@ -85,10 +85,25 @@ pub async fn noted(context: &Context, vm: VmId, point: &PointId) -> Result<Noted
 
 async fn newest(context: &Context, vm: VmId) -> Result<Option<(Resumable, Noted)>> {
     let repository = context.repository.clone();
-    let found = blocking("look for half-made points", move || repository.resumables(vm)).await?;
+    let found = blocking("look for half-made points", move || repository.resumables(vm)).await;
+    let found = match found {
+        Ok(found) => found,
+        // Another run may have published it just now; and junk of one VM stops no other.
+        Err(cause) => {
+            context.warn(Some(vm), format!("a half-made point: {}", crate::chain(&cause)));
+            return Ok(None);
+        }
+    };
+    // A note is data: only what this repository has made of this VM is gone on with.
+    let own = |found: &Resumable, noted: &Noted| {
+        noted.description == crate::snapshot::description(context, &found.point)
+            && noted.manifest.repository == context.repository.id()
+            && noted.manifest.vm.id == vm
+            && noted.manifest.point == found.point
+    };
     let readable = |found: Resumable| {
         let noted = serde_json::from_value::<Noted>(found.run.clone()).ok()?;
-        Some((found, noted))
+        own(&found, &noted).then_some((found, noted))
     };
     Ok(found.into_iter().rev().find_map(readable))
 }
