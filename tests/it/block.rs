@@ -8,7 +8,10 @@ use hvbak_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::mid_stream;
+use crate::{
+    mid_stream,
+    resume::{self, BACKUP, Blow, LIMITED},
+};
 
 /// A lab of guests with an inventory; `None`, told loudly, where none can be run.
 fn lab(seed: &Value) -> Option<Lab> {
@@ -111,4 +114,49 @@ fn a_snapshot_that_is_deleted_while_its_lvs_are_read_spoils_the_run_alone() {
     assert_eq!(level(&next, "web1_Disk1").0, "incremental");
     story.end();
     assert_eq!(story.lab.active_volumes("hv1"), "", "LVs are left active on hv1");
+}
+
+#[test]
+fn a_cut_transfer_from_lvs_goes_on_unless_its_snapshot_was_written_to() {
+    let Some(lab) = lab(&vm("web1", true)) else { return };
+    let mut story = Story::of(lab);
+    story.lab.write_noise("web1", "web1_Disk1", 8 << 20, 44 << 20);
+    story.lab.configure(|text| format!("{text}\n[transfer]\n{LIMITED}\n"));
+    // Cut, and the guest goes on writing.
+    let disks = story.remember(&["web1_Disk1", "web1_data"]);
+    resume::strike(&story.lab, Blow::Sshd);
+    resume::write_after(&story.lab);
+    resume::set_speed(&story.lab, false);
+    let (run, _) = resume::goes_on(&mut story, disks);
+    let (rest, there) = resume::sent(&run);
+    eprintln!("{rest} bytes were sent, {there} were there");
+    // Cut, and a merge into what was read failed: nothing on the storage shows it.
+    story.lab.write_noise("web1", "web1_Disk1", 8 << 20, 44 << 20);
+    resume::set_speed(&story.lab, true);
+    resume::strike(&story.lab, Blow::Worker);
+    resume::write_after(&story.lab);
+    let own = story.lab.own_snapshots("web1").pop().expect("the snapshot of the cut transfer");
+    story.lab.delete_snapshot_in_vain("web1", &own);
+    resume::set_speed(&story.lab, false);
+    resume::starts_anew(&mut story, "touched by somebody");
+    // The same while the LVs are read.
+    story.lab.write_noise("web1", "web1_Disk1", 8 << 20, 44 << 20);
+    resume::set_speed(&story.lab, true);
+    let points = story.lab.points().len();
+    let old = story.lab.own_snapshots("web1");
+    let mut run = story.lab.start_until(&BACKUP, resume::midway);
+    let own = story.lab.own_snapshots("web1");
+    let own = own.iter().find(|s| !old.contains(s)).expect("the run's snapshot");
+    resume::write_after(&story.lab);
+    story.lab.delete_snapshot_in_vain("web1", own);
+    assert!(!run.ended(), "the merge took longer than the transfer");
+    run.wait().exits(1).says("touched by somebody");
+    assert_eq!(story.lab.points().len(), points);
+    resume::set_speed(&story.lab, false);
+    story.backup("auto");
+    story.lab.hvbak(&["cleanup"]).exits(0);
+    story.end();
+    for host in ["hv1", "hv2"] {
+        assert_eq!(story.lab.active_volumes(host), "", "LVs are left active on {host}");
+    }
 }

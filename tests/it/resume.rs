@@ -19,8 +19,8 @@ use nix::{
 use serde_json::Value;
 
 const WEB1: [&str; 2] = ["web1_Disk1", "web1_data"];
-const LIMITED: &str = "rate_limit_mib = 4";
-const BACKUP: [&str; 4] = ["--json", "backup", "--vm", "web1"];
+pub(crate) const LIMITED: &str = "rate_limit_mib = 4";
+pub(crate) const BACKUP: [&str; 4] = ["--json", "backup", "--vm", "web1"];
 
 /// A story whose transfers take ten seconds, of which every other is noted.
 fn slow_story() -> Story {
@@ -30,7 +30,7 @@ fn slow_story() -> Story {
     story
 }
 
-fn set_speed(lab: &Lab, slow: bool) {
+pub(crate) fn set_speed(lab: &Lab, slow: bool) {
     let (from, to) = if slow { ("# fast", LIMITED) } else { (LIMITED, "# fast") };
     lab.configure(|text| text.replace(from, to));
 }
@@ -52,12 +52,12 @@ fn logged(lab: &Lab) -> u64 {
 }
 
 /// The moment in which something of the disk that is read now is on stable storage.
-fn midway(lab: &Lab) -> bool {
+pub(crate) fn midway(lab: &Lab) -> bool {
     logged(lab) > 5000
 }
 
 /// Bytes that were sent for disks, and bytes of disks that were there already.
-fn sent(run: &Run) -> (u64, u64) {
+pub(crate) fn sent(run: &Run) -> (u64, u64) {
     let sum = |kind: &str, key: &str| -> u64 {
         run.of(kind).iter().filter_map(|event| event[key].as_u64()).sum()
     };
@@ -97,7 +97,7 @@ fn kill_all(pids: &[i32]) {
 
 /// How a transfer comes to its end.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Blow {
+pub(crate) enum Blow {
     Worker,
     Sshd,
     Hvbak,
@@ -105,7 +105,7 @@ enum Blow {
 
 /// Starts a backup and strikes in the middle of its transfer.
 #[track_caller]
-fn strike(lab: &Lab, blow: Blow) -> Run {
+pub(crate) fn strike(lab: &Lab, blow: Blow) -> Run {
     strike_when(lab, blow, midway)
 }
 
@@ -131,7 +131,7 @@ fn strike_when(lab: &Lab, blow: Blow, reached: impl Fn(&Lab) -> bool) -> Run {
 
 /// The next backup, which must go on and whose point is what `disks` were.
 #[track_caller]
-fn goes_on(story: &mut Story, disks: Vec<(&'static str, PathBuf)>) -> (Run, Value) {
+pub(crate) fn goes_on(story: &mut Story, disks: Vec<(&'static str, PathBuf)>) -> (Run, Value) {
     let snapshots = story.lab.own_snapshots("web1");
     let run = story.run("auto").exits(0);
     let point = run.result()["done"][0]["point"].as_str().expect("a point").to_owned();
@@ -149,7 +149,7 @@ fn goes_on(story: &mut Story, disks: Vec<(&'static str, PathBuf)>) -> (Run, Valu
 
 /// The next backup, which must begin from the beginning and say why.
 #[track_caller]
-fn starts_anew(story: &mut Story, why: &str) -> Value {
+pub(crate) fn starts_anew(story: &mut Story, why: &str) -> Value {
     let manifest = story.backup("auto");
     assert!(manifest["warnings"].to_string().contains(why), "{why}: {manifest:#}");
     assert!(!manifest["warnings"].to_string().contains("went on"), "{manifest:#}");
@@ -157,7 +157,7 @@ fn starts_anew(story: &mut Story, why: &str) -> Value {
 }
 
 /// The guest writes what must not get into the point.
-fn write_after(lab: &Lab) {
+pub(crate) fn write_after(lab: &Lab) {
     lab.write_noise("web1", "web1_Disk1", 20 << 20, 1 << 20);
     lab.write("web1", "web1_data", 40 << 20, 1 << 20, 0x77);
 }
@@ -297,6 +297,20 @@ fn without_its_snapshot_or_with_another_chain_the_backup_starts_anew() {
     story.lab.delete_snapshot("web1", "one");
     set_speed(&story.lab, false);
     starts_anew(&mut story, "changed");
+    story.lab.hvbak(&["cleanup"]).exits(0);
+    story.end();
+}
+
+#[test]
+fn a_failed_deletion_of_its_snapshot_makes_the_backup_start_anew() {
+    let mut story = slow_story();
+    strike(&story.lab, Blow::Worker);
+    write_after(&story.lab);
+    let own = story.lab.own_snapshots("web1");
+    story.lab.delete_snapshot_in_vain("web1", &own[0]);
+    set_speed(&story.lab, false);
+    let manifest = starts_anew(&mut story, "touched by somebody");
+    assert_ne!(story.lab.own_snapshots("web1"), own, "{manifest:#}");
     story.lab.hvbak(&["cleanup"]).exits(0);
     story.end();
 }

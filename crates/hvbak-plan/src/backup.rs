@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     host::{HostChoice, choose_host},
     level::{Base, Level, Wish, disk_level},
-    resume::{Left, Resume, WhyAnew, may_continue},
+    resume::{Left, Resume, may_continue},
 };
 
 /// Whether the guest's file systems are frozen around the snapshot.
@@ -193,9 +193,7 @@ impl VmPlan {
         let disks: Vec<_> = self.chosen_disks().map(|d| d.id).collect();
         self.resume = left.map(|left| {
             let point = left.point.clone();
-            let block = self.chosen_disks().any(|disk| disk.block);
-            let may = may_continue(left, self.wish, self.base.as_ref(), &disks, snapshots);
-            match if block { Err(WhyAnew::Block) } else { may } {
+            match may_continue(left, self.wish, self.base.as_ref(), &disks, snapshots) {
                 Ok(()) => {
                     let (taken, data_bytes) = (left.taken, left.data_bytes);
                     Resume::Continue { point, taken, data_bytes }

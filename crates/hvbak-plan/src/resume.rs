@@ -47,8 +47,6 @@ pub enum WhyAnew {
     Full,
     #[error("another level was asked for then")]
     Wish,
-    #[error("a disk is on LVs, which do not show whether they were written to meanwhile")]
-    Block,
     #[error("its snapshot is older than {RESUME_DAYS} days")]
     Old,
     #[error("its snapshot is gone: somebody deleted it")]

@@ -12,7 +12,7 @@ use crate::{
     disk_reader::DiskReader,
     error::{At, Error, Result},
     layout::{MANIFEST, MERGED},
-    lock::lock_points,
+    lock::{PointsLock, lock_points},
     manifest::{FORMAT, Manifest, order_key},
     repository::Repository,
 };
@@ -267,6 +267,15 @@ impl Repository {
             layer.prove_files(disk)?;
         }
         DiskReader::open(chain, disk, Some(lock))
+    }
+
+    /// While the lock lives, no point of the VM is removed or rewritten: for work over several
+    /// disks that must all come from the same point.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] in the moments in which one is.
+    pub fn hold_points(&self, vm: VmId) -> Result<PointsLock> {
+        lock_points(&self.layout, vm, false)
     }
 
     /// Bytes of all files of this point alone, as they lie on disk.

@@ -156,7 +156,9 @@ fn take_over(
     // What was read once is worth any hole.
     let Some(image) = image.begin(u64::MAX, u64::MAX)? else { return Ok(None) };
     let mut writer = DiskWriter::with(image, spool, path.clone(), id, options.clone(), shared);
-    zeros(&mut writer, &log, &mut told)?;
+    if !zeros(&mut writer, &log, &mut told)? {
+        return Ok(None);
+    }
     bad.retain(|cluster| !writer.spool.contains(*cluster));
     bad.iter().for_each(|cluster| told.remove(*cluster));
     let (length, before) = reached;
@@ -166,20 +168,22 @@ fn take_over(
     Ok(Some((writer, Salvage { clusters, dropped: bad.len() as u64, open })))
 }
 
-/// Notes the zeros once all payloads have their place.
-fn zeros(writer: &mut DiskWriter, log: &Path, told: &mut Ranges) -> Result<()> {
-    let Some(mut replay) = Replay::open(log)? else { return Ok(()) };
+/// Notes the zeros once all payloads have their place. `false`: the log contradicts itself,
+/// and what it says of other clusters is not to be believed either.
+fn zeros(writer: &mut DiskWriter, log: &Path, told: &mut Ranges) -> Result<bool> {
+    let Some(mut replay) = Replay::open(log)? else { return Ok(true) };
     while let Some(records) = replay.next()? {
         for record in records {
             let Record::Zero { cluster, count } = record else { continue };
             let end = cluster.saturating_add(count);
-            if end <= writer.clusters && writer.spool.known_in(cluster, count).is_none() {
-                writer.put_zero(cluster, count)?;
-                told.add(cluster, count);
+            if end > writer.clusters || writer.spool.known_in(cluster, count).is_some() {
+                return Ok(false);
             }
+            writer.put_zero(cluster, count)?;
+            told.add(cluster, count);
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// A payload that is said to be stored.

@@ -48,7 +48,6 @@ pub(crate) async fn backup_vm(
     for text in &plan.warnings {
         context.warn(Some(plan.id), format!("{}: {text}", plan.name));
     }
-    check_space(context, plan).await?;
     let (repository, vm, id) = (context.repository.clone(), plan.id, context.job);
     let lock = Arc::new(blocking("lock the VM", move || repository.lock_vm(vm, id)).await?);
     let (plan, snapshots) = &look_again(job, inventory, plan, wishes).await?;
@@ -124,6 +123,7 @@ impl Turn<'_> {
         }
         // Before their snapshots: a merge that fails gives a snapshot back that was written to.
         let swept = self.sweep_partials(None).await?;
+        check_space(context, &plan, 0).await?;
         base::sweep(job, &plan, self.snapshots, None).await?;
         for point in swept {
             let description = snapshot::description(context, &point);
@@ -155,6 +155,9 @@ impl Turn<'_> {
     async fn go_on(&self, point: &PointId) -> Result<Manifest> {
         let Self { job, inventory, plan, .. } = *self;
         let context = &job.context;
+        if let Some(Resume::Continue { data_bytes, .. }) = &plan.resume {
+            check_space(context, plan, *data_bytes).await?;
+        }
         let noted = resume::noted(context, plan.id, point).await?;
         context.phase(Some(plan.id), format!("going on with the transfer of {:.0}", noted.taken));
         base::sweep(job, plan, self.snapshots, Some(noted.snapshot)).await?;
@@ -166,11 +169,21 @@ impl Turn<'_> {
             }
             other => other?,
         };
-        let partial = job.intent(Step::Partial { vm: plan.id, point: point.clone() }).await?;
-        let (vm, vm_name) = (plan.id, plan.name.clone());
-        let description = noted.description.clone();
-        let step = job.intent(Step::Snapshot { vm, vm_name, description }).await?;
-        resume::settle(job, plan.id, point, &noted.description).await?;
+        let taken_over = async {
+            let partial = job.intent(Step::Partial { vm: plan.id, point: point.clone() }).await?;
+            let (vm, vm_name) = (plan.id, plan.name.clone());
+            let description = noted.description.clone();
+            let step = job.intent(Step::Snapshot { vm, vm_name, description }).await?;
+            resume::settle(job, plan.id, point, &noted.description).await?;
+            Ok((partial, step))
+        };
+        let (partial, step) = match taken_over.await {
+            Ok(steps) => steps,
+            Err(cause) => {
+                close(job, plan, access).await;
+                return Err(cause);
+            }
+        };
         let opened = async {
             let (repository, lock, point) =
                 (context.repository.clone(), self.lock.clone(), point.clone());
@@ -265,11 +278,6 @@ impl Turn<'_> {
     }
 }
 
-/// Whether the next run may go on with what this one leaves, see `hvbak_plan::may_continue`.
-fn may_be_kept(plan: &VmPlan) -> bool {
-    plan.wish != Wish::Full && !plan.chosen_disks().any(|disk| disk.block)
-}
-
 /// Once the fate of the point is known: one snapshot of ours stays, the one that the next
 /// delta stands on. What cannot be deleted stays in the journal, and the next run tries
 /// again before it makes another.
@@ -294,12 +302,9 @@ async fn settle_snapshots(job: &Job, plan: &VmPlan, taken: Option<Taken>, publis
 }
 
 /// Half of the upper bound must fit: stored data is compressed, and by how much is not
-/// known before. Less than the whole bound is worth a warning.
-async fn check_space(context: &Context, plan: &VmPlan) -> Result<()> {
-    let there = match &plan.resume {
-        Some(Resume::Continue { data_bytes, .. }) => *data_bytes,
-        _ => 0,
-    };
+/// known before. Less than the whole bound is worth a warning. `there` is what of it is
+/// stored already.
+async fn check_space(context: &Context, plan: &VmPlan, there: u64) -> Result<()> {
     let repository = context.repository.clone();
     let bytes = plan.expected_bytes.saturating_sub(there);
     let reserve = context.settings.reserve;
@@ -390,7 +395,8 @@ impl Turn<'_> {
             Err(cause) => {
                 let point = manifest.point;
                 if cause.is_cut()
-                    && may_be_kept(plan)
+                    // See `hvbak_plan::may_continue`.
+                    && plan.wish != Wish::Full
                     && resume::is_worth(context, plan.id, &point).await
                 {
                     job.kept(&taken.step).await?;

@@ -133,8 +133,8 @@ fn leftovers(context: &Context) -> Check {
                 Check::bad(
                     "journal",
                     Health::Warning,
-                    format!("{dead} runs that died left something behind"),
-                    "`hvbak cleanup`",
+                    format!("{dead} runs that died or were cut left something behind"),
+                    "`hvbak cleanup`; a transfer that was cut goes on with the VM's next backup",
                 )
             }
         }

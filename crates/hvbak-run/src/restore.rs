@@ -139,18 +139,25 @@ async fn execute(
     made: &mut Vec<Open>,
 ) -> Result<Restored> {
     let context = &job.context;
-    let ovf = stored_ovf(point)?;
+    // All disks are of this point as it is now, whatever a prune wants meanwhile.
+    let (repository, of, id) = (context.repository.clone(), point.vm(), point.id().clone());
+    let (held, point) = blocking("hold the point", move || {
+        Ok((repository.hold_points(of)?, repository.point(of, &id)?))
+    })
+    .await?;
+    let ovf = stored_ovf(&point)?;
     let mut disks = Vec::new();
     if let Some(choice) = &plan.host {
         let host = hosts::find_host(inventory, choice.id)?;
         context.phase(None, format!("connecting to {}", host.name));
         let access = Access::open(job, host).await?;
-        let filled = fill_disks(job, &access, point, plan, made, &mut disks).await;
+        let filled = fill_disks(job, &access, &point, plan, made, &mut disks).await;
         if let Err(cause) = access.close(job).await {
             context.warn(None, crate::chain(&cause));
         }
         filled?;
     }
+    drop(held);
     let vm = make_vm(job, plan, &ovf, made).await?;
     for (disk, restored) in plan.disks.iter().zip(&disks) {
         context.check_cancel()?;

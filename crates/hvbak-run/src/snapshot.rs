@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use hvbak_engine::{EngineError, SnapshotGone};
+use hvbak_engine::{EngineError, Event, SnapshotGone};
 use hvbak_plan::VmPlan;
 use hvbak_repo::Consistency;
 use hvbak_types::{DiskId, PointId, SnapshotDisk, SnapshotId, SnapshotStatus};
@@ -84,7 +84,14 @@ pub async fn take(job: &Job, plan: &VmPlan, point: &PointId, running: bool) -> R
 
 /// Takes over the snapshot of a half-made point: the same volumes, frozen as they were.
 /// `step` is open in this job's journal.
+///
+/// # Errors
+/// [`RunError::Stale`]: they are not, or it cannot be told.
 pub async fn adopt(job: &Job, plan: &VmPlan, noted: &Noted, step: Open) -> Result<Taken> {
+    // Events name VMs as they were called then.
+    if noted.manifest.vm.name != plan.name {
+        return Err(RunError::Stale { what: "the VM was renamed".into() });
+    }
     let mut taken = Taken {
         id: noted.snapshot,
         description: noted.description.clone(),
@@ -93,7 +100,17 @@ pub async fn adopt(job: &Job, plan: &VmPlan, noted: &Noted, step: Open) -> Resul
         correlations: noted.correlations.clone(),
         step,
     };
-    taken.disks = prove(&job.context, plan, &taken).await?;
+    let proven = async {
+        let disks = prove(&job.context, plan, &taken).await?;
+        match touched(&job.context, plan, &taken).await? {
+            Touched::No => Ok(disks),
+            Touched::Unknown(what) => Err(RunError::Stale { what }),
+        }
+    };
+    taken.disks = proven.await.map_err(|cause| match cause {
+        RunError::Snapshot { what, .. } => RunError::Stale { what: format!("its snapshot {what}") },
+        other => other,
+    })?;
     match noted
         .volumes
         .iter()
@@ -247,15 +264,12 @@ async fn prove(context: &Context, plan: &VmPlan, taken: &Taken) -> Result<Vec<Sn
 }
 
 /// No event of the request says that the guest may still write to what is frozen. Events
-/// come late, so it is asked again after the transfer.
-async fn no_bad_event(context: &Context, plan: &VmPlan, taken: &Taken) -> Result<()> {
+/// come late, so it is asked again after the transfer. Gives the oldest event's id.
+async fn no_bad_event(context: &Context, plan: &VmPlan, taken: &Taken) -> Result<Option<u64>> {
+    let mut oldest = None;
     for correlation in &taken.correlations {
-        let events = context
-            .engine
-            .events(Some(&format!("correlation_id={correlation}")), None, Some(50))
-            .await
-            .map_err(error::engine(format!("look at the snapshot of {}", plan.name)))?;
-        for event in events {
+        let search = format!("correlation_id={correlation}");
+        for event in events(context, plan, &search, None, 50).await? {
             if let Some(code) = event.code
                 && BAD_EVENTS.contains(&code)
             {
@@ -264,16 +278,70 @@ async fn no_bad_event(context: &Context, plan: &VmPlan, taken: &Taken) -> Result
                     what: format!("is not safe to read, event {code}: {}", event.description),
                 });
             }
+            oldest = Some(oldest.map_or(event.id, |id: u64| id.min(event.id)));
         }
     }
-    Ok(())
+    Ok(oldest)
+}
+
+async fn events(
+    context: &Context,
+    plan: &VmPlan,
+    search: &str,
+    from: Option<u64>,
+    max: u32,
+) -> Result<Vec<Event>> {
+    let found = context.engine.events(Some(search), from, Some(max)).await;
+    found.map_err(error::engine(format!("look at the snapshot of {}", plan.name)))
+}
+
+/// What the engine's log says of a snapshot since it was made.
+enum Touched {
+    No,
+    /// Why the log is no witness.
+    Unknown(String),
+}
+
+/// How many events of a VM are looked at.
+const EVENTS: u32 = 1000;
+
+/// Whether anybody has asked the engine for something with our snapshot: events name
+/// snapshots by their description. A merge that begins and fails gives back a snapshot with
+/// more in it than before, and LVs do not show that they were written to.
+///
+/// # Errors
+/// Somebody has.
+async fn touched(context: &Context, plan: &VmPlan, taken: &Taken) -> Result<Touched> {
+    let Some(made) = no_bad_event(context, plan, taken).await? else {
+        return Ok(Touched::Unknown(
+            "the engine's log does not know its snapshot (any more)".into(),
+        ));
+    };
+    let search = format!("event_vm=\"{}\"", plan.name);
+    let since = events(context, plan, &search, Some(made), EVENTS).await?;
+    if since.len() >= EVENTS as usize {
+        return Ok(Touched::Unknown(format!("the engine's log has {EVENTS} events of its VM")));
+    }
+    let own = |event: &Event| {
+        event.correlation_id.as_ref().is_some_and(|id| taken.correlations.contains(id))
+    };
+    match since.iter().find(|e| !own(e) && e.description.contains(&taken.description)) {
+        None => Ok(Touched::No),
+        Some(event) => Err(RunError::Snapshot {
+            description: taken.description.clone(),
+            what: format!("was touched by somebody: {}", event.description),
+        }),
+    }
 }
 
 /// After the transfer: the snapshot is still there and still owns the same volumes.
 pub async fn prove_unchanged(context: &Context, plan: &VmPlan, taken: &Taken) -> Result<()> {
     let doing = || format!("look at the snapshot of {}", plan.name);
     let refuse = |what: String| RunError::Snapshot { description: taken.description.clone(), what };
-    no_bad_event(context, plan, taken).await?;
+    if let Touched::Unknown(what) = touched(context, plan, taken).await? {
+        let text = "whether somebody began to delete the snapshot could not be seen";
+        context.warn(Some(plan.id), format!("{}: {text}: {what}", plan.name));
+    }
     let now = context.engine.snapshot(plan.id, taken.id).await.map_err(error::engine(doing()))?;
     match now.and_then(|s| s.status) {
         Some(SnapshotStatus::Ok) => {}

@@ -193,8 +193,8 @@ enum FaultCmd {
         #[arg(long, default_value_t = 1)]
         times: u32,
     },
-    /// snapshot-fails, snapshot-live-fails, freeze-fails, merge-fails, merge-waits, disk-fails,
-    /// move-makes-cow, move-preallocates
+    /// snapshot-fails, snapshot-live-fails, freeze-fails, merge-fails, merge-breaks, merge-waits,
+    /// disk-fails, move-makes-cow, move-preallocates
     Operation {
         name: String,
         #[arg(long, default_value_t = 1)]

@@ -188,7 +188,7 @@ pub struct State {
     pub tokens: HashSet<String>,
     pub http_faults: Vec<HttpFault>,
     /// Named faults of operations and how often they strike: `snapshot-fails`,
-    /// `snapshot-live-fails`, `freeze-fails`, `merge-fails`, `disk-fails`, `move-makes-cow`,
+    /// `snapshot-live-fails`, `freeze-fails`, `merge-fails`, `merge-breaks`, `disk-fails`, `move-makes-cow`,
     /// `move-preallocates`; while `merge-waits` is there, no merge begins.
     pub faults: HashMap<String, u32>,
     pub next_event: u64,

@@ -233,7 +233,13 @@ impl Running {
     }
 
     /// A live merge of `child` into `parent`; `top` is the disk's active volume.
-    pub fn merge(&mut self, disk: &GuestDisk, child: Uuid, parent: Uuid) -> Result<()> {
+    pub fn merge(
+        &mut self,
+        disk: &GuestDisk,
+        child: Uuid,
+        parent: Uuid,
+        breaks: bool,
+    ) -> Result<()> {
         let active = disk.top == child;
         let job = format!("merge-{}", &child.simple().to_string()[..16]);
         let mut args = json!({ "job-id": job, "device": node(disk.top), "top-node": node(child), "base-node": node(parent), "auto-dismiss": false });
@@ -243,13 +249,19 @@ impl Running {
         }
         self.call("block-commit", args)?;
         let deadline = Instant::now() + Duration::from_secs(600);
-        let mut completed = false;
+        let (mut completed, mut broken) = (false, false);
         loop {
             let jobs = self.call("query-jobs", json!({}))?;
             let found =
                 jobs.as_array().and_then(|all| all.iter().find(|j| j["id"] == job.as_str()));
             let Some(found) = found else { break };
             match found["status"].as_str().unwrap_or("") {
+                // The parent has all of the child, and the child stays the active one.
+                "ready" if breaks => {
+                    self.call("block-job-cancel", json!({ "device": job, "force": true }))?;
+                    broken = true;
+                    std::thread::sleep(Duration::from_millis(20));
+                }
                 "ready" if !completed => {
                     self.call("job-complete", json!({ "id": job }))?;
                     completed = true;
@@ -260,6 +272,7 @@ impl Running {
                     if let Some(error) = error {
                         bail!("live merge failed: {error}");
                     }
+                    ensure!(!broken, "fault");
                     break;
                 }
                 _ => std::thread::sleep(Duration::from_millis(20)),

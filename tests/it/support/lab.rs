@@ -251,6 +251,16 @@ impl Lab {
         wait_for("the merge", || self.find_snapshot(vm, description).is_none());
     }
 
+    /// Somebody deletes a running VM's snapshot, and the merge fails when the older volume
+    /// has everything already: the snapshot is there again with more in it.
+    #[track_caller]
+    pub fn delete_snapshot_in_vain(&self, vm: &str, description: &str) {
+        self.fault(&["operation", "merge-breaks"]);
+        let id = self.snapshot(vm, description)["id"].as_str().expect("an id").to_owned();
+        self.api("DELETE", &format!("/vms/{}/snapshots/{id}", self.vm_id(vm)), "");
+        wait_for("the merge's end", || self.snapshot(vm, description)["status"] == "ok");
+    }
+
     /// Asks the engine to do something with a VM.
     #[track_caller]
     pub fn act(&self, vm: &str, action: &str, body: &str) {

@@ -55,7 +55,16 @@ pub(super) fn over_a_layer(
         }
         for cluster in run.clusters() {
             let (place, digest) = reader.place_in(&run, cluster)?;
-            image.keep(cluster, place)?;
+            match image.keep(cluster, place) {
+                Ok(()) => {}
+                // Where no writer of ours would have put it: a copy puts it in order.
+                Err(Error::Image { .. }) => {
+                    drop(image);
+                    fs::remove_file(&path).writing(&path)?;
+                    return Ok(None);
+                }
+                Err(other) => return Err(other),
+            }
             spool.put(cluster, &digest)?;
             kept += place.length;
         }

@@ -46,6 +46,8 @@ impl Repository {
         let dir = self.layout.hidden(MERGING, vm, &step.point);
         durable::create_dir(&dir)?;
         let written = self.fill(vm, step, &dir, count).and_then(|bytes| {
+            // The sources had no such findings, and they are to be removed for this.
+            self.prove_structure(&self.point_in(dir.clone(), vm, &step.point)?)?;
             durable::sync_dir(&dir)?;
             durable::rename_new(&dir, &self.layout.hidden(MERGED, vm, &step.point))?;
             Ok(bytes)

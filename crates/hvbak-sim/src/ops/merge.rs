@@ -22,14 +22,15 @@ struct Merge {
 }
 
 impl Merge {
-    fn live(&self, daemon: &mut Running) -> Result<()> {
+    /// When it `breaks`, the parent has everything and the child stays the active volume.
+    fn live(&self, daemon: &mut Running, breaks: bool) -> Result<()> {
         let (child, parent) = (self.child, self.parent);
         let Some(lun) = &self.disk.domain.lun else {
-            daemon.merge(&self.disk, child, parent)?;
+            daemon.merge(&self.disk, child, parent, breaks)?;
             return self.disk.domain.after_merge(self.disk.disk, child, parent, self.above);
         };
         lun.before_live_merge(daemon.host(), child, parent)?;
-        daemon.merge(&self.disk, child, parent)?;
+        daemon.merge(&self.disk, child, parent, breaks)?;
         lun.after_live_merge(daemon.host(), child, parent, self.above)
     }
 }
@@ -89,7 +90,7 @@ fn delete(
         let above = owner.map(|i| v.above(*disk, i, guest.top).0);
         merges.push(Merge { disk: guest, parent: *parent, child, owner, above });
     }
-    let fails = s.strikes("merge-fails");
+    let (fails, breaks) = (s.strikes("merge-fails"), s.strikes("merge-breaks"));
     if let Some(x) = s.vm_mut(vm).and_then(|v| v.snapshots.get_mut(index)) {
         x.status = "locked";
     }
@@ -116,7 +117,7 @@ fn delete(
             let mut daemon = running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             for m in &merges {
                 let merged = match daemon.as_mut() {
-                    Some(daemon) => m.live(daemon),
+                    Some(daemon) => m.live(daemon, breaks),
                     None => m.disk.domain.cold_merge(m.disk.disk, m.child, m.parent, m.above),
                 };
                 match merged.with_context(|| format!("merge disk {}", m.disk.disk)) {

@@ -79,7 +79,7 @@ fn show(face: &Face, report: &Report, now: Timestamp) {
     }
     if !report.dead.is_empty() {
         let n = report.dead.len();
-        face.printer.say(&format!("{n} runs died and left something; run `hvbak cleanup`"));
+        face.printer.say(&format!("{n} runs died or were cut and left something; the VM's next backup goes on with a cut transfer, `hvbak cleanup` undoes it"));
     }
     if report.damaged_records > 0 {
         face.printer.say(&format!("{} run records cannot be read", report.damaged_records));
