@@ -16,6 +16,8 @@ use crate::{
 pub enum CommandError {
     #[error("engine-backup {version} has no scope {scope}")]
     NoScope { version: Version, scope: Scope },
+    #[error("engine-backup {version} cannot be given another place for scope {scope}")]
+    NoDatabase { version: Version, scope: Scope },
     #[error("`{path}` cannot be given to engine-backup: {why}")]
     Path { path: String, why: &'static str },
     #[error("`{value}` cannot be the {what}: {why}")]
@@ -50,7 +52,7 @@ impl Paths {
         Self { archive: at("engine.backup"), log: at("engine-backup.log"), tmpdir: at("tmp") }
     }
 
-    fn options(&self) -> Result<[String; 3], CommandError> {
+    pub(crate) fn options(&self) -> Result<[String; 3], CommandError> {
         for path in [&self.archive, &self.log, &self.tmpdir] {
             check_path(path)?;
         }
@@ -155,21 +157,30 @@ mod tests {
         }
     }
 
-    #[test]
-    fn rule_11_and_12_no_argument_is_empty_and_all_are_name_equals_value() {
+    fn all_options() -> Vec<String> {
         let format = Format {
             small: true,
             archive: Some(Compression::None),
             files: Some(Compression::Gzip),
         };
-        let args = run("4.5.7", &["files", "db", "db"], format).unwrap();
-        let bare = ["--small-size"];
-        assert!(args.iter().all(|a| {
-            a.starts_with("--")
-                && (bare.contains(&a.as_str())
-                    || a.split_once('=').is_some_and(|(_, v)| !v.is_empty()))
-        }));
+        run("4.5.7", &["files", "db", "db"], format).unwrap()
+    }
+
+    #[test]
+    fn rule_11_no_argument_is_empty() {
+        let args = all_options();
+        assert!(args.iter().all(|a| a.split_once('=').is_none_or(|(_, v)| !v.is_empty())));
+        // The program's own word for no compressor, not an empty value.
         assert!(args.contains(&"--archive-compressor=None".to_owned()));
+    }
+
+    #[test]
+    fn rule_12_options_are_name_equals_value() {
+        let args = all_options();
+        let bare = ["--small-size"];
+        let is_option =
+            |a: &String| a.starts_with("--") && (bare.contains(&a.as_str()) || a.contains('='));
+        assert!(args.iter().all(is_option), "{args:?}");
         let scopes: Vec<_> = args.iter().filter(|a| a.starts_with("--scope")).collect();
         assert_eq!(scopes, ["--scope=files", "--scope=db"]);
         // Behind the preset, or it would win.

@@ -10,6 +10,7 @@ pub mod archive;
 pub mod command;
 pub mod hosted_engine;
 pub mod remote;
+pub mod restore;
 mod scope;
 pub mod transcript;
 mod version;

@@ -50,26 +50,45 @@ size "$R/etc/ovirt-engine/engine.conf.d/10-setup-cinderlib-database.conf" CINDER
 size "$R/etc/ovirt-engine/engine.conf.d/10-setup-keycloak-database.conf" KEYCLOAK
 base=$R$1
 [ -d "$base" ] && for dir in "$base"/*/; do
-  [ -f "$dir/owner" ] && echo "run=$(basename "$dir"):$(head -c 100 "$dir/owner" | tr -cd 'A-Za-z0-9-')"
+  [ -f "$dir/owner" ] && echo "run=$(basename "$dir"):$(head -c 100 "$dir/owner" | tr -cd 'A-Za-z0-9-'):$(head -c 20 "$dir/kind" 2>/dev/null | tr -cd a-z)"
 done
 exit 0
 "#;
 
+/// Makes the directory of a run that is given files before it starts. `$1` work directory,
+/// `$2` name, `$3` owner, `$4` kind, `$5` what it is about. May be repeated. Exit 75:
+/// another run is at work.
+pub const PREPARE: &str = r#"umask 077
+base=$1 dir=$1/$2
+mkdir -p "$base" && chmod 700 "$base" || exit 73
+[ -f "$dir/prepared" ] && exit 0
+exec 9>>"$base/lock" || exit 73
+flock -n 9 || exit 75
+mkdir -p "$dir/tmp" || exit 76
+printf '%s\n' "$3" >"$dir/owner"
+printf '%s\n' "$4" >"$dir/kind"
+printf '%s\n' "$5" >"$dir/of"
+: >"$dir/prepared"
+"#;
+
 /// Starts a run and returns at once. `$1` work directory, `$2` name, `$3` owner, then the
-/// program and its arguments. Exit 75: another run holds the lock.
+/// program and its arguments. Files with secrets are gone as soon as it ends, whoever is
+/// there to see it. Exit 75: another run holds the lock; 76: it was started before.
 pub const START: &str = r#"umask 077
 base=$1 name=$2 owner=$3
 shift 3
 mkdir -p "$base" && chmod 700 "$base" || exit 73
 exec 9>>"$base/lock" || exit 73
 flock -n 9 || exit 75
-mkdir "$base/$name" && mkdir "$base/$name/tmp" || exit 76
+[ -f "$base/$name/prepared" ] || { mkdir "$base/$name" && mkdir "$base/$name/tmp"; } || exit 76
+mkdir "$base/$name/started" || exit 76
 printf '%s\n' "$owner" >"$base/$name/owner"
 printf '%s\n' "$@" >"$base/$name/command"
 setsid sh -c 'dir=$0
 echo $$ >"$dir/pid"
 "$@" </dev/null >"$dir/stdout" 2>"$dir/stderr"
 echo $? >"$dir/rc.new"
+rm -f "$dir"/secret.*
 sync "$dir/rc.new" 2>/dev/null || sync
 mv "$dir/rc.new" "$dir/rc"' "$base/$name" "$@" </dev/null >/dev/null 2>&1 &
 echo started
@@ -88,6 +107,7 @@ if [ -f "$dir/rc" ]; then
 elif [ -z "${ended:-}" ]; then
   echo state=running
 fi
+[ -d "$dir/started" ] && echo started=yes
 bytes() { [ -f "$dir/$1" ] && echo "$1=$(wc -c <"$dir/$1" | tr -d ' ')"; }
 bytes engine.backup
 bytes engine-backup.log
@@ -123,14 +143,15 @@ flock -w 10 -s 9
 pub const SWEEP: &str = r#"case $2 in ''|*[!A-Za-z0-9-]*) exit 64;; esac
 dir=$1/$2
 [ -d "$dir" ] || exit 0
-if [ ! -f "$dir/rc" ]; then
+# A run that was prepared and never started waits for nobody.
+if [ ! -f "$dir/rc" ] && { [ -d "$dir/started" ] || [ ! -f "$dir/prepared" ]; }; then
   exec 9>>"$1/lock"
   flock -n -s 9 || exit 75
 fi
 rm -rf -- "$dir"
 "#;
 
-/// Exit code of [`START`] and [`SWEEP`] while a run is at work.
+/// Exit code of [`PREPARE`], [`START`] and [`SWEEP`] while a run is at work.
 pub const BUSY: u32 = 75;
 
 /// An answer that makes no sense.
@@ -162,8 +183,55 @@ pub struct Look {
     pub databases: BTreeMap<String, u64>,
     /// Databases whose size could not be asked.
     pub unknown: Vec<String>,
-    /// Directories of earlier runs and who started them.
-    pub runs: Vec<(String, String)>,
+    /// Directories of earlier runs.
+    pub runs: Vec<Seen>,
+}
+
+/// A run that lies on the manager.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    pub name: String,
+    /// The repository whose hvbak began it.
+    pub owner: String,
+    pub kind: Kind,
+}
+
+/// What a run does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Backup,
+    /// engine-cleanup, before a restore.
+    Cleanup,
+    Restore,
+    /// engine-setup, after one.
+    Setup,
+}
+
+impl Kind {
+    /// The word in the run's directory; a backup has none.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Backup => "",
+            Self::Cleanup => "cleanup",
+            Self::Restore => "restore",
+            Self::Setup => "setup",
+        }
+    }
+
+    /// The program.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Backup | Self::Restore => "engine-backup",
+            Self::Cleanup => "engine-cleanup",
+            Self::Setup => "engine-setup",
+        }
+    }
+
+    /// `None`: of a later hvbak.
+    fn of(word: &str) -> Option<Self> {
+        let all = [Self::Backup, Self::Cleanup, Self::Restore, Self::Setup];
+        all.into_iter().find(|kind| kind.word() == word)
+    }
 }
 
 impl Look {
@@ -191,7 +259,12 @@ impl Look {
             files: kib("files_kib")?,
             databases: pairs("database").filter_map(|(n, b)| Some((n, b.parse().ok()?))).collect(),
             unknown: fields.all("unknown").map(ToOwned::to_owned).collect(),
-            runs: pairs("run").map(|(name, owner)| (name, owner.to_owned())).collect(),
+            runs: pairs("run")
+                .filter_map(|(name, rest)| {
+                    let (owner, kind) = rest.split_once(':').unwrap_or((rest, ""));
+                    Some(Seen { name, owner: owner.to_owned(), kind: Kind::of(kind)? })
+                })
+                .collect(),
         })
     }
 
@@ -217,6 +290,8 @@ pub enum State {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Poll {
     pub state: State,
+    /// It was started; one that is only prepared has vanished without it.
+    pub started: bool,
     /// Bytes of the archive, the log, and the temporary folder so far.
     pub archive: u64,
     pub log: u64,
@@ -242,6 +317,7 @@ impl Poll {
         };
         Ok(Self {
             state,
+            started: fields.first("started").is_some(),
             archive: number("engine.backup"),
             log: number("engine-backup.log"),
             temporary: number("tmp_kib").saturating_mul(1024),
@@ -251,18 +327,22 @@ impl Poll {
 }
 
 /// `key=value` lines.
-struct Fields<'a>(Vec<(&'a str, &'a str)>);
+pub(crate) struct Fields<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Fields<'a> {
-    fn new(text: &'a str) -> Self {
+    pub(crate) fn new(text: &'a str) -> Self {
         Self(text.lines().filter_map(|line| line.split_once('=')).collect())
     }
 
-    fn first(&self, key: &str) -> Option<&'a str> {
+    pub(crate) fn first(&self, key: &str) -> Option<&'a str> {
         self.0.iter().find(|(k, _)| *k == key).map(|(_, v)| *v)
     }
 
-    fn all(&self, key: &'static str) -> impl Iterator<Item = &'a str> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        self.0.iter().copied()
+    }
+
+    pub(crate) fn all(&self, key: &'static str) -> impl Iterator<Item = &'a str> {
         self.0.iter().filter(move |(k, _)| *k == key).map(|(_, v)| *v)
     }
 }
@@ -318,7 +398,6 @@ mod tests {
 
     #[test]
     fn rule_14_a_run_is_detached_and_its_code_and_output_lie_in_files() {
-        use std::os::unix::fs::PermissionsExt;
         let base = base("detached");
         let body = "tty >&2; echo Done.; exit 3";
         assert!(sh(START, &[&base, "a", "me", "/bin/sh", "-c", body]).status.success());
@@ -326,10 +405,51 @@ mod tests {
         assert_eq!((poll.state, poll.line.as_str()), (State::Ended(Ended::Code(3)), "Done."));
         let dir = std::path::Path::new(&base).join("a");
         assert_eq!(std::fs::read_to_string(dir.join("stderr")).unwrap(), "not a tty\n");
-        // Rule 16: nobody else may read what a run leaves.
-        for path in [dir.clone(), dir.join("stdout"), dir.join("tmp")] {
+        std::fs::remove_dir_all(base).unwrap();
+    }
+
+    #[test]
+    fn rule_16_nobody_else_may_read_what_a_run_leaves() {
+        use std::os::unix::fs::PermissionsExt;
+        let base = base("modes");
+        // As engine-backup 4.2 does: it opens its archive with the umask it is given.
+        let body = format!("umask; echo secrets >{base}/a/engine.backup");
+        let line = format!("umask 022; exec /bin/sh -c \"$0\" hvbak {base} a me /bin/sh -c \"$1\"");
+        let started = Command::new("/bin/sh").args(["-c", &line, START, &body]).status().unwrap();
+        assert!(started.success());
+        assert_eq!(wait(&base, "a").state, State::Ended(Ended::Code(0)));
+        let dir = std::path::Path::new(&base).join("a");
+        assert_eq!(std::fs::read_to_string(dir.join("stdout")).unwrap(), "0077\n");
+        let names = ["", "stdout", "stderr", "tmp", "engine.backup", "command"];
+        for path in names.map(|name| dir.join(name)) {
             assert_eq!(path.metadata().unwrap().permissions().mode() & 0o077, 0, "{path:?}");
         }
+        std::fs::remove_dir_all(base).unwrap();
+    }
+
+    #[test]
+    fn a_prepared_run_is_started_once_and_its_secrets_go_when_it_ends() {
+        let base = base("prepared");
+        let prepare = || sh(PREPARE, &[&base, "a", "me", "restore", "engine@latest"]).status;
+        assert!(prepare().success() && prepare().success(), "it may be repeated");
+        let look = |poll: Poll| (poll.state, poll.started);
+        assert_eq!(look(poll(&base, "a")), (State::Ended(Ended::Vanished), false));
+        let secret = std::path::Path::new(&base).join("a/secret.db");
+        std::fs::write(&secret, "secret").unwrap();
+        let body = format!("cat {}; exit 1", secret.display());
+        let start = || sh(START, &[&base, "a", "me", "/bin/sh", "-c", &body]).status.code();
+        assert_eq!(start(), Some(0));
+        assert_eq!(look(wait(&base, "a")), (State::Ended(Ended::Code(1)), true));
+        assert_eq!(std::fs::read_to_string(format!("{base}/a/stdout")).unwrap(), "secret");
+        assert!(!secret.exists(), "whoever is there to see it");
+        assert_eq!(start(), Some(76), "never twice");
+        // One that was not started is swept although another run is at work.
+        assert!(sh(PREPARE, &[&base, "b", "me", "restore", "x"]).status.success());
+        assert!(sh(START, &[&base, "c", "me", "/bin/sh", "-c", "sleep 30"]).status.success());
+        assert_eq!(sh(PREPARE, &[&base, "d", "me", "restore", "x"]).status.code(), Some(75));
+        assert_eq!(sh(SWEEP, &[&base, "b"]).status.code(), Some(0));
+        assert_eq!(sh(SWEEP, &[&base, "c"]).status.code(), Some(75));
+        sh(STOP, &[&base, "c"]);
         std::fs::remove_dir_all(base).unwrap();
     }
 
@@ -350,10 +470,12 @@ mod tests {
 
     #[test]
     fn an_answer_is_read() {
-        let text = "root=\nuid=0\nname=engine.example.test\nversion=4.5.7\nprogram=yes\nfree_kib=1000\nfiles_kib=20\ndatabase=ENGINE:4096\nunknown=DWH\nrun=20261121T021454Z:me\n";
+        let text = "root=\nuid=0\nname=engine.example.test\nversion=4.5.7\nprogram=yes\nfree_kib=1000\nfiles_kib=20\ndatabase=ENGINE:4096\nunknown=DWH\nrun=20261121T021454Z:me\nrun=20261121T021455Z:me:restore\nrun=20261121T021456Z:me:later\n";
         let look = Look::parse(text, "/usr/bin/engine-backup").unwrap();
         assert_eq!((look.free, look.files, look.databases["ENGINE"]), (1_024_000, 20_480, 4096));
-        assert_eq!(look.runs, [("20261121T021454Z".to_owned(), "me".to_owned())]);
+        let runs: Vec<_> = look.runs.iter().map(|r| (r.name.as_str(), r.kind)).collect();
+        let expected = [("20261121T021454Z", Kind::Backup), ("20261121T021455Z", Kind::Restore)];
+        assert_eq!(runs, expected);
         let none = "root=\nuid=0\nname=x\nversion=\nfree_kib=1\nfiles_kib=1\n";
         assert!(matches!(
             Look::parse(none, "/usr/bin/engine-backup"),

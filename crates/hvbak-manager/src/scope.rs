@@ -113,7 +113,38 @@ impl Scope {
         })
     }
 
-    /// The scope of a content line of backup (`- Files`, `- DWH database 'x'`).
+    /// The beginning of the names in the engine's configuration: `ENGINE_DB_HOST`.
+    pub fn conf_prefix(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Db => "ENGINE",
+            Self::DwhDb => "DWH",
+            Self::CinderlibDb => "CINDERLIB",
+            Self::ManagedblockDb => "MANAGEDBLOCK",
+            Self::KeycloakDb => "KEYCLOAK",
+            Self::ReportsDb => "REPORTS",
+            Self::Files | Self::GrafanaDb => return None,
+        })
+    }
+
+    /// The database's name unless the configuration has another.
+    pub fn usual_database(self) -> &'static str {
+        match self {
+            Self::Db => "engine",
+            Self::DwhDb => "ovirt_engine_history",
+            Self::CinderlibDb => "ovirt_cinderlib",
+            Self::ManagedblockDb => "ovirt_managedblock",
+            Self::KeycloakDb => "ovirt_engine_keycloak",
+            Self::ReportsDb => "ovirt_engine_reports",
+            Self::Files | Self::GrafanaDb => "",
+        }
+    }
+
+    /// Whether this version restores the scope: what a later one renamed it still reads.
+    pub fn restored_in(self, version: &Version) -> bool {
+        self.in_version(version) || (self == Self::CinderlibDb && version.at_least(&[4, 5, 8]))
+    }
+
+    /// The scope of a content line of backup or restore (`- Files`, `- DWH database 'x'`).
     pub fn of_content_line(line: &str) -> Option<Self> {
         let text = line.strip_prefix("- ")?;
         if text == "Files" {

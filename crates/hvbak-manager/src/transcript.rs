@@ -75,6 +75,14 @@ impl RunFailed {
             "install sqlite on the manager, or try again when Grafana is idle"
         } else if has("Engine service is active") {
             "stop ovirt-engine first"
+        } else if has("is not empty") {
+            "the configuration is restored already; run engine-cleanup and restore again"
+        } else if has("and temporary ones created") {
+            "drop the databases and roles named NAME_DATE that it made, empty the old ones, and \
+             restore again"
+        } else if has("an't connect to database") {
+            "the configuration is restored already and says where the database is; make it \
+             answer, or restore with other credentials"
         } else {
             "the stored log has the details"
         }
@@ -82,7 +90,7 @@ impl RunFailed {
 }
 
 /// Whether a run went well as far as it says itself.
-fn said_well(run: &Transcript<'_>) -> Result<(), RunFailed> {
+pub(crate) fn said_well(run: &Transcript<'_>) -> Result<(), RunFailed> {
     match run.ended {
         Ended::Vanished => Err(RunFailed::Vanished),
         Ended::Code(0) => match last_line(run.stdout) {
@@ -132,6 +140,6 @@ fn quote_lines<'a>(lines: impl Iterator<Item = &'a str>) -> String {
 }
 
 /// Foreign text on one line of bounded length.
-fn quote(line: &str) -> String {
+pub(crate) fn quote(line: &str) -> String {
     line.trim().chars().filter(|c| !c.is_control()).take(300).collect()
 }

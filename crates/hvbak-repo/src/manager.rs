@@ -2,7 +2,7 @@
 //!
 //! `manager/<fqdn>/<point-id>/` holds `engine.backup` (the program's own archive, usable
 //! without hvbak), its log and output, and a manifest; `.failed-<point-id>` keeps log and
-//! output of a run that failed. The rules are those of all points: built under a hidden
+//! output of a run that failed, `.restore-<point-id>` those of a restore. The rules are those of all points: built under a hidden
 //! name, fsynced, renamed, manifest last, never changed afterwards. Archives hold the
 //! engine's CA key, so everything is its owner's alone (0700, 0600).
 
@@ -32,6 +32,9 @@ use crate::{
 /// Directory of all managers.
 const MANAGER: &str = "manager";
 const FAILED: &str = ".failed-";
+const RESTORE: &str = ".restore-";
+/// What came of a restore, beside its log.
+const OUTCOME: &str = "outcome.json";
 /// The archive's name in a point.
 pub const ARCHIVE: &str = "engine.backup";
 /// Larger manifests are not ours.
@@ -377,6 +380,20 @@ impl ManagerStaging {
         Ok(ManagerPoint { path: target, manifest })
     }
 
+    /// Keeps log, output and outcome of what was done with a point. Returns where.
+    pub fn keep(self, outcome: &impl Serialize) -> Result<PathBuf> {
+        let path = self.path.join(OUTCOME);
+        let mut text = serde_json::to_vec_pretty(outcome)
+            .map_err(|cause| Error::Encode { path: path.clone(), cause })?;
+        text.push(b'\n');
+        durable::write_new(&path, &text)?;
+        durable::sync_dir(&self.path)?;
+        let target = self.dir.join(format!("{RESTORE}{}", self.point));
+        durable::remove_tree(&target)?;
+        durable::rename_new(&self.path, &target)?;
+        Ok(target)
+    }
+
     /// Keeps log and output of a failed run, and nothing else of it. Returns where.
     pub fn fail(self, why: &str) -> Result<PathBuf> {
         let archive = self.path.join(ARCHIVE);
@@ -523,6 +540,11 @@ mod tests {
         staging.add("engine-backup.log", b"FATAL").unwrap();
         let kept = staging.fail("why").unwrap();
         assert!(kept.join("engine-backup.log").exists() && !kept.join(ARCHIVE).exists());
+        let point = "20261121T021455Z".parse().unwrap();
+        let mut staging = repository.stage_manager(&lock, &point).unwrap();
+        staging.add("engine-backup.log", b"Done.").unwrap();
+        let kept = staging.keep(&"well").unwrap();
+        assert_eq!(fs::read_to_string(kept.join(OUTCOME)).unwrap(), "\"well\"\n");
         assert!(repository.manager_points(&name).unwrap().points.is_empty());
     }
 }

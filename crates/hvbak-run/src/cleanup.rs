@@ -168,14 +168,16 @@ async fn undo(context: &Context, step: &Step, inventory: &mut Option<Inventory>)
                 .map_err(error::ssh(host_name, "remove the worker"))?;
             Ok(true)
         }
-        Step::ManagerRun { manager, base, point } => {
+        Step::ManagerRun { manager, base, point }
+        | Step::ManagerRestore { manager, base, run: point, .. } => {
             let Some(settings) = &context.settings.manager else {
                 return Err(RunError::ManagerUnfit {
                     manager: manager.clone(),
                     why: "the configuration has no section [manager] any more".into(),
                 });
             };
-            crate::manager::undo(&context.settings, settings, base, point).await?;
+            let restore = matches!(step, Step::ManagerRestore { .. });
+            crate::manager::undo(&context.settings, settings, base, point, restore).await?;
             Ok(true)
         }
         Step::Disk { .. } | Step::Vm { .. } => restore::undo(context, step).await,

@@ -96,6 +96,31 @@ pub enum RunError {
     },
     #[error("the archive that manager {manager} made is no good: {why}{}", kept_text(kept))]
     ManagerArchive { manager: String, why: String, kept: Option<std::path::PathBuf> },
+    #[error("{}manager {manager} cannot be restored now: {}", changed_text(*cleaned), stops_text(.findings))]
+    ManagerPreflight {
+        manager: String,
+        findings: Vec<hvbak_manager::restore::Finding>,
+        /// engine-cleanup was run before.
+        cleaned: bool,
+    },
+    #[error("restore of manager {manager} failed{}", kept_text(kept))]
+    ManagerRestore {
+        manager: String,
+        #[source]
+        cause: hvbak_manager::restore::RestoreFailed,
+        kept: Option<std::path::PathBuf>,
+    },
+    #[error("{program} failed on manager {manager}: {why}{}", kept_text(kept))]
+    ManagerTool {
+        manager: String,
+        program: &'static str,
+        why: String,
+        kept: Option<std::path::PathBuf>,
+    },
+    #[error("a restore was started on manager {manager}, and nobody has seen what came of it")]
+    ManagerUnjudged { manager: String },
+    #[error("password for {scope} cannot be used: {why}")]
+    ManagerPassword { scope: hvbak_manager::Scope, why: &'static str },
     #[error("host {host} tells nothing of the self-hosted engine")]
     HostedEngine {
         host: String,
@@ -150,6 +175,11 @@ impl RunError {
                 _ => 1,
             },
             Self::Compare { .. } | Self::ManagerArchive { .. } => 15,
+            Self::ManagerRestore { cause, .. } => match cause {
+                hvbak_manager::restore::RestoreFailed::Run(_) => 1,
+                _ => 15,
+            },
+            Self::ManagerPassword { .. } => 2,
             Self::ManagerBusy { .. } => 11,
             Self::ManagerCommand { .. } => 2,
             Self::Cut { cause, .. } => cause.exit_code(),
@@ -183,12 +213,24 @@ impl RunError {
                 });
             }
             Self::ManagerRun { cause, .. } => cause.hint(),
+            Self::ManagerRestore { cause, .. } => cause.hint(),
+            Self::ManagerPreflight { findings, .. } => {
+                let remedies: Vec<_> =
+                    findings.iter().filter_map(|f| f.remedy.as_deref()).collect();
+                return (!remedies.is_empty()).then(|| remedies.join("; "));
+            }
+            Self::ManagerUnjudged { .. } => {
+                "`hvbak manager-restore --pick-up` waits for it and judges it"
+            }
+            Self::ManagerTool { .. } => {
+                "its own log is in /var/log/ovirt-engine/setup on the manager"
+            }
             Self::HostedEngine { cause, .. } => cause.hint(),
             Self::HostedEngineUnchanged { .. } => {
                 "look at ovirt-ha-agent and the shared storage of the self-hosted engine"
             }
             Self::ManagerBusy { .. } => {
-                "wait for it to end; the next `hvbak manager-backup` takes its archive home"
+                "wait for it to end; the next `hvbak manager-backup`, or `hvbak manager-restore --pick-up`, takes home what it made"
             }
             Self::Freeze { .. } => "start qemu-guest-agent in the guest, or use `--quiesce auto`",
             Self::Ssh { cause, .. } => return cause.hint(),
@@ -243,6 +285,18 @@ impl RunError {
 
 fn kept_text(kept: &Option<std::path::PathBuf>) -> String {
     kept.as_ref().map_or_else(String::new, |path| format!(" (log kept in {})", path.display()))
+}
+
+fn changed_text(cleaned: bool) -> &'static str {
+    if cleaned {
+        "engine-cleanup was run, and nothing else was changed; "
+    } else {
+        "nothing was changed; "
+    }
+}
+
+fn stops_text(findings: &[hvbak_manager::restore::Finding]) -> String {
+    findings.iter().map(|f| f.text.as_str()).collect::<Vec<_>>().join("; ")
 }
 
 /// Names the operation that an engine call belongs to.

@@ -74,7 +74,8 @@ pub fn target_as(
     Ok(target)
 }
 
-fn options(settings: &Settings) -> SshOptions {
+/// Patience with a host.
+pub fn options(settings: &Settings) -> SshOptions {
     let keepalive = settings.ssh.keepalive;
     // An upload that is stuck is noticed as late as a silent download: three unanswered
     // keepalives and the silence before them.
@@ -114,7 +115,7 @@ fn trust(
 }
 
 /// The jump host: `[USER@]HOST[:PORT]`, pinned by its configured key.
-fn jump(settings: &Settings) -> Result<Option<Target>> {
+pub fn jump(settings: &Settings) -> Result<Option<Target>> {
     let Some((text, key)) = &settings.ssh.jump else { return Ok(None) };
     let (user, rest) = text.split_once('@').unwrap_or((&settings.ssh.user, text));
     let (host, port) = match rest.rsplit_once(':') {

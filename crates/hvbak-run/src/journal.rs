@@ -26,6 +26,9 @@ pub enum Step {
     Partial { vm: VmId, point: PointId },
     /// A directory of a run of engine-backup lies on the manager, below `base`.
     ManagerRun { manager: String, base: String, point: PointId },
+    /// A directory of a restore of the manager lies on it, below `base`; `kind` is what of
+    /// it runs there: engine-cleanup, engine-backup or engine-setup.
+    ManagerRestore { manager: String, base: String, run: PointId, kind: String },
     /// A disk made by a restore.
     Disk { id: DiskId, alias: String },
     /// A VM made by a restore, with an id that we chose.
@@ -45,6 +48,9 @@ impl Step {
             Self::Partial { vm, point } => format!("half-made point {point} of VM {vm}"),
             Self::ManagerRun { manager, point, .. } => {
                 format!("run {point} of engine-backup on {manager}")
+            }
+            Self::ManagerRestore { manager, run, kind, .. } => {
+                format!("{kind} {run} of a restore of manager {manager}")
             }
             Self::Disk { id, alias } => format!("disk `{alias}` ({id})"),
             Self::Vm { id, name } => format!("VM `{name}` ({id})"),

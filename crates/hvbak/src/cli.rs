@@ -67,6 +67,8 @@ pub enum Command {
     HostedEngine(HostedEngineArgs),
     /// Prove offline that archives of engine-backup are whole
     ManagerVerify(ManagerVerifyArgs),
+    /// Bring a stored backup of the manager back onto a manager
+    ManagerRestore(ManagerRestoreArgs),
     /// Remove stored backups of managers that the keep rules do not ask for
     ManagerPrune(ManagerPruneArgs),
     /// Remove points that the keep rules do not ask for; what stands on them stays whole
@@ -434,6 +436,77 @@ pub struct ManagerBackupArgs {
     /// Compressor of the configuration files within it
     #[arg(long, value_enum)]
     pub files_compressor: Option<CompressorArg>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The machine is the one of the section [manager]. Nothing is changed there before everything that can\nbe known was looked at; what stops the restore is told with its remedy. `--dry-run` looks and prints\nevery command. The restore goes on when the connection or hvbak is lost: run the same command again,\nor `--pick-up`, to wait for it and to learn what came of it.\n\nExamples:\n  Fresh machine:       hvbak manager-restore engine.example.com --provision-all-databases --engine-setup\n  Overwrite:           hvbak manager-restore engine.example.com --engine-cleanup --restore-permissions\n  Engine's database:   hvbak manager-restore engine.example.com --scope db --restore-permissions\n  Remote database:     hvbak manager-restore engine.example.com --scope db --no-restore-permissions \\\n                           --credentials db=engine@db.example.com/engine --password-file db=/root/pw"
+)]
+pub struct ManagerRestoreArgs {
+    /// FQDN, FQDN@latest, FQDN@20261121T021454Z, FQDN@2026-11-21
+    #[arg(value_name = "POINT", required_unless_present = "pick_up")]
+    pub point: Option<String>,
+    /// What to restore (repeatable): all, files, db, dwhdb, cinderlibdb, managedblockdb,
+    /// keycloakdb, grafanadb
+    #[arg(long, value_name = "SCOPE", default_value = "all")]
+    pub scope: Vec<String>,
+    /// Look, print what would be found and run, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Wait for a restore that lost its hvbak, and judge it
+    #[arg(long, conflicts_with_all = ["point", "dry_run"])]
+    pub pick_up: bool,
+    /// Make roles and databases, as on a fresh machine
+    #[arg(long, help_heading = "Databases")]
+    pub provision_all_databases: bool,
+    /// Make only this one (repeatable)
+    #[arg(
+        long,
+        value_name = "SCOPE",
+        help_heading = "Databases",
+        conflicts_with = "provision_all_databases"
+    )]
+    pub provision: Vec<String>,
+    /// Restore who may do what in the databases: the same roles are there
+    #[arg(long, help_heading = "Databases", conflicts_with = "no_restore_permissions")]
+    pub restore_permissions: bool,
+    /// Leave permissions out: the roles are others
+    #[arg(long, help_heading = "Databases")]
+    pub no_restore_permissions: bool,
+    /// Restore a database to another place (repeatable); not together with provisioning
+    #[arg(long, value_name = "SCOPE=USER@HOST[:PORT]/DATABASE", help_heading = "Databases")]
+    pub credentials: Vec<String>,
+    /// The password for it, in a file of mode 0600
+    #[arg(long, value_name = "SCOPE=FILE", help_heading = "Databases")]
+    pub password_file: Vec<String>,
+    /// Reach it with TLS
+    #[arg(long, value_name = "SCOPE", help_heading = "Databases")]
+    pub tls: Vec<String>,
+    /// Reach it with TLS and check its certificate
+    #[arg(long, value_name = "SCOPE", help_heading = "Databases")]
+    pub tls_validated: Vec<String>,
+    /// Run engine-cleanup first: it stops the engine, dumps and empties its databases, and
+    /// removes its configuration
+    #[arg(long, help_heading = "Before and after")]
+    pub engine_cleanup: bool,
+    /// Run engine-setup afterwards, with defaults and without new packages
+    #[arg(long, help_heading = "Before and after")]
+    pub engine_setup: bool,
+    /// Answers for engine-setup; sent as a secret and removed
+    #[arg(long, value_name = "FILE", help_heading = "Before and after", requires = "engine_setup")]
+    pub answer_file: Option<PathBuf>,
+    /// A host of the self-hosted engine, to be asked whether global maintenance is set
+    #[arg(long, value_name = "HOST", help_heading = "Self-hosted engine")]
+    pub hosted_engine_host: Option<String>,
+    /// Leave the self-hosted engine's storage domain and VM out of the engine
+    #[arg(long, help_heading = "Self-hosted engine")]
+    pub he_remove_storage_vm: bool,
+    /// Leave its hosts out of the engine
+    #[arg(long, help_heading = "Self-hosted engine")]
+    pub he_remove_hosts: bool,
+    /// Keep running tasks, jobs and the state of highly available VMs as they were
+    #[arg(long)]
+    pub keep_temporary_data: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -346,13 +346,18 @@ impl Config {
 
 /// Reads a secret: the first line of a file that others cannot read.
 pub fn read_secret(what: &'static str, path: &Path) -> Result<Secret, ConfigError> {
+    let text = read_secret_text(what, path)?;
+    Ok(Secret::new(text.expose().lines().next().unwrap_or("")))
+}
+
+/// All of a file that nobody else may read.
+pub fn read_secret_text(what: &'static str, path: &Path) -> Result<Secret, ConfigError> {
     let fail = |cause| ConfigError::SecretFile { what, path: path.to_owned(), cause };
     let mode = std::fs::metadata(path).map_err(fail)?.mode();
     if mode & 0o007 != 0 {
         return Err(ConfigError::SecretOpen { what, path: path.to_owned(), mode: mode & 0o7777 });
     }
-    let text = std::fs::read_to_string(path).map_err(fail)?;
-    Ok(Secret::new(text.lines().next().unwrap_or("")))
+    Ok(Secret::new(std::fs::read_to_string(path).map_err(fail)?))
 }
 
 #[cfg(test)]

@@ -47,7 +47,12 @@ pub struct Dump {
     pub size: u64,
     /// Tables that carry data; of custom dumps.
     pub tables: BTreeSet<String>,
+    /// Rows of `vm_static`, when they are stored in a way that is understood.
+    pub vms: Option<u64>,
 }
+
+/// The table whose rows are counted: an engine without any is no engine.
+const COUNTED: &str = "vm_static";
 
 fn bad<T>(text: impl Into<String>) -> Result<T, Flaw> {
     Err(Flaw::Bad(text.into()))
@@ -61,19 +66,20 @@ pub fn check(reader: impl Read) -> Result<Dump, Flaw> {
         return bad("the dump is empty");
     }
     if start.starts_with(b"PGDMP") {
-        let tables = scan.custom()?;
-        return Ok(Dump { format: Format::Custom, size: scan.at, tables });
+        let (tables, vms) = scan.custom()?;
+        return Ok(Dump { format: Format::Custom, size: scan.at, tables, vms });
     }
     if start.starts_with(b"--\n-- PostgreSQL database dump") {
-        let size = plain(scan.inner)?;
-        return Ok(Dump { format: Format::Plain, size, tables: BTreeSet::new() });
+        let (size, vms) = plain(scan.inner)?;
+        return Ok(Dump { format: Format::Plain, size, tables: BTreeSet::new(), vms });
     }
     bad("it is no dump of PostgreSQL")
 }
 
 /// To the end of SQL text; its last lines must say that it is complete.
-fn plain(mut reader: impl Read) -> Result<u64, Flaw> {
+fn plain(mut reader: impl Read) -> Result<(u64, Option<u64>), Flaw> {
     let (mut tail, mut size) = (Vec::new(), 0);
+    let mut rows = Rows::behind(&[b"COPY public.vm_static ", b"COPY vm_static "]);
     let mut buffer = vec![0; 64 << 10];
     loop {
         let count = reader.read(&mut buffer)?;
@@ -81,6 +87,7 @@ fn plain(mut reader: impl Read) -> Result<u64, Flaw> {
             break;
         }
         size += count as u64;
+        rows.push(&buffer[..count]);
         tail.extend_from_slice(&buffer[..count]);
         let cut = tail.len().saturating_sub(TAIL);
         tail.drain(..cut);
@@ -89,7 +96,71 @@ fn plain(mut reader: impl Read) -> Result<u64, Flaw> {
     if !tail.windows(end.len()).any(|w| w == end) {
         return bad("the dump is cut off: pg_dump's last line is missing");
     }
-    Ok(size)
+    Ok((size, rows.count()))
+}
+
+/// Counts the lines of a COPY up to its end mark, in text that comes in pieces.
+struct Rows {
+    /// Beginnings of the line before the first; none: the text begins with the first.
+    heads: &'static [&'static [u8]],
+    state: RowState,
+    /// The beginning of the line at hand.
+    line: Vec<u8>,
+    rows: u64,
+}
+
+#[derive(PartialEq, Eq)]
+enum RowState {
+    Before,
+    Within,
+    After,
+}
+
+impl Rows {
+    fn behind(heads: &'static [&'static [u8]]) -> Self {
+        let state = if heads.is_empty() { RowState::Within } else { RowState::Before };
+        Self { heads, state, line: Vec::new(), rows: 0 }
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if self.state == RowState::After {
+                return;
+            }
+            if byte != b'\n' {
+                // Longer beginnings decide nothing.
+                if self.line.len() < 64 {
+                    self.line.push(byte);
+                }
+                continue;
+            }
+            match self.state {
+                RowState::Before if self.heads.iter().any(|h| self.line.starts_with(h)) => {
+                    self.state = RowState::Within;
+                }
+                RowState::Within if self.line == b"\\." => self.state = RowState::After,
+                RowState::Within => self.rows += 1,
+                _ => {}
+            }
+            self.line.clear();
+        }
+    }
+
+    /// Only of a COPY that ended.
+    fn count(&self) -> Option<u64> {
+        (self.state == RowState::After).then_some(self.rows)
+    }
+}
+
+/// What the table of contents promises.
+#[derive(Default)]
+struct Contents {
+    /// Entries with data.
+    promised: BTreeSet<i64>,
+    /// Tables with data.
+    tables: BTreeSet<String>,
+    /// The entry whose rows are counted.
+    counted: Option<i64>,
 }
 
 struct Scan<R> {
@@ -163,7 +234,8 @@ impl<R: BufRead> Scan<R> {
         }
     }
 
-    fn custom(&mut self) -> Result<BTreeSet<String>, Flaw> {
+    /// Tables with data, and the rows of the one that is counted.
+    fn custom(&mut self) -> Result<(BTreeSet<String>, Option<u64>), Flaw> {
         let [_, _, _, _, _, major, minor, _, int, offset, format] = self.bytes::<11>()?;
         if major != 1 || !(10..=16).contains(&minor) {
             return bad(format!("archive version {major}.{minor} of pg_dump is not known"));
@@ -172,18 +244,27 @@ impl<R: BufRead> Scan<R> {
             return bad("the header of the dump is damaged");
         }
         self.int = usize::from(int);
-        if minor >= 15 {
-            self.byte()?;
+        let packed = if minor >= 15 {
+            match self.byte()? {
+                0 => Packed::No,
+                1 => Packed::Zlib,
+                _ => Packed::Unknown,
+            }
         } else {
-            self.integer()?;
-        }
+            match self.integer()? {
+                0 => Packed::No,
+                _ => Packed::Zlib,
+            }
+        };
         for _ in 0..7 {
             self.integer()?;
         }
         for _ in 0..3 {
             self.pass()?;
         }
-        let (mut promised, tables) = self.contents(minor, usize::from(offset))?;
+        let Contents { mut promised, tables, counted } =
+            self.contents(minor, usize::from(offset))?;
+        let mut rows = None;
         while !self.inner.fill_buf()?.is_empty() {
             let kind = self.byte()?;
             if !matches!(kind, 1 | 3) {
@@ -191,6 +272,7 @@ impl<R: BufRead> Scan<R> {
             }
             let id = self.integer()?;
             match kind {
+                1 if counted == Some(id) => rows = self.rows(packed)?,
                 1 => self.chunks()?,
                 _ => {
                     while self.integer()? != 0 {
@@ -205,20 +287,40 @@ impl<R: BufRead> Scan<R> {
         if !promised.is_empty() {
             return bad(format!("the dump is cut off: {} tables have no data", promised.len()));
         }
-        Ok(tables)
+        Ok((tables, rows))
     }
 
-    /// The table of contents: ids of entries with data, and names of tables with data.
-    fn contents(
-        &mut self,
-        minor: u8,
-        offset: usize,
-    ) -> Result<(BTreeSet<i64>, BTreeSet<String>), Flaw> {
+    /// Counts the rows of a data block while passing it.
+    fn rows(&mut self, packed: Packed) -> Result<Option<u64>, Flaw> {
+        let mut rows = Rows::behind(&[]);
+        let mut chunks = Chunks { scan: self, left: 0, ended: false, flaw: None };
+        let mut buffer = vec![0; 16 << 10];
+        let damaged = match packed {
+            Packed::Unknown => None,
+            Packed::No => feed(&mut chunks, &mut buffer, &mut rows),
+            Packed::Zlib => {
+                feed(&mut flate2::read::ZlibDecoder::new(&mut chunks), &mut buffer, &mut rows)
+            }
+        };
+        // What the decoder did not take belongs to the block, too.
+        let rest = io::copy(&mut chunks, &mut io::sink());
+        if let Some(flaw) = chunks.flaw.take() {
+            return Err(flaw);
+        }
+        rest?;
+        match damaged {
+            Some(cause) => bad(format!("the data of table {COUNTED} cannot be unpacked: {cause}")),
+            None => Ok(rows.count()),
+        }
+    }
+
+    /// The table of contents.
+    fn contents(&mut self, minor: u8, offset: usize) -> Result<Contents, Flaw> {
         let count = self.integer()?;
         if !u64::try_from(count).is_ok_and(|c| c > 0 && c <= ENTRIES_MAX) {
             return bad(format!("the table of contents claims {count} entries"));
         }
-        let (mut promised, mut tables) = (BTreeSet::new(), BTreeSet::new());
+        let mut contents = Contents::default();
         for _ in 0..count {
             let id = self.integer()?;
             let dumper = self.integer()? != 0;
@@ -246,13 +348,16 @@ impl<R: BufRead> Scan<R> {
                 return bad(format!("entry {id} of the table of contents is damaged"));
             }
             if dumper && state != 3 {
-                promised.insert(id);
-                if what == "TABLE DATA" && tables.len() < TABLES_MAX {
-                    tables.insert(tag);
+                contents.promised.insert(id);
+                if what == "TABLE DATA" && tag == COUNTED {
+                    contents.counted = Some(id);
+                }
+                if what == "TABLE DATA" && contents.tables.len() < TABLES_MAX {
+                    contents.tables.insert(tag);
                 }
             }
         }
-        Ok((promised, tables))
+        Ok(contents)
     }
 
     fn chunks(&mut self) -> Result<(), Flaw> {
@@ -262,6 +367,63 @@ impl<R: BufRead> Scan<R> {
                 length => self.skip(length)?,
             }
         }
+    }
+}
+
+/// How data blocks are packed.
+#[derive(Clone, Copy)]
+enum Packed {
+    No,
+    Zlib,
+    Unknown,
+}
+
+/// Into the counter; what the source cannot give.
+fn feed(source: &mut impl Read, buffer: &mut [u8], rows: &mut Rows) -> Option<io::Error> {
+    loop {
+        match source.read(buffer) {
+            Ok(0) => return None,
+            Ok(count) => rows.push(&buffer[..count]),
+            Err(cause) => return Some(cause),
+        }
+    }
+}
+
+/// The chunks of a data block as one stream.
+struct Chunks<'a, R> {
+    scan: &'a mut Scan<R>,
+    left: u64,
+    ended: bool,
+    /// The dump broke inside the block.
+    flaw: Option<Flaw>,
+}
+
+impl<R: BufRead> Chunks<'_, R> {
+    fn take_some(&mut self, buffer: &mut [u8]) -> Result<usize, Flaw> {
+        while self.left == 0 && !self.ended {
+            match self.scan.integer()? {
+                0 => self.ended = true,
+                length => {
+                    self.left = u64::try_from(length).or_else(|_| bad("a negative length"))?
+                }
+            }
+        }
+        let room = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        self.scan.fill(&mut buffer[..room])?;
+        self.left -= room as u64;
+        Ok(room)
+    }
+}
+
+impl<R: BufRead> Read for Chunks<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.flaw.is_some() {
+            return Ok(0);
+        }
+        self.take_some(buffer).or_else(|flaw| {
+            self.flaw = Some(flaw);
+            Ok(0)
+        })
     }
 }
 
@@ -292,5 +454,5 @@ pub fn check_sqlite(mut reader: impl Read) -> Result<(Dump, bool), Flaw> {
     }
     // The b-tree of the schema begins on the first page: kind, then the count of cells.
     let empty = head[100] == 13 && head[103] == 0 && head[104] == 0;
-    Ok((Dump { format: Format::Sqlite, size, tables: BTreeSet::new() }, empty))
+    Ok((Dump { format: Format::Sqlite, size, tables: BTreeSet::new(), vms: None }, empty))
 }

@@ -5,6 +5,7 @@
 //! only that it could not be read. Nothing of it is unpacked, sourced or run.
 
 mod compress;
+mod conf;
 mod dump;
 mod nested;
 mod small;
@@ -20,6 +21,7 @@ use serde::Serialize;
 use sha2::Sha256;
 
 pub use compress::Compression;
+pub use conf::{Conf, Connection};
 pub use dump::Format;
 pub use small::Setting;
 
@@ -74,6 +76,18 @@ pub struct Report {
     pub parts: Vec<Part>,
     /// Sum of all members' sizes: what verify and restore need in their temporary folder.
     pub unpacked: u64,
+    /// VMs and templates of the engine: rows of `vm_static` in its dump, where they can be
+    /// counted.
+    pub vms: Option<u64>,
+    /// The member with the sums.
+    pub sums: Option<&'static str>,
+    /// `config` names a dump in pg_dump's own format, restored or not: then a restore must
+    /// be told what to do with permissions.
+    #[serde(skip)]
+    pub has_custom: bool,
+    /// What `files` says of the databases; holds passwords and is never written out.
+    #[serde(skip)]
+    pub conf: Conf,
     /// Damage. Empty: the archive is whole.
     pub findings: Vec<Finding>,
     /// True, and worth knowing.
@@ -286,6 +300,7 @@ fn part(
         if !files.has_ca {
             report.notes.push("`files` holds no etc/pki/ovirt-engine/ca.pem".into());
         }
+        report.conf = files.conf;
         return Ok(Part {
             scope,
             size,
@@ -314,6 +329,9 @@ fn part(
     let decoder = Decoder::open(BufReader::with_capacity(64 << 10, source))?;
     let compression = decoder.kind();
     let dump = dump::check(decoder)?;
+    if scope == Scope::Db {
+        report.vms = dump.vms;
+    }
     if scope == Scope::Db && dump.format == Format::Custom && !dump.tables.contains("vdc_options") {
         return Err(Flaw::Bad("it has no table vdc_options: no engine database".into()));
     }
@@ -342,7 +360,11 @@ impl Seen {
             None => {}
             Some(listed) => self.compare_sums(listed, report),
         }
+        report.sums = self.listed.as_ref().map(|listed| listed.kind.member());
         if let Some(config) = &self.config {
+            report.has_custom = config
+                .iter()
+                .any(|s| s.name.ends_with("DB_DUMP_FORMAT") && s.value == Format::Custom.word());
             for part in &report.parts.clone() {
                 let Some(prefix) = part.scope.config_prefix() else { continue };
                 self.compare_part(config, prefix, part, report);

@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     compress::{Compression, Decoder},
+    conf::{self, Collector, Conf},
     tar::{Flaw, Kind, Walker},
 };
 
@@ -25,6 +26,8 @@ pub struct Files {
     pub size: u64,
     /// The engine's certificate authority is in it.
     pub has_ca: bool,
+    /// What it says of databases.
+    pub conf: Conf,
 }
 
 /// Walks the member.
@@ -32,7 +35,9 @@ pub fn check(reader: impl Read) -> Result<Files, Flaw> {
     let decoder = Decoder::open(io::BufReader::with_capacity(64 << 10, reader))?;
     let compression = decoder.kind();
     let mut walker = Walker::new(io::BufReader::with_capacity(64 << 10, decoder));
-    let mut files = Files { compression, members: 0, size: 0, has_ca: false };
+    let mut files =
+        Files { compression, members: 0, size: 0, has_ca: false, conf: Conf::default() };
+    let mut collector = Collector::default();
     let (mut links, mut bytes) = (HashSet::new(), 0);
     while let Some(member) = walker.next_member()? {
         files.members += 1;
@@ -43,6 +48,9 @@ pub fn check(reader: impl Read) -> Result<Files, Flaw> {
             return Err(Flaw::Bad(format!("`{}` leads through a link", show(name))));
         }
         match member.kind {
+            Kind::File if conf::is_wanted(name) => {
+                collector.add(name, &mut Body(&mut walker)).map_err(of_body)?;
+            }
             Kind::File | Kind::Directory => {}
             Kind::HardLink => drop(inside(&member.link)?),
             Kind::Symlink => {
@@ -58,7 +66,32 @@ pub fn check(reader: impl Read) -> Result<Files, Flaw> {
     if files.members == 0 {
         return Err(Flaw::Bad("it holds no file".into()));
     }
+    files.conf = collector.finish();
     Ok(files)
+}
+
+/// A member as a reader.
+struct Body<'a, R>(&'a mut Walker<R>);
+
+/// A flaw on its way through a reader.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Flawed(String);
+
+impl<R: Read> Read for Body<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(|flaw| match flaw {
+            Flaw::Io(cause) => cause,
+            Flaw::Bad(text) => io::Error::other(Flawed(text)),
+        })
+    }
+}
+
+fn of_body(cause: io::Error) -> Flaw {
+    match cause.get_ref().and_then(|e| e.downcast_ref::<Flawed>()) {
+        Some(Flawed(text)) => Flaw::Bad(text.clone()),
+        None => Flaw::Io(cause),
+    }
 }
 
 /// A name that stays below the directory it is unpacked in, without `./` and a final `/`.

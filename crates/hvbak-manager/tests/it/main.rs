@@ -4,6 +4,7 @@
 
 mod archives;
 mod hostile;
+mod restore;
 mod support;
 mod transcripts;
 mod vm_status;

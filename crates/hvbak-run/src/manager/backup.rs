@@ -17,7 +17,12 @@ use hvbak_repo::{
 };
 use hvbak_types::PointId;
 
-use super::{ManagerContext, link::Link, pick_up::pick_up, run::Run};
+use super::{
+    ManagerContext,
+    link::Link,
+    pick_up::pick_up,
+    run::{OnCancel, Run},
+};
 use crate::{
     error::{self, Result, RunError},
     job::blocking,
@@ -117,7 +122,7 @@ async fn settle(journal: hvbak_repo::Journal, id: hvbak_repo::StepId) -> Result<
     .await
 }
 
-fn manager_name(context: &ManagerContext, look: &Look) -> Result<ManagerName> {
+pub(super) fn manager_name(context: &ManagerContext, look: &Look) -> Result<ManagerName> {
     let text = context.manager.name.clone().unwrap_or_else(|| look.name.clone());
     text.parse().map_err(|why| RunError::ManagerUnfit {
         manager: context.manager.address.clone(),
@@ -159,7 +164,7 @@ pub(super) async fn take_home(
     look: &Look,
 ) -> Result<(ManagerPoint, Report)> {
     let context = run.context;
-    let (ended, seconds) = run.wait().await?;
+    let (ended, seconds) = run.wait(OnCancel::Stop).await?;
     let mut staging = Some(
         context
             .repository

@@ -5,10 +5,9 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use hvbak_manager::remote::{self, Look};
-use hvbak_ssh::{
-    Connection, HostTrust, Identity, Output, Pin, PinStore, Process, SshOptions, Target,
-};
+use hvbak_ssh::{Connection, HostTrust, Identity, Output, Pin, PinStore, Process, Target};
 
 use super::ManagerSettings;
 use crate::{
@@ -39,8 +38,8 @@ pub fn target(settings: &Settings, manager: &ManagerSettings) -> Result<Target> 
     if settings.ssh.agent {
         target.identity.push(Identity::Agent { socket: None });
     }
-    target.options =
-        SshOptions { connect_timeout: settings.ssh.connect_timeout, ..SshOptions::default() };
+    target.options = hosts::options(settings);
+    target.jump = hosts::jump(settings)?.map(Box::new);
     let trust = match &manager.host_key {
         Some(line) => line.parse().map(|pin: Pin| HostTrust::Pinned(vec![pin])),
         None => PinStore::open(hosts::pin_file(settings))
@@ -77,13 +76,24 @@ impl Link {
         args: &[&str],
         doing: &'static str,
     ) -> Result<Output> {
+        self.feed(body, args, &Bytes::new(), doing).await
+    }
+
+    /// As [`Link::script`], with standard input.
+    pub async fn feed(
+        &mut self,
+        body: &str,
+        args: &[&str],
+        input: &Bytes,
+        doing: &'static str,
+    ) -> Result<Output> {
         let line = self.line(body, args);
         let until = tokio::time::Instant::now() + PATIENCE;
         let mut pause = Duration::from_millis(500);
         loop {
             let failed = match self.connected().await {
                 Err(cause) => cause,
-                Ok(connection) => match connection.exec(&line).await {
+                Ok(connection) => match connection.exec_with_stdin(&line, input.clone()).await {
                     Ok(output) => return Ok(output),
                     Err(cause) => cause,
                 },

@@ -8,6 +8,10 @@ mod hosted_engine;
 mod link;
 mod pick_up;
 mod prune;
+mod restore;
+mod restore_part;
+mod restore_source;
+mod restored;
 mod run;
 
 use std::{path::PathBuf, sync::Arc};
@@ -26,6 +30,11 @@ use crate::{
 pub use backup::{ManagerBackupOptions, ManagerBackupReport, manager_backup};
 pub use hosted_engine::{hosted_engine_maintenance, hosted_engine_status};
 pub use prune::{ManagerPrune, manager_prune};
+pub use restore::{
+    ManagerRestoreOptions, ManagerRestorePlan, PlannedCommand, SetupWish, manager_restore,
+    manager_restore_pick_up, manager_restore_plan,
+};
+pub use restored::{ManagerRestored, PickedUp, SetupDone};
 pub(crate) use run::undo;
 
 /// Where the manager is and how hvbak works there.

@@ -3,7 +3,7 @@
 //! Invariant: a run's directory is swept only when its point is published and readable, or
 //! when what it made was judged; the dead job's journal is settled after that, not before.
 
-use hvbak_manager::remote::Look;
+use hvbak_manager::remote::{Kind, Look, Seen};
 use hvbak_repo::{ManagerLock, ManagerName, ManagerPoint};
 use hvbak_types::PointId;
 
@@ -28,8 +28,16 @@ pub async fn pick_up(
     base: &str,
 ) -> Result<Vec<ManagerPoint>> {
     let mut picked_up = Vec::new();
-    for (run, owner) in &look.runs {
+    for Seen { name: run, owner, kind } in &look.runs {
         let Ok(point) = run.parse::<PointId>() else { continue };
+        if *kind != Kind::Backup {
+            // Only a restore can tell what became of a restore.
+            context.warn(format!(
+                "{} of a restore lies in {base} on the manager: `hvbak manager-restore --pick-up` takes it home",
+                kind.program()
+            ));
+            continue;
+        }
         if *owner != context.repository.id().to_string() {
             context.warn(format!("another hvbak's run {run} lies in {base} on the manager"));
             continue;
@@ -83,7 +91,11 @@ async fn is_published(
 }
 
 /// Closes the journal of the dead job that began the run.
-async fn settle(context: &ManagerContext, name: &ManagerName, point: &PointId) -> Result<()> {
+pub(super) async fn settle(
+    context: &ManagerContext,
+    name: &ManagerName,
+    point: &PointId,
+) -> Result<()> {
     let (repository, me, point) = (context.repository.clone(), context.job, point.clone());
     let views = {
         let repository = repository.clone();
@@ -92,7 +104,8 @@ async fn settle(context: &ManagerContext, name: &ManagerName, point: &PointId) -
     let begun = |step: &serde_json::Value| {
         matches!(
             serde_json::from_value::<Step>(step.clone()),
-            Ok(Step::ManagerRun { manager, point: of, .. })
+            Ok(Step::ManagerRun { manager, point: of, .. }
+                | Step::ManagerRestore { manager, run: of, .. })
                 if of == point && manager == name.to_string()
         )
     };

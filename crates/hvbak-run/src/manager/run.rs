@@ -5,14 +5,22 @@
 //! no connection; what is swept is one directory below hvbak's own, by a name without a
 //! slash, and never while the run is at work.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
+use bytes::{Bytes, BytesMut};
 use hvbak_manager::{
-    remote::{self, Poll, State},
+    remote::{self, Kind, Poll, State},
+    restore::RECEIVE,
     transcript::Ended,
 };
 use hvbak_repo::{ManagerFile, ManagerStaging};
+use hvbak_ssh::ExitStatus;
 use hvbak_types::PointId;
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncReadExt as _;
 
 use super::{ManagerContext, ManagerSettings, link::Link};
 use crate::{
@@ -23,10 +31,21 @@ use crate::{
 
 /// Bytes of log and output that are kept of a run.
 const TEXT_MAX: u64 = 64 << 20;
-/// Attempts to fetch a file whole.
+/// Bytes of one write towards the manager.
+const PIECE: usize = 256 << 10;
+/// Attempts to move a file whole.
 const ATTEMPTS: u32 = 5;
 const POLL: Duration = Duration::from_millis(500);
 const POLL_SLOWLY: Duration = Duration::from_secs(10);
+
+/// What a cancelled job does with its run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnCancel {
+    /// Stops and sweeps it.
+    Stop,
+    /// Leaves it at work: half a restore is worse than a whole one that nobody waits for.
+    Leave,
+}
 
 /// A run on the manager.
 pub struct Run<'a> {
@@ -50,7 +69,7 @@ impl Run<'_> {
         args.extend(command.iter().map(String::as_str));
         for _ in 0..5 {
             let output = self.link.once(remote::START, &args, "start engine-backup").await?;
-            if output.status != hvbak_ssh::ExitStatus::Code(remote::BUSY) {
+            if output.status != ExitStatus::Code(remote::BUSY) {
                 return output
                     .check("start engine-backup")
                     .map(drop)
@@ -61,20 +80,23 @@ impl Run<'_> {
         Err(RunError::ManagerBusy { manager: self.link.name.clone() })
     }
 
-    /// Waits for the end, over broken connections. A cancelled job stops the run.
-    pub async fn wait(&mut self) -> Result<(Ended, f64)> {
+    /// Where it is.
+    pub async fn poll(&mut self) -> Result<Poll> {
+        let doing = "watch the run";
+        let args = [self.base.as_str(), self.point.as_str()];
+        let output = self.link.script(remote::POLL, &args, doing).await?;
+        let output = output.check(doing).map_err(error::ssh(&self.link.name, doing))?;
+        Poll::parse(&output.text())
+            .map_err(|cause| RunError::ManagerAnswer { manager: self.link.name.clone(), cause })
+    }
+
+    /// Waits for the end, over broken connections.
+    pub async fn wait(&mut self, on_cancel: OnCancel) -> Result<(Ended, f64)> {
         let begun = Instant::now();
         let mut pause = POLL;
         let mut last = String::new();
         loop {
-            let args = [self.base.as_str(), self.point.as_str()];
-            let doing = "watch engine-backup";
-            let output = self.link.script(remote::POLL, &args, doing).await?;
-            let output = output.check(doing).map_err(error::ssh(&self.link.name, doing))?;
-            let poll = Poll::parse(&output.text()).map_err(|cause| RunError::ManagerAnswer {
-                manager: self.link.name.clone(),
-                cause,
-            })?;
+            let poll = self.poll().await?;
             match poll.state {
                 State::Ended(ended) => return Ok((ended, begun.elapsed().as_secs_f64())),
                 State::Absent => return Ok((Ended::Vanished, begun.elapsed().as_secs_f64())),
@@ -87,6 +109,10 @@ impl Run<'_> {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.context.cancel.cancelled() => {
+                    if on_cancel == OnCancel::Leave {
+                        return Err(RunError::Cancelled);
+                    }
+                    let args = [self.base.as_str(), self.point.as_str()];
                     self.link.script(remote::STOP, &args, "stop engine-backup").await?;
                     self.sweep().await?;
                     return Err(RunError::Cancelled);
@@ -94,6 +120,93 @@ impl Run<'_> {
             }
             pause = (pause + pause / 4).min(POLL_SLOWLY);
         }
+    }
+
+    /// Makes the run's directory, to be given files.
+    pub async fn prepare(&mut self, kind: Kind, of: &str) -> Result<()> {
+        let doing = "make the run's directory";
+        let owner = self.context.repository.id().to_string();
+        let args = [self.base.as_str(), self.point.as_str(), &owner, kind.word(), of];
+        let output = self.link.script(remote::PREPARE, &args, doing).await?;
+        if output.status == ExitStatus::Code(remote::BUSY) {
+            return Err(RunError::ManagerBusy { manager: self.link.name.clone() });
+        }
+        output.check(doing).map(drop).map_err(error::ssh(&self.link.name, doing))
+    }
+
+    /// Gives it a small file, as a secret.
+    pub async fn give(&mut self, name: &str, bytes: &Bytes) -> Result<()> {
+        let doing = "give the run a file";
+        let sum = Sha256::digest(bytes);
+        let sum: String = sum.iter().map(|b| format!("{b:02x}")).collect();
+        let args = [self.base.as_str(), self.point.as_str(), name, &sum];
+        let output = self.link.feed(RECEIVE, &args, bytes, doing).await?;
+        output.check(doing).map(drop).map_err(error::ssh(&self.link.name, doing))
+    }
+
+    /// Sends it a file of the repository, whose sum is known from the day it was made.
+    pub async fn send(&mut self, name: &str, from: &Path, sum: &str) -> Result<()> {
+        let doing = "send the archive";
+        for attempt in 1_u32.. {
+            let sent = self.send_once(name, from, sum).await?;
+            match sent {
+                Ok(ExitStatus::Code(0)) => break,
+                Ok(_) if attempt >= ATTEMPTS => {
+                    return Err(RunError::ManagerTransfer {
+                        manager: self.link.name.clone(),
+                        file: name.to_owned(),
+                    });
+                }
+                Err(cause) if attempt >= ATTEMPTS || !is_broken(&cause) => {
+                    return Err(error::ssh(&self.link.name, doing)(cause));
+                }
+                _ => tokio::time::sleep(Duration::from_secs(u64::from(attempt))).await,
+            }
+        }
+        // Once more over what lies there now: root's shell runs a part of it.
+        let args = [self.base.as_str(), self.point.as_str(), name];
+        let output = self.link.script(remote::SUM, &args, doing).await?;
+        if output.text().split_whitespace().next() == Some(sum) {
+            return Ok(());
+        }
+        Err(RunError::ManagerTransfer { manager: self.link.name.clone(), file: name.to_owned() })
+    }
+
+    async fn send_once(
+        &mut self,
+        name: &str,
+        from: &Path,
+        sum: &str,
+    ) -> Result<std::result::Result<ExitStatus, hvbak_ssh::Error>> {
+        let local = |cause| RunError::Local { doing: "read the archive".into(), cause };
+        let mut file = tokio::fs::File::open(from).await.map_err(local)?;
+        let args = [self.base.as_str(), self.point.as_str(), name, sum];
+        let (connection, process) = match self.link.stream(RECEIVE, &args).await {
+            Ok(parts) => parts,
+            Err(cause) => return Ok(Err(cause)),
+        };
+        let (mut stdin, stdout, exit) = process.split();
+        drop(stdout);
+        let sent = loop {
+            let mut piece = BytesMut::with_capacity(PIECE);
+            let count = file.read_buf(&mut piece).await.map_err(local)?;
+            if count == 0 {
+                break stdin.finish().await;
+            }
+            let written = tokio::select! {
+                written = stdin.write_all(piece.freeze()) => written,
+                () = self.context.cancel.cancelled() => return Err(RunError::Cancelled),
+            };
+            if let Err(cause) = written {
+                break Err(cause);
+            }
+        };
+        let ended = match sent {
+            Ok(()) => exit.wait().await,
+            Err(cause) => Err(cause),
+        };
+        connection.close().await;
+        Ok(ended)
     }
 
     /// Fetches a file into the staging area and compares its sum. `None`: there is none.
@@ -222,25 +335,45 @@ impl Run<'_> {
     }
 }
 
+/// The way was lost, or what stood at its end.
+fn is_broken(cause: &hvbak_ssh::Error) -> bool {
+    cause.retryable() || matches!(cause, hvbak_ssh::Error::CommandGone { .. })
+}
+
 async fn sweep(link: &mut Link, base: &str, point: &PointId) -> Result<()> {
     let doing = "sweep the run's directory";
     let output = link.script(remote::SWEEP, &[base, point.as_str()], doing).await?;
-    if output.status == hvbak_ssh::ExitStatus::Code(remote::BUSY) {
+    if output.status == ExitStatus::Code(remote::BUSY) {
         return Err(RunError::ManagerBusy { manager: link.name.clone() });
     }
     output.check(doing).map(drop).map_err(error::ssh(&link.name, doing))
 }
 
 /// Undoes the step of a dead job. A run that is still at work is left to the next
-/// manager-backup, which picks it up.
+/// manager-backup, which picks it up; a part of a restore that was started is left to
+/// manager-restore, which alone can tell what came of it.
 pub(crate) async fn undo(
     settings: &Settings,
     manager: &ManagerSettings,
     base: &str,
     point: &PointId,
+    restore: bool,
 ) -> Result<()> {
     let mut link = Link::open(settings, manager).await?;
-    let swept = sweep(&mut link, base, point).await;
+    let args = [base, point.as_str()];
+    let doing = "watch the run";
+    let swept = async {
+        if restore {
+            let output = link.script(remote::POLL, &args, doing).await?;
+            let poll = Poll::parse(&output.text())
+                .map_err(|cause| RunError::ManagerAnswer { manager: link.name.clone(), cause })?;
+            if poll.started && poll.state != State::Absent {
+                return Err(RunError::ManagerUnjudged { manager: link.name.clone() });
+            }
+        }
+        sweep(&mut link, base, point).await
+    }
+    .await;
     link.close().await;
     swept
 }

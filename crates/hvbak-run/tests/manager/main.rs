@@ -9,4 +9,5 @@ mod sshd;
 mod backup;
 mod hosted_engine;
 mod prune;
+mod restore;
 mod stage;

@@ -56,6 +56,80 @@ impl Stage {
         Self { sshd, repository, ears: Arc::default() }
     }
 
+    /// A machine to restore to: a stored point of the recorded archive, and stand-ins for
+    /// the programs around engine-backup. The restore that is replayed is a good one.
+    pub async fn restorable(version: &str) -> Self {
+        let stage = Self::new(version);
+        stage.play("b_ok_all");
+        stage.archive("4.5.7-all.backup");
+        stage.backup(&["all"]).await.unwrap();
+        fs::remove_file(stage.sshd.root().join("play/archive")).unwrap();
+        fs::remove_file(stage.sshd.root().join("calls")).unwrap();
+        fs::remove_dir_all(stage.work()).unwrap();
+        let bin = stage.sshd.root().join("usr/bin");
+        for name in [
+            "systemctl",
+            "locale",
+            "postgresql-setup",
+            "runuser",
+            "curl",
+            "engine-cleanup",
+            "engine-setup",
+            "psql",
+            "pg_dump",
+        ] {
+            fs::copy(fixture("stand-in-tools.sh"), bin.join(name)).unwrap();
+            fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        fs::create_dir_all(stage.sshd.root().join("play/machine")).unwrap();
+        let release = "ID=\"centos\"\nID_LIKE=\"rhel fedora\"\nVERSION_ID=\"9\"\n";
+        fs::create_dir_all(stage.sshd.root().join("etc")).unwrap();
+        fs::write(stage.sshd.root().join("etc/os-release"), release).unwrap();
+        stage.play("r_ok_perm");
+        stage
+    }
+
+    /// Engine and databases as they are on a manager that is in use.
+    pub fn in_use(&self) {
+        self.machine("nonempty", "");
+        self.machine("active", "ovirt-engine\novirt-engine-dwhd\n");
+        let dir = self.sshd.root().join("etc/ovirt-engine-setup.conf.d");
+        fs::create_dir_all(&dir).unwrap();
+        let text = "OVESETUP_ENGINE_CORE/enable=bool:True\n";
+        fs::write(dir.join("20-setup-ovirt-post.conf"), text).unwrap();
+    }
+
+    /// What the programs around engine-backup say.
+    pub fn machine(&self, name: &str, text: &str) {
+        fs::write(self.sshd.root().join("play/machine").join(name), text).unwrap();
+    }
+
+    /// What engine-backup and the others were called with.
+    pub fn calls(&self) -> String {
+        fs::read_to_string(self.sshd.root().join("calls")).unwrap_or_default()
+    }
+
+    /// A file below the manager's root.
+    pub fn on_manager(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.sshd.root().join(name)).ok()
+    }
+
+    /// The directories of what was done with points, oldest first.
+    pub fn kept(&self) -> Vec<PathBuf> {
+        let mut kept: Vec<_> = fs::read_dir(self.stored())
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .filter(|p| p.file_name().unwrap().to_string_lossy().starts_with(".restore-"))
+            .collect();
+        kept.sort();
+        kept
+    }
+
+    /// Open journals.
+    pub fn journals(&self) -> usize {
+        fs::read_dir(self.repository.path().join("journal")).unwrap().count()
+    }
+
     /// Replays a recorded run.
     pub fn play(&self, name: &str) {
         let text = fs::read_to_string(fixture("transcripts.jsonl")).unwrap();
@@ -150,7 +224,8 @@ impl Stage {
     /// What lies in it beside the lock.
     pub fn left(&self) -> Vec<String> {
         fs::read_dir(self.work())
-            .unwrap()
+            .into_iter()
+            .flatten()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
             .filter(|name| name != "lock")
             .collect()

@@ -30,6 +30,16 @@ pub fn copy_archive(facts: &Facts, to: &str) -> String {
     commands(&lines)
 }
 
+/// The restore by hvbak: first what it would do.
+fn with_hvbak(facts: &Facts) -> String {
+    let Some(point) = newest(facts) else { return "\nThere is no stored backup.\n\n".into() };
+    let restore = format!(
+        "hvbak manager-restore {} --provision-all-databases --engine-setup",
+        quoted(&format!("{}@{}", point.manager, point.id))
+    );
+    commands(&[format!("{restore} --dry-run"), restore])
+}
+
 pub fn lost(facts: &Facts) -> String {
     let fqdn = quoted(&facts.engine.fqdn);
     let hosted = match &facts.engine.hosted_engine_vm {
@@ -45,7 +55,9 @@ pub fn lost(facts: &Facts) -> String {
          ## A new machine\n\nThe same name (**{}**, forward and reverse DNS), the packages of \
          version {version} or newer in the same line, `engine-setup` **not** run. `en_US.UTF-8` \
          must be installed; `/var/tmp` or another directory needs room for the archive unpacked \
-         twice.\n{}## Restore\n{}`engine-backup` ends with code 0 although parts are missing. Read the log for \
+         twice.\n\n## Restore\n\nFrom the backup host, which looks at everything before it overwrites anything \
+         (`[manager]` in its configuration names the new machine; `hvbak enroll --manager` first):\n{}Or by \
+         hand:\n{}{}`engine-backup` ends with code 0 although parts are missing. Read the log for \
          `ERROR` and `FATAL`; `must be owner of extension uuid-ossp` is in every good one. If a \
          step fails, do not repeat it over a half-restored database: `engine-cleanup` first.\n\n\
          ## Is it good?\n{}{}",
@@ -55,6 +67,7 @@ pub fn lost(facts: &Facts) -> String {
             "VMs marked highly available will be started by the restored manager: make sure that none still runs on a host that the manager cannot reach, or it runs twice and its disks are destroyed.",
         ]),
         words(&facts.engine.fqdn),
+        with_hvbak(facts),
         copy_archive(facts, &fqdn),
         commands(&[
             "# on the new machine".into(),

@@ -11,6 +11,7 @@ pub mod list;
 pub mod manager_backup;
 pub mod manager_points;
 pub mod manager_prune;
+pub mod manager_restore;
 pub mod manager_verify;
 pub mod points;
 pub mod prune;

@@ -1,0 +1,341 @@
+//! A session with a manager that is being restored, and the parts that run there: each
+//! prepared, given its files, started detached, waited for, taken home, and swept.
+//!
+//! Invariant: a part's directory is in the journal before it is made; it is swept and
+//! settled after its outcome is in the repository, and not before. Until it is started any
+//! failure sweeps it at once.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use hvbak_manager::{
+    Scope,
+    remote::{Kind, Look, State},
+    restore::{self, DbFacts, MachineFacts, Probe},
+    transcript::Ended,
+};
+use hvbak_repo::{Journal, ManagerLock, ManagerName, ManagerStaging, StepId};
+use hvbak_types::PointId;
+use serde::Serialize;
+
+use super::{
+    ManagerContext, backup,
+    link::Link,
+    pick_up,
+    run::{OnCancel, Run},
+};
+use crate::{
+    error::{self, Result, RunError},
+    job::blocking,
+    journal::Step,
+};
+
+/// A conversation with the manager.
+pub struct Session<'a> {
+    pub context: &'a ManagerContext,
+    link: Link,
+    pub look: Look,
+    pub name: ManagerName,
+    /// engine-cleanup was run in this session.
+    pub cleaned: bool,
+    lock: Option<ManagerLock>,
+    journal: Option<Journal>,
+    /// Steps of the journal that are not settled.
+    open: usize,
+    last: Option<PointId>,
+}
+
+/// A file that a part is given.
+pub enum Gift {
+    /// Of the repository, with its recorded SHA-256.
+    File { name: String, path: PathBuf, sum: String },
+    /// Removed on the manager as soon as the part ends.
+    Secret { name: String, bytes: Bytes },
+}
+
+/// A part that has ended.
+#[derive(Debug)]
+pub struct Ran {
+    pub kind: Kind,
+    pub run: PointId,
+    pub ended: Ended,
+    pub seconds: f64,
+    pub stdout: String,
+    pub stderr: String,
+    pub command: Vec<String>,
+    staging: Option<ManagerStaging>,
+    /// Its step in this session's journal; `None`: another job's.
+    step: Option<StepId>,
+}
+
+impl Ran {
+    /// Where a file lies that was taken home.
+    pub fn path_of(&self, name: &str) -> Option<PathBuf> {
+        self.staging.as_ref().map(|s| s.path_of(name)).filter(|path| path.exists())
+    }
+
+    /// The end of what it said.
+    pub fn last_words(&self) -> String {
+        let mut lines: Vec<_> = [&self.stdout, &self.stderr]
+            .into_iter()
+            .flat_map(|text| text.lines())
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect();
+        let from = lines.len().saturating_sub(3);
+        lines.drain(..from);
+        lines.join("; ").chars().take(600).collect()
+    }
+}
+
+impl<'a> Session<'a> {
+    /// Logs in and looks around.
+    pub async fn open(context: &'a ManagerContext) -> Result<Self> {
+        let mut link = Link::open(&context.settings, &context.manager).await?;
+        let look = link.look(&context.manager).await?;
+        let name = backup::manager_name(context, &look)?;
+        Ok(Self {
+            context,
+            link,
+            look,
+            name,
+            cleaned: false,
+            lock: None,
+            journal: None,
+            open: 0,
+            last: None,
+        })
+    }
+
+    /// hvbak's directory there.
+    pub fn base(&self) -> String {
+        format!("{}{}", self.look.root, self.context.manager.work_dir)
+    }
+
+    /// Holds the manager in the repository.
+    pub async fn lock(&mut self) -> Result<()> {
+        let (repository, name) = (self.context.repository.clone(), self.name.clone());
+        let job = self.context.job;
+        let lock = blocking("lock the manager", move || repository.lock_manager(&name, job));
+        self.lock = Some(lock.await?);
+        Ok(())
+    }
+
+    /// Hangs up; the journal goes when nothing of it is open.
+    pub async fn close(self) {
+        if let Some(journal) = self.journal
+            && self.open == 0
+            && let Err(cause) = blocking("close the journal", move || journal.close()).await
+        {
+            self.context.warn(crate::chain(&cause));
+        }
+        self.link.close().await;
+    }
+
+    /// Looks around once more.
+    pub async fn look_again(&mut self) -> Result<()> {
+        self.look = self.link.look(&self.context.manager).await?;
+        Ok(())
+    }
+
+    /// What the machine is like.
+    pub async fn machine(&mut self) -> Result<MachineFacts> {
+        let doing = "look at the machine";
+        let output = self.link.script(restore::FACTS, &[], doing).await?;
+        let output = output.check(doing).map_err(error::ssh(&self.link.name, doing))?;
+        MachineFacts::parse(&output.text())
+            .map_err(|cause| RunError::ManagerAnswer { manager: self.link.name.clone(), cause })
+    }
+
+    /// What its databases are like.
+    pub async fn databases(&mut self, probes: &[Probe]) -> Result<BTreeMap<Scope, DbFacts>> {
+        let text = self.ask(restore::DATABASES, probes, "look at the databases").await?;
+        Ok(restore::parse_databases(&text))
+    }
+
+    /// Rows of `vm_static`; `None`: they cannot be counted.
+    pub async fn vms(&mut self, probe: &Probe) -> Result<Option<u64>> {
+        let probes = std::slice::from_ref(probe);
+        let text = self.ask(restore::VMS, probes, "count VMs in the database").await?;
+        Ok(restore::parse_vms(&text))
+    }
+
+    /// What the engine's health page says.
+    pub async fn health(&mut self) -> Result<String> {
+        let output = self.link.script(restore::HEALTH, &[], "ask the engine's health").await?;
+        Ok(restore::parse_health(&output.text()))
+    }
+
+    async fn ask(&mut self, script: &str, probes: &[Probe], doing: &'static str) -> Result<String> {
+        let mut input = String::new();
+        for probe in probes {
+            let why = "it, the host or the user holds a line break";
+            let lines = probe.lines();
+            input.push_str(&lines.ok_or(RunError::ManagerPassword { scope: probe.scope, why })?);
+        }
+        let output = self.link.feed(script, &[], &Bytes::from(input), doing).await?;
+        Ok(output.check(doing).map_err(error::ssh(&self.link.name, doing))?.text())
+    }
+
+    /// Runs a part and takes home what it printed.
+    pub async fn run(
+        &mut self,
+        kind: Kind,
+        of: &str,
+        gifts: &[Gift],
+        command: impl FnOnce(&str) -> Result<Vec<String>>,
+    ) -> Result<Ran> {
+        let run = self.next_run().await;
+        let step = self.intend(kind, &run).await?;
+        let base = self.base();
+        let mut part =
+            Run { context: self.context, link: &mut self.link, base, point: run.clone() };
+        let command = command(&part.dir());
+        let started = async {
+            part.prepare(kind, of).await?;
+            for gift in gifts {
+                match gift {
+                    Gift::File { name, path, sum } => {
+                        part.context.phase("sending the archive");
+                        part.send(name, path, sum).await?;
+                    }
+                    Gift::Secret { name, bytes } => part.give(name, bytes).await?,
+                }
+            }
+            let command = command?;
+            if part.context.cancel.is_cancelled() {
+                return Err(RunError::Cancelled);
+            }
+            part.context.phase(format!("{} begins", kind.program()));
+            begin(&mut part, &command).await
+        }
+        .await;
+        if let Err(cause) = started {
+            if part.sweep().await.is_ok() {
+                self.settle(step).await?;
+            }
+            return Err(cause);
+        }
+        self.take_home(kind, run, Some(step)).await
+    }
+
+    /// Waits for a part, whoever started it, and takes home what it printed.
+    pub async fn take_home(
+        &mut self,
+        kind: Kind,
+        run: PointId,
+        step: Option<StepId>,
+    ) -> Result<Ran> {
+        let base = self.base();
+        let mut part =
+            Run { context: self.context, link: &mut self.link, base, point: run.clone() };
+        let (ended, seconds) = match part.wait(OnCancel::Leave).await {
+            Ok(end) => end,
+            Err(cause) => {
+                part.context.warn(format!(
+                    "{} goes on on the manager; `hvbak manager-restore --pick-up` waits for it and judges it",
+                    kind.program()
+                ));
+                return Err(cause);
+            }
+        };
+        let Some(lock) = &self.lock else {
+            return Err(RunError::Task { text: "the manager is not locked".into() });
+        };
+        let staged = self.context.repository.stage_manager(lock, &run);
+        let mut staging = Some(staged.map_err(error::repository("keep the log"))?);
+        let (stdout, stderr, command) = part.fetch_texts(&mut staging).await?;
+        Ok(Ran { kind, run, ended, seconds, stdout, stderr, command, staging, step })
+    }
+
+    /// Keeps what a part printed with its outcome, and removes it from the manager.
+    pub async fn finish(&mut self, ran: Ran, outcome: &impl Serialize) -> Result<Option<PathBuf>> {
+        let Ran { staging, run, step, .. } = ran;
+        let outcome = serde_json::to_value(outcome)
+            .map_err(|cause| RunError::Task { text: cause.to_string() })?;
+        let kept = match staging {
+            Some(staging) => Some(blocking("keep the log", move || staging.keep(&outcome)).await?),
+            None => None,
+        };
+        self.forget(&run).await?;
+        match step {
+            Some(step) => self.settle(step).await?,
+            None => pick_up::settle(self.context, &self.name, &run).await?,
+        }
+        Ok(kept)
+    }
+
+    /// Removes a part's directory.
+    pub async fn forget(&mut self, run: &PointId) -> Result<()> {
+        let base = self.base();
+        Run { context: self.context, link: &mut self.link, base, point: run.clone() }.sweep().await
+    }
+
+    /// Whether a part was started.
+    pub async fn is_started(&mut self, run: &PointId) -> Result<bool> {
+        let base = self.base();
+        let mut part =
+            Run { context: self.context, link: &mut self.link, base, point: run.clone() };
+        Ok(part.poll().await?.started)
+    }
+
+    /// What a part is about: the title of its point.
+    pub async fn about(&mut self, run: &PointId) -> Result<String> {
+        let doing = "read what the run is about";
+        let base = self.base();
+        let args = [base.as_str(), run.as_str(), "of"];
+        let output = self.link.script(hvbak_manager::remote::SEND, &args, doing).await?;
+        Ok(output.text().trim().to_owned())
+    }
+
+    /// A name that no other part has; they are seconds.
+    async fn next_run(&mut self) -> PointId {
+        loop {
+            let run = PointId::at(jiff::Timestamp::now());
+            if self.last.as_ref() != Some(&run) {
+                self.last = Some(run.clone());
+                return run;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn intend(&mut self, kind: Kind, run: &PointId) -> Result<StepId> {
+        let journal = match self.journal.take() {
+            Some(journal) => journal,
+            None => {
+                let (repository, job) = (self.context.repository.clone(), self.context.job);
+                blocking("open the journal", move || repository.journal(job)).await?
+            }
+        };
+        let step = Step::ManagerRestore {
+            manager: self.name.to_string(),
+            base: self.base(),
+            run: run.clone(),
+            kind: kind.program().to_owned(),
+        };
+        let id = journal.intent(&step).map_err(error::repository("write the journal"));
+        self.journal = Some(journal);
+        self.open += usize::from(id.is_ok());
+        id
+    }
+
+    async fn settle(&mut self, step: StepId) -> Result<()> {
+        if let Some(journal) = &self.journal {
+            journal.undone(step).map_err(error::repository("write the journal"))?;
+            self.open = self.open.saturating_sub(1);
+        }
+        Ok(())
+    }
+}
+
+/// Starts a part. When the connection breaks meanwhile, whether it began is asked.
+async fn begin(part: &mut Run<'_>, command: &[String]) -> Result<()> {
+    let Err(cause) = part.start(command).await else { return Ok(()) };
+    let RunError::Ssh { cause: broken, .. } = &cause else { return Err(cause) };
+    if !broken.retryable() {
+        return Err(cause);
+    }
+    let poll = part.poll().await?;
+    if poll.started && poll.state != State::Absent { Ok(()) } else { Err(cause) }
+}

@@ -1,0 +1,198 @@
+//! What came of a restore: judged by everything that can be seen of it, kept, told; also of
+//! one whose hvbak died.
+
+use std::{fs::File, io::BufReader, path::PathBuf};
+
+use hvbak_manager::{
+    Scope,
+    archive::Report,
+    remote::{Kind, Seen},
+    restore::{LogScan, Probe, RestoreFailed, RestoreSaid, Wishes, judge_restore},
+    transcript::Transcript,
+};
+use hvbak_types::PointId;
+use serde::Serialize;
+
+use super::{
+    restore::finish_tool,
+    restore_part::{Ran, Session},
+    restore_source::Source,
+};
+use crate::error::{Result, RunError};
+
+/// A restore that went well.
+#[derive(Debug, Clone, Serialize)]
+pub struct ManagerRestored {
+    pub manager: String,
+    /// `None`: the point of an earlier restore, which is not in the repository any more.
+    pub point: Option<String>,
+    #[serde(flatten)]
+    pub said: RestoreSaid,
+    /// Rows of `vm_static` now, where they could be counted, and in the archive.
+    pub vms: Option<u64>,
+    pub expected_vms: Option<u64>,
+    pub seconds: f64,
+    /// Where log and output lie.
+    pub kept: Option<PathBuf>,
+    pub warnings: Vec<String>,
+    /// It was begun by an earlier hvbak.
+    pub picked_up: bool,
+    pub setup: Option<SetupDone>,
+}
+
+/// engine-setup has run.
+#[derive(Debug, Clone, Serialize)]
+pub struct SetupDone {
+    pub seconds: f64,
+    /// What the health page says; empty: nothing.
+    pub health: String,
+}
+
+impl SetupDone {
+    /// Whether the engine answers.
+    pub fn is_healthy(&self) -> bool {
+        self.health.starts_with("DB Up!")
+    }
+}
+
+/// Judges a restore that has ended, keeps its log, sweeps.
+///
+/// # Errors
+/// [`RunError::ManagerRestore`] when it failed, whatever it says itself.
+pub async fn judge(
+    session: &mut Session<'_>,
+    ran: Ran,
+    source: Option<&Source>,
+    wishes: &Wishes,
+    probe: &Probe,
+    picked_up: bool,
+) -> Result<ManagerRestored> {
+    let none = Report::default();
+    let archive = source.map_or(&none, |s| &s.archive);
+    let log = match ran.path_of("engine-backup.log") {
+        None => None,
+        Some(path) => Some(scan(path).await?),
+    };
+    let counts = source.is_none() || wishes.parts(&archive.scopes()).contains(&Scope::Db);
+    let vms = if counts { session.vms(probe).await? } else { None };
+    let run = Transcript { ended: ran.ended, stdout: &ran.stdout, stderr: &ran.stderr };
+    let judged = judge_restore(wishes, &archive.scopes(), archive.vms, &run, log.as_ref(), vms);
+    let warnings = judged.as_ref().map_or_else(|_| Vec::new(), |said| warnings(said, vms, wishes));
+    let outcome = Outcome {
+        point: source.map(|s| s.point.title()),
+        restored: judged.as_ref().ok(),
+        failed: judged.as_ref().err().map(ToString::to_string),
+        failure: judged.as_ref().err(),
+        vms,
+        expected_vms: archive.vms,
+        warnings: &warnings,
+    };
+    let outcome = serde_json::to_value(&outcome)
+        .map_err(|cause| RunError::Task { text: cause.to_string() })?;
+    let seconds = ran.seconds;
+    let kept = session.finish(ran, &outcome).await?;
+    let manager = session.name.to_string();
+    let said = match judged {
+        Ok(said) => said,
+        Err(cause) => return Err(RunError::ManagerRestore { manager, cause, kept }),
+    };
+    for text in &warnings {
+        session.context.warn(text.clone());
+    }
+    Ok(ManagerRestored {
+        manager,
+        point: source.map(|s| s.point.title()),
+        said,
+        vms,
+        expected_vms: archive.vms,
+        seconds,
+        kept,
+        warnings,
+        picked_up,
+        setup: None,
+    })
+}
+
+/// `outcome.json` beside the log.
+#[derive(Serialize)]
+struct Outcome<'a> {
+    point: Option<String>,
+    restored: Option<&'a RestoreSaid>,
+    failed: Option<String>,
+    failure: Option<&'a RestoreFailed>,
+    vms: Option<u64>,
+    expected_vms: Option<u64>,
+    warnings: &'a [String],
+}
+
+fn warnings(said: &RestoreSaid, vms: Option<u64>, wishes: &Wishes) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(fatal) = &said.by_hand {
+        warnings.push(format!(
+            "everything was restored; engine-backup's `{fatal}` is about a database that is not set up. Compare the two rewritten 10-setup-database.conf with their dated copies"
+        ));
+    }
+    if said.content.contains(&Scope::Db) && vms.is_none() {
+        warnings.push("the VMs in the restored database could not be counted".into());
+    }
+    if said.other_system {
+        warnings.push("Apache's configuration was left out; engine-setup asks for it".into());
+    }
+    if wishes.he_remove_hosts {
+        warnings.push("redeploy the hosts of the self-hosted engine at once".into());
+    }
+    warnings
+}
+
+async fn scan(path: PathBuf) -> Result<LogScan> {
+    let work = move || LogScan::read(BufReader::new(File::open(path)?));
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| RunError::Task { text: e.to_string() })?
+        .map_err(|cause| RunError::Local { doing: "read the log".into(), cause })
+}
+
+/// What an earlier restore has left.
+#[derive(Debug, Default)]
+pub struct PickedUp {
+    /// Programs around it that were waited for.
+    pub tools: Vec<&'static str>,
+    pub restored: Option<ManagerRestored>,
+}
+
+/// Takes home what an earlier restore of this repository has left on the manager.
+///
+/// # Errors
+/// What came of it, when it failed.
+pub async fn pick_up(session: &mut Session<'_>) -> Result<PickedUp> {
+    let mine = session.context.repository.id().to_string();
+    let mut picked = PickedUp::default();
+    for Seen { name, owner, kind } in session.look.runs.clone() {
+        let (Ok(run), true) = (name.parse::<PointId>(), kind != Kind::Backup) else { continue };
+        if owner != mine {
+            let program = kind.program();
+            session.context.warn(format!("another hvbak's {program} {run} lies on the manager"));
+            continue;
+        }
+        if !session.is_started(&run).await? {
+            session.forget(&run).await?;
+            super::pick_up::settle(session.context, &session.name, &run).await?;
+            continue;
+        }
+        let program = kind.program();
+        session.context.phase(format!("picking up {program} {run} of an earlier restore"));
+        let about = session.about(&run).await?;
+        let ran = session.take_home(kind, run, None).await?;
+        if kind != Kind::Restore {
+            finish_tool(session, ran).await?;
+            picked.tools.push(program);
+            continue;
+        }
+        let source = Source::open(session.context, &about).await.ok();
+        let wishes = Wishes::of_command(&ran.command);
+        let probe = Probe { scope: Scope::Db, at: None };
+        let done = judge(session, ran, source.as_ref(), &wishes, &probe, true).await?;
+        picked.restored = Some(done);
+    }
+    Ok(picked)
+}

@@ -1,0 +1,452 @@
+//! `manager-restore`: nothing is overwritten while something stops it, nothing that the
+//! program hides is believed, and nothing of ours stays on the manager.
+
+use std::{collections::BTreeMap, fs, time::Duration};
+
+use hvbak_manager::{
+    Request, Scope,
+    restore::{Credentials, Provision, RestoreFailed, Wishes},
+};
+use hvbak_run::{
+    ManagerRestoreOptions, ManagerRestored, RunError, SetupWish, manager_restore,
+    manager_restore_pick_up, manager_restore_plan,
+};
+use hvbak_types::Secret;
+use nix::sys::signal::Signal;
+
+use crate::stage::{Stage, fixture, text};
+
+fn options(scopes: &[&str]) -> ManagerRestoreOptions {
+    let mut wishes = Wishes::of(Request::parse(scopes).unwrap());
+    wishes.permissions = Some(true);
+    ManagerRestoreOptions {
+        point: "engine.example.test".into(),
+        wishes,
+        passwords: BTreeMap::new(),
+        hosted_engine_host: None,
+        setup: None,
+    }
+}
+
+impl Stage {
+    async fn restore(&self, options: &ManagerRestoreOptions) -> Result<ManagerRestored, RunError> {
+        manager_restore(&self.context(), options).await
+    }
+
+    /// Nothing of ours is there, and no journal is open.
+    #[track_caller]
+    fn check_swept(&self) {
+        assert_eq!(self.left(), Vec::<String>::new(), "left on the manager");
+        assert_eq!(self.journals(), 0, "open journals");
+    }
+
+    /// The machine is as it was.
+    #[track_caller]
+    fn check_untouched(&self) {
+        assert_eq!(self.calls(), "");
+        assert_eq!(self.on_manager("overwritten"), None);
+        self.check_swept();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_restore_is_judged_kept_and_swept() {
+    let stage = Stage::restorable("4.5.7").await;
+    stage.machine("vms", "4");
+    let done = stage.restore(&options(&["all"])).await.unwrap();
+    assert_eq!(done.said.content.len(), 5);
+    assert_eq!((done.vms, done.expected_vms), (Some(4), Some(4)));
+    let calls = stage.calls();
+    assert!(calls.starts_with("--mode=restore\n--scope=all\n--file=/"), "{calls}");
+    assert!(calls.contains("--restore-permissions\n"), "{calls}");
+    // What root's shell read is what was stored.
+    let restored = stage.on_manager("restored").unwrap();
+    let sum = std::process::Command::new("sha256sum").arg(fixture("4.5.7-all.backup")).output();
+    assert_eq!(restored[..64], String::from_utf8(sum.unwrap().stdout).unwrap()[..64]);
+    stage.check_swept();
+    let kept = stage.kept();
+    assert_eq!(done.kept.as_deref(), Some(kept[0].as_path()));
+    for name in ["engine-backup.log", "stdout.txt", "command.txt", "outcome.json"] {
+        assert!(kept[0].join(name).exists(), "{name}");
+    }
+    let outcome = fs::read_to_string(kept[0].join("outcome.json")).unwrap();
+    assert!(
+        outcome.contains("\"vms\": 4") && outcome.contains("engine.example.test@"),
+        "{outcome}"
+    );
+    // The databases were asked with the passwords of the configuration in the archive.
+    let queries = stage.on_manager("queries").unwrap();
+    for word in ["dummy-engine-pw", "dummy-dwh-pw", "dummy-kc-pw"] {
+        assert!(queries.lines().any(|l| l.contains("select 1") && l.ends_with(word)), "{queries}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_05_nothing_is_overwritten_while_anything_stops_the_restore() {
+    type Prepare = fn(&Stage, &mut ManagerRestoreOptions);
+    let cases: [(&str, Prepare, &str); 12] = [
+        (
+            "4.5.7",
+            |s, _| s.machine("active", "ovirt-engine\n"),
+            "at work on the manager: ovirt-engine",
+        ),
+        ("4.5.7", |s, _| s.machine("nonempty", ""), "engine database is not empty"),
+        ("4.5.7", |s, _| s.machine("down", ""), "engine database does not answer: psql: error"),
+        ("4.5.7", |s, _| s.machine("lc", "de_DE.UTF-8\n"), "lc_messages = de_DE.UTF-8"),
+        ("4.5.7", |s, _| s.machine("server", "160001\n"), "the manager's client is 15"),
+        ("4.5.7", |_, o| o.wishes.permissions = None, "permissions"),
+        ("4.5.6", |_, _| {}, "the archive is newer"),
+        ("4.5.7", |s, _| s.machine("hosted", "1\n"), "global maintenance"),
+        (
+            "4.5.7",
+            |_, o| o.wishes.request = Request::Parts(vec![Scope::CinderlibDb]),
+            "does not hold cinderlibdb",
+        ),
+        ("4.5.7", |_, o| o.wishes.cleanup = true, "engine-setup was never run here"),
+        (
+            "4.5.7",
+            |s, o| {
+                o.wishes.provision = Provision::All;
+                s.machine("locale", "C\n");
+            },
+            "en_US.UTF-8 is not installed",
+        ),
+        (
+            "4.5.7",
+            |s, o| {
+                o.wishes.provision = Provision::All;
+                s.machine("down", "");
+                s.machine("local", "engine\n");
+            },
+            "the database `engine` exists",
+        ),
+    ];
+    for (version, prepare, expected) in cases {
+        let stage = Stage::restorable("4.5.7").await;
+        let mut options = options(&["all"]);
+        prepare(&stage, &mut options);
+        if version != "4.5.7" {
+            let conf = "usr/share/ovirt-engine/services/ovirt-engine/ovirt-engine.conf";
+            fs::write(stage.sshd.root().join(conf), format!("PACKAGE_VERSION={version}\n"))
+                .unwrap();
+        }
+        let plan = manager_restore_plan(&stage.context(), &options).await.unwrap();
+        assert!(!plan.is_clear(), "{expected}");
+        let error = stage.restore(&options).await.unwrap_err();
+        assert!(matches!(error, RunError::ManagerPreflight { cleaned: false, .. }), "{error:?}");
+        assert!(text(&error).contains(expected), "{expected}: {}", text(&error));
+        assert!(text(&error).starts_with("nothing was changed"), "{}", text(&error));
+        stage.check_untouched();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_06_done_is_not_believed_when_log_or_rows_say_otherwise() {
+    type Prepare = fn(&Stage);
+    let cases: [(Prepare, &str); 6] = [
+        (
+            |s| {
+                s.put("log", b"2026-11-21 02:49:00 1: OUTPUT: Done.\npg_restore: error: could not read from input file: end of file\n")
+            },
+            "could not read from input file",
+        ),
+        (
+            |s| {
+                s.put(
+                    "log",
+                    b"pg_restore: [archiver] input file does not appear to be a valid archive\n",
+                )
+            },
+            "does not appear to be a valid archive",
+        ),
+        (
+            |s| s.put("log", b"pg_restore: error: a worker process died unexpectedly\n"),
+            "a worker process died",
+        ),
+        (|s| s.put("no-log", b""), "has left no log"),
+        (|s| s.machine("vms", "0\n"), "no VM and no template"),
+        (|s| s.machine("vms", "3\n"), "holds 3 VMs and templates instead of 4"),
+    ];
+    for (prepare, expected) in cases {
+        let stage = Stage::restorable("4.5.7").await;
+        prepare(&stage);
+        let error = stage.restore(&options(&["all"])).await.unwrap_err();
+        assert!(text(&error).contains(expected), "{expected}: {}", text(&error));
+        assert_eq!(error.exit_code(), 15);
+        assert!(error.hint().unwrap().contains("do not run engine-setup"));
+        stage.check_swept();
+        let outcome = fs::read_to_string(stage.kept()[0].join("outcome.json")).unwrap();
+        assert!(outcome.contains("\"failed\": \"engine-backup says it worked"), "{outcome}");
+    }
+    // In the log of every good restore.
+    let stage = Stage::restorable("4.5.7").await;
+    stage.put("log", b"pg_restore: error: could not execute query: ERROR:  must be owner of extension uuid-ossp\n");
+    stage.restore(&options(&["all"])).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_07_a_scope_that_was_not_restored_is_a_failure() {
+    // It says Done. and You should now run engine-setup., and did nothing.
+    let stage = Stage::restorable("4.5.7").await;
+    stage.play("r_scope_missing");
+    let error = stage.restore(&options(&["dwhdb"])).await.unwrap_err();
+    let RunError::ManagerRestore { cause: RestoreFailed::Missing { scopes }, .. } = &error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(scopes, &[Scope::DwhDb]);
+    stage.check_swept();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_09_an_archive_that_is_not_what_was_stored_goes_nowhere() {
+    let stage = Stage::restorable("4.5.7").await;
+    let repository = hvbak_repo::Repository::open(stage.repository.path()).unwrap();
+    let archive = repository.find_manager_point("engine.example.test").unwrap().archive_path();
+    let mut bytes = fs::read(&archive).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&archive, bytes).unwrap();
+    let error = stage.restore(&options(&["all"])).await.unwrap_err();
+    assert_eq!(error.exit_code(), 15, "{}", text(&error));
+    assert!(text(&error).contains("not what was stored"), "{}", text(&error));
+    stage.check_untouched();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_of_the_program_are_told_with_their_cause_and_swept() {
+    for (transcript, expected, hint) in [
+        ("r_prov_exist", "and temporary ones created", "NAME_DATE"),
+        ("r_nonempty", "Database 'engine' is not empty", "engine-cleanup"),
+        ("r_tmpfull", "Low free space", "make room"),
+        ("r_he", "Failed cleaning hosted-engine", "log"),
+    ] {
+        let stage = Stage::restorable("4.5.7").await;
+        stage.play(transcript);
+        let error = stage.restore(&options(&["all"])).await.unwrap_err();
+        assert!(text(&error).contains(expected), "{}", text(&error));
+        assert!(error.hint().unwrap().contains(hint), "{:?}", error.hint());
+        assert_eq!(error.exit_code(), 1);
+        assert_eq!(stage.kept().len(), 1);
+        stage.check_swept();
+    }
+}
+
+fn elsewhere() -> ManagerRestoreOptions {
+    let mut options = options(&["db"]);
+    options.wishes.permissions = Some(false);
+    options.wishes.credentials = vec![Credentials {
+        scope: Scope::Db,
+        host: "localhost".into(),
+        port: 5432,
+        user: "engine".into(),
+        database: "engine2".into(),
+        secured: false,
+        validated: false,
+    }];
+    options.passwords.insert(Scope::Db, Secret::new("another secret"));
+    options
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_credentials_fail_falsely_and_that_is_known() {
+    let stage = Stage::restorable("4.5.7").await;
+    stage.play("r_chg");
+    let done = stage.restore(&elsewhere()).await.unwrap();
+    assert!(done.said.by_hand.unwrap().contains("10-setup-cinderlib-database.conf"));
+    assert_eq!(done.vms, Some(4));
+    stage.check_swept();
+    // Without other credentials the same words are a failure, as is any other cause.
+    let stage = Stage::restorable("4.5.7").await;
+    stage.play("r_chg");
+    let error = stage.restore(&options(&["db"])).await.unwrap_err();
+    assert!(matches!(error, RunError::ManagerRestore { .. }), "{error:?}");
+    let stage = Stage::restorable("4.5.7").await;
+    stage.play("r_chg");
+    stage.put("stderr", b"FATAL: Errors while restoring database engine2\n");
+    assert!(stage.restore(&elsewhere()).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_17_passwords_go_by_files_and_never_by_environment_or_argument() {
+    let stage = Stage::restorable("4.5.7").await;
+    stage.play("r_chg");
+    stage.restore(&elsewhere()).await.unwrap();
+    // Rule 16: nobody else may read it. Its name is all that the command holds.
+    let uid = nix::unistd::Uid::current();
+    assert_eq!(stage.on_manager("passfiles").unwrap(), format!("600 {uid} another secret\n"));
+    let calls = stage.calls();
+    assert!(calls.contains("--db-passfile=/") && !calls.contains("another secret"), "{calls}");
+    assert!(!calls.contains("--db-password"), "{calls}");
+    let environment = stage.on_manager("environment").unwrap();
+    assert!(!environment.contains("another secret"), "{environment}");
+    for name in ["OVIRT_", "PGPASSWORD", "_DATABASE_PASSWORD"] {
+        assert!(!environment.contains(name), "{name}");
+    }
+    let told = stage.ears.0.lock().unwrap().join("\n");
+    assert!(!told.contains("another secret"));
+    for file in fs::read_dir(&stage.kept()[0]).unwrap() {
+        let bytes = fs::read(file.unwrap().path()).unwrap();
+        assert!(!bytes.windows(14).any(|w| w == b"another secret"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn engine_cleanup_runs_first_only_when_told_and_is_looked_after() {
+    let stage = Stage::restorable("4.5.7").await;
+    stage.in_use();
+    let mut wishes = options(&["all"]);
+    wishes.wishes.cleanup = true;
+    wishes.setup =
+        Some(SetupWish { answers: Some(Secret::new("[environment:default]\nA/b=str:c\n")) });
+    let done = stage.restore(&wishes).await.unwrap();
+    assert!(done.setup.unwrap().is_healthy());
+    let calls = stage.calls();
+    let order = [
+        "engine-cleanup\n--otopi-environment=OVESETUP_CORE/remove=bool:True OVESETUP_CORE/engineStop=bool:True\n--mode=restore\n",
+        "engine-setup\n--accept-defaults\n--offline\n--config-append=/",
+    ];
+    assert!(order.iter().all(|o| calls.contains(o)), "{calls}");
+    let answers = stage.on_manager("passfiles").unwrap();
+    assert_eq!(answers, "600\n[environment:default]\nA/b=str:c\n");
+    assert_eq!(stage.kept().len(), 3, "each part has its log");
+    stage.check_swept();
+
+    // It fails: nothing is restored.
+    let stage = Stage::restorable("4.5.7").await;
+    stage.in_use();
+    stage.machine("cleanup-rc", "1");
+    wishes.setup = None;
+    let error = stage.restore(&wishes).await.unwrap_err();
+    assert!(text(&error).contains("engine-cleanup: it failed"), "{}", text(&error));
+    assert!(!stage.calls().contains("--mode=restore"));
+    stage.check_swept();
+
+    // It leaves something: nothing is restored, and that it ran is told.
+    let stage = Stage::restorable("4.5.7").await;
+    stage.in_use();
+    stage.machine("dirty", "");
+    let error = stage.restore(&wishes).await.unwrap_err();
+    assert!(matches!(error, RunError::ManagerPreflight { cleaned: true, .. }), "{error:?}");
+    assert!(text(&error).starts_with("engine-cleanup was run"), "{}", text(&error));
+    assert_eq!(stage.on_manager("overwritten"), None);
+    stage.check_swept();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fresh_machine_is_provisioned() {
+    let stage = Stage::restorable("4.5.7").await;
+    stage.play("r_kc_prov");
+    stage.machine("down", "");
+    let mut options = options(&["all"]);
+    options.wishes.permissions = None;
+    options.wishes.provision = Provision::All;
+    let plan = manager_restore_plan(&stage.context(), &options).await.unwrap();
+    assert!(plan.is_clear(), "{:?}", plan.findings);
+    let lines: Vec<_> = plan.commands.iter().map(|c| c.line.as_str()).collect();
+    assert!(lines.iter().any(|l| l.contains("--provision-all-databases")), "{lines:?}");
+    stage.check_untouched();
+    let error = stage.restore(&options).await;
+    // The database does not answer afterwards either: that is told, not hidden.
+    let done = error.unwrap();
+    assert!(
+        done.warnings.iter().any(|w| w.contains("could not be counted")),
+        "{:?}",
+        done.warnings
+    );
+    assert!(stage.calls().contains("--provision-all-databases\n"));
+    assert!(!stage.calls().contains("permissions"));
+}
+
+async fn until(what: impl Fn() -> bool) {
+    for _ in 0..600 {
+        if what() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("it does not come to pass");
+}
+
+/// A restore that waits behind "Restoring:" until `go`.
+async fn waiting() -> Stage {
+    let stage = Stage::restorable("4.5.7").await;
+    stage.put("wait", b"");
+    stage
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_14_a_connection_that_is_cut_does_not_end_the_restore() {
+    let stage = waiting().await;
+    let context = stage.context();
+    let job = tokio::spawn(async move { manager_restore(&context, &options(&["all"])).await });
+    until(|| stage.calls().contains("--mode=restore")).await;
+    for _ in 0..3 {
+        stage.sshd.signal_sessions(Signal::SIGKILL);
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
+    stage.put("go", b"");
+    let done = job.await.unwrap().unwrap();
+    assert_eq!(done.said.content.len(), 5);
+    stage.check_swept();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_whose_hvbak_died_is_picked_up_and_not_done_twice() {
+    for explicitly in [true, false] {
+        let stage = waiting().await;
+        let context = stage.context();
+        let job = tokio::spawn(async move { manager_restore(&context, &options(&["all"])).await });
+        until(|| stage.calls().contains("--mode=restore")).await;
+        job.abort();
+        assert!(job.await.unwrap_err().is_cancelled());
+        assert_eq!(stage.journals(), 1);
+        // A backup must not take the restore for one of its own, nor disturb it.
+        let error = stage.backup(&["all"]).await.unwrap_err();
+        assert_eq!(error.exit_code(), 11, "{}", text(&error));
+        stage.put("go", b"");
+        let done = if explicitly {
+            manager_restore_pick_up(&stage.context()).await.unwrap().restored.unwrap()
+        } else {
+            stage.restore(&options(&["all"])).await.unwrap()
+        };
+        assert!(done.picked_up);
+        assert!(done.point.unwrap().starts_with("engine.example.test@"));
+        assert_eq!((done.vms, done.expected_vms), (Some(4), Some(4)));
+        assert_eq!(stage.calls().matches("--mode=restore").count(), 1);
+        assert_eq!(stage.left(), Vec::<String>::new());
+        assert!(manager_restore_pick_up(&stage.context()).await.unwrap().restored.is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_restore_goes_on_and_a_bad_end_of_it_is_told_later() {
+    let stage = waiting().await;
+    stage.put("log", b"pg_restore: error: could not read from input file: end of file\n");
+    let context = stage.context();
+    let cancel = context.cancel.clone();
+    let job = tokio::spawn(async move { manager_restore(&context, &options(&["all"])).await });
+    until(|| stage.calls().contains("--mode=restore")).await;
+    cancel.cancel();
+    assert!(matches!(job.await.unwrap().unwrap_err(), RunError::Cancelled));
+    assert_eq!(stage.left().len(), 1, "it is at work");
+    let told = stage.ears.0.lock().unwrap().join("\n");
+    assert!(told.contains("--pick-up"), "{told}");
+    stage.put("go", b"");
+    let error = manager_restore_pick_up(&stage.context()).await.unwrap_err();
+    assert!(text(&error).contains("could not read from input file"), "{}", text(&error));
+    stage.check_swept();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_was_prepared_and_never_started_is_swept_by_the_next() {
+    let stage = Stage::restorable("4.5.7").await;
+    let repository = hvbak_repo::Repository::open(stage.repository.path()).unwrap();
+    let run = stage.work().join("20261121T021454Z");
+    fs::create_dir_all(run.join("tmp")).unwrap();
+    fs::write(run.join("owner"), repository.id().to_string()).unwrap();
+    fs::write(run.join("kind"), "restore\n").unwrap();
+    fs::write(run.join("secret.db"), "secret").unwrap();
+    fs::write(run.join("prepared"), "").unwrap();
+    stage.restore(&options(&["all"])).await.unwrap();
+    stage.check_swept();
+}
