@@ -31,6 +31,7 @@ pub const TEST: &[Need] = &[
     ("xml2-config", "libxml2-dev", "libxml2-devel"),
     ("git", "git", "git"),
     ("ip", "iproute2", "iproute"),
+    ("pg_restore", "postgresql", "postgresql-server"),
 ];
 
 /// What the guests with real LVM need (`scripts/lab/hvlab.sh`); Debian only, because the

@@ -151,6 +151,34 @@ pub fn verify(source: impl Read) -> Result<Report, ReadError> {
     Ok(report)
 }
 
+/// Hands every database dump out, unpacked, one after the other. For archives that
+/// [`verify`] found whole; what `take` does not read of a dump is passed.
+///
+/// # Errors
+/// [`ReadError`] when the source, `take` or the archive fails.
+pub fn each_dump(
+    source: impl Read,
+    mut take: impl FnMut(Scope, &mut dyn Read) -> io::Result<()>,
+) -> Result<(), ReadError> {
+    let failed = |flaw| match flaw {
+        Flaw::Io(cause) => ReadError(cause),
+        Flaw::Bad(text) => ReadError(io::Error::new(io::ErrorKind::InvalidData, text)),
+    };
+    let mut decoder = Decoder::open(BufReader::with_capacity(64 << 10, source))?;
+    let mut walker = Walker::new(&mut decoder);
+    while let Some(member) = walker.next_member().map_err(failed)? {
+        let name = nested::inside(&member.name).map_err(failed)?;
+        let scope = Scope::of_member(&nested::show(name));
+        let Some(scope) = scope.filter(|s| s.config_prefix().is_some()) else { continue };
+        if member.kind != Kind::File {
+            continue;
+        }
+        let body = BufReader::with_capacity(64 << 10, nested::Body(&mut walker));
+        take(scope, &mut Decoder::open(body)?)?;
+    }
+    Ok(())
+}
+
 /// Marks errors of the source, so that decoders' errors can be told from them.
 struct Source<R> {
     inner: R,

@@ -71,7 +71,7 @@ pub fn check(reader: impl Read) -> Result<Files, Flaw> {
 }
 
 /// A member as a reader.
-struct Body<'a, R>(&'a mut Walker<R>);
+pub struct Body<'a, R>(pub &'a mut Walker<R>);
 
 /// A flaw on its way through a reader.
 #[derive(Debug, thiserror::Error)]
@@ -80,10 +80,17 @@ struct Flawed(String);
 
 impl<R: Read> Read for Body<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer).map_err(|flaw| match flaw {
-            Flaw::Io(cause) => cause,
-            Flaw::Bad(text) => io::Error::other(Flawed(text)),
-        })
+        // Full buffers, so that the first bytes of a stream come together.
+        let mut done = 0;
+        while let Some(room) = buffer.get_mut(done..).filter(|r| !r.is_empty()) {
+            match self.0.read(room) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(Flaw::Io(cause)) => return Err(cause),
+                Err(Flaw::Bad(text)) => return Err(io::Error::other(Flawed(text))),
+            }
+        }
+        Ok(done)
     }
 }
 

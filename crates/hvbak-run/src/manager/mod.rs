@@ -4,6 +4,7 @@
 //! hand that does it. Needs no engine: the manager may be the patient.
 
 mod backup;
+mod dumps;
 mod hosted_engine;
 mod link;
 mod pick_up;
@@ -28,6 +29,7 @@ use crate::{
 };
 
 pub use backup::{ManagerBackupOptions, ManagerBackupReport, manager_backup};
+pub use dumps::{DumpVerdict, check_dumps};
 pub use hosted_engine::{hosted_engine_maintenance, hosted_engine_status};
 pub use prune::{ManagerPrune, manager_prune};
 pub use restore::{

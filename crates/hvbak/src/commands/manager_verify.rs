@@ -5,8 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hvbak_manager::archive::{self, Report};
-use hvbak_run::RunError;
+use hvbak_manager::{
+    Scope,
+    archive::{self, Finding, Report},
+};
+use hvbak_run::{DumpVerdict, RunError};
 use indicatif::HumanBytes;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -21,9 +24,16 @@ pub async fn run(face: &Face, args: ManagerVerifyArgs) -> Outcome {
     let (mut damaged, count) = (0, args.archives.len());
     for named in args.archives {
         let path = locate(face, &named)?;
-        let report = read(face, path.clone()).await?;
+        let mut report = read(face, path.clone()).await?;
+        let dumps = if report.is_whole() { second_judge(path.clone()).await? } else { Vec::new() };
+        for (scope, verdict) in &dumps {
+            if let DumpVerdict::Damaged(why) = verdict {
+                let text = format!("pg_restore cannot read it: {why}");
+                report.findings.push(Finding { member: Some(scope.member().into()), text });
+            }
+        }
         damaged += usize::from(!report.is_whole());
-        tell(face, &path, &report);
+        tell(face, &path, &report, &dumps);
     }
     let code = if damaged == 0 { DONE } else { DAMAGE };
     Ok((code, json!({ "archives": count, "damaged": damaged })))
@@ -64,6 +74,12 @@ async fn read(face: &Face, path: PathBuf) -> Result<Report, CliError> {
     report.map_err(|cause| CliError::Io { text: format!("cannot read archive {shown}"), cause })
 }
 
+/// PostgreSQL's own reader over the dumps, on a thread that may block.
+async fn second_judge(path: PathBuf) -> Result<Vec<(Scope, DumpVerdict)>, CliError> {
+    let checked = tokio::task::spawn_blocking(move || hvbak_run::check_dumps(&path)).await;
+    Ok(checked.map_err(|e| RunError::Task { text: e.to_string() })??)
+}
+
 /// A source that fails once the command was cancelled.
 struct Heeding<R> {
     inner: R,
@@ -79,10 +95,10 @@ impl<R: Read> Read for Heeding<R> {
     }
 }
 
-fn tell(face: &Face, path: &Path, report: &Report) {
+fn tell(face: &Face, path: &Path, report: &Report, dumps: &[(Scope, DumpVerdict)]) {
     let shown = path.display();
     let restored_by = report.version.as_ref().map(hvbak_manager::Version::restored_by);
-    let mut record = json!({ "archive": path, "whole": report.is_whole(), "scopes": report.scopes(), "restored_by": restored_by });
+    let mut record = json!({ "archive": path, "whole": report.is_whole(), "scopes": report.scopes(), "restored_by": restored_by, "dumps": dumps });
     if let (Some(record), Ok(serde_json::Value::Object(more))) =
         (record.as_object_mut(), serde_json::to_value(report))
     {
@@ -98,11 +114,21 @@ fn tell(face: &Face, path: &Path, report: &Report) {
         let os = report.os_version.as_deref().unwrap_or("an unknown system");
         face.printer.data(&format!("{shown}: whole, made by engine-backup {version} on {os}"));
     }
+    for (scope, verdict) in dumps {
+        if let DumpVerdict::NotChecked(why) = verdict {
+            face.printer
+                .say(&format!("warning: {shown}: {scope} NOT CHECKED by pg_restore: {why}"));
+        }
+    }
     for part in &report.parts {
         let format = part.format.map_or("tar", archive::Format::word);
         let items = match part.items {
             0 => String::new(),
-            n if part.format.is_some() => format!(", {n} tables with data"),
+            n if part.format.is_some() => {
+                let read = dumps.contains(&(part.scope, DumpVerdict::Whole));
+                let read = if read { ", read by pg_restore" } else { "" };
+                format!(", {n} tables with data{read}")
+            }
             n => format!(", {n} members"),
         };
         face.printer.data(&format!(
