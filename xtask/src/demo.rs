@@ -3,6 +3,8 @@
 //! Real are QEMU's block layer, OpenSSH, qcow2 and every byte; simulated is the engine.
 //! The lab is taken down whatever happens.
 
+mod manager;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -222,7 +224,7 @@ fn play(stage: &Stage) -> Result<()> {
     stage.show(&["prune", "--keep-last", "1"])?;
     stage.show(&["verify", "--all"])?;
 
-    manager(stage, &up["hosts"][0])?;
+    manager::play(stage, &up["hosts"][0])?;
 
     println!("\n== Nothing is left behind but the snapshot that the next backup stands on");
     stage.show(&["cleanup"])?;
@@ -234,61 +236,6 @@ fn play(stage: &Stage) -> Result<()> {
         .flat_map(|vm| vm["snapshots"].as_array().cloned().unwrap_or_default());
     let own = left.filter(|s| s["kind"] != "active").count();
     ensure!(own == 1, "{own} snapshots are there: {state}");
-    Ok(())
-}
-
-/// A manager's backup, its verification, what a restore would do, and the runbook.
-fn manager(stage: &Stage, host: &Value) -> Result<()> {
-    println!(
-        "\n== The manager itself. engine-backup is a STAND-IN here: on one of the SSH hosts it replays\n   a recorded run of the real 4.5.7; archive and output are the real program's"
-    );
-    let text = |key: &str| host[key].as_str().unwrap_or_default().to_owned();
-    let root = PathBuf::from(text("root"));
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/engine-backup");
-    let services = root.join("usr/share/ovirt-engine/services/ovirt-engine");
-    let (bin, play) = (root.join("usr/bin"), root.join("play"));
-    for dir in [&services, &bin, &play.join("machine"), &root.join("etc")] {
-        fs::create_dir_all(dir)?;
-    }
-    fs::write(services.join("ovirt-engine.conf"), "PACKAGE_VERSION=4.5.7\n")?;
-    fs::write(root.join("etc/os-release"), "ID=centos\nID_LIKE=\"rhel fedora\"\nVERSION_ID=9\n")?;
-    fs::copy(fixtures.join("stand-in.sh"), bin.join("engine-backup"))?;
-    for name in
-        ["systemctl", "locale", "postgresql-setup", "runuser", "psql", "pg_dump", "engine-setup"]
-    {
-        fs::copy(fixtures.join("stand-in-tools.sh"), bin.join(name))?;
-    }
-    fs::copy(fixtures.join("4.5.7-all.backup"), play.join("archive"))?;
-    fs::copy(fixtures.join("4.5.7-all.log"), play.join("log"))?;
-    let runs = fs::read_to_string(fixtures.join("transcripts.jsonl"))?;
-    let run = runs
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .find(|run| run["name"] == "b_ok_all")
-        .context("the recorded run")?;
-    for name in ["stdout", "stderr"] {
-        fs::write(play.join(name), run[name].as_str().unwrap_or_default())?;
-    }
-    fs::write(play.join("rc"), run["rc"].to_string())?;
-    let key = fs::read_to_string(root.join("etc/ssh/ssh_host_ed25519_key.pub"))?;
-    let config = stage.dir.join("hvbak.toml");
-    let mut toml = fs::read_to_string(&config)?;
-    toml.push_str(&format!(
-        "\n[manager]\nhost = \"127.0.0.1\"\nport = {}\nuser = \"{}\"\nname = \"engine.example.test\"\nhost_key = \"{}\"\n",
-        host["port"],
-        text("user"),
-        key.trim()
-    ));
-    fs::write(&config, toml)?;
-    stage.show(&["manager-backup"])?;
-    stage.show(&["manager-verify", "engine.example.test"])?;
-    println!("(what a restore onto a fresh machine would run, and what it looks at before)");
-    let restore = ["manager-restore", "engine.example.test", "--provision-all-databases"];
-    stage.show(&[&restore[..], &["--engine-setup", "--dry-run"]].concat())?;
-    let pages = stage.dir.join("runbook");
-    stage.show(&["runbook", "--output", &pages.to_string_lossy()])?;
-    let lost = fs::read_to_string(pages.join("manager-lost.md"))?;
-    ensure!(lost.contains("engine.example.test@"), "the runbook does not know the backup");
     Ok(())
 }
 

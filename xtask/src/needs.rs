@@ -31,7 +31,7 @@ pub const TEST: &[Need] = &[
     ("xml2-config", "libxml2-dev", "libxml2-devel"),
     ("git", "git", "git"),
     ("ip", "iproute2", "iproute"),
-    ("pg_restore", "postgresql", "postgresql-server"),
+    ("pg_restore", "postgresql-client", "postgresql"),
 ];
 
 /// What the guests with real LVM need (`scripts/lab/hvlab.sh`); Debian only, because the
@@ -47,13 +47,14 @@ const GUESTS: &[Need] = &[
     ("socat", "socat", ""),
 ];
 
-/// What hosts and storage servers in namespaces need (`scripts/lab/peers.sh`), and a file
-/// system with sectors of 4 KiB; Debian only, as its servers are what was tried.
+/// What hosts and storage servers in namespaces need (`scripts/lab/peers.sh`), a file
+/// system with sectors of 4 KiB, and a PostgreSQL server; Debian only, as its servers are what was tried.
 const PEERS: &[Need] = &[
     ("nsenter", "util-linux", ""),
     ("glusterd", "glusterfs-server glusterfs-client", ""),
     ("ganesha.nfsd", "nfs-ganesha nfs-ganesha-vfs", ""),
     ("mkfs.xfs", "xfsprogs", ""),
+    ("pg_ctlcluster", "postgresql", ""),
 ];
 
 fn present(program: &str) -> bool {

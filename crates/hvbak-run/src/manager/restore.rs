@@ -103,25 +103,26 @@ async fn plan(
     let stage = if options.wishes.cleanup { Stage::BeforeCleanup } else { Stage::BeforeRestore };
     let findings = look(session, source, options, stage).await?;
     let dir = format!("{}/RUN", session.base());
-    let line = |words: &[String]| {
+    let mut commands = Vec::new();
+    let mut add = |what, line| commands.push(PlannedCommand { what, line });
+    let words = |words: &[String]| {
         words.iter().map(|w| hvbak_ssh::sh_quote(w)).collect::<Vec<_>>().join(" ")
     };
-    let mut commands = Vec::new();
-    let mut add =
-        |what, words: &[String]| commands.push(PlannedCommand { what, line: line(words) });
     if options.wishes.cleanup {
-        add("empty the databases and remove the configuration", &cleanup_command(session));
+        let line = words(&cleanup_command(session));
+        add("empty the databases and remove the configuration", line);
     }
-    add("send the archive and compare its sum", &["cat".into(), format!(">{dir}/{ARCHIVE}")]);
+    let line = format!("cat >{dir}/{ARCHIVE}  # {} bytes, SHA-256 {}", source.size, source.sum);
+    add("send the archive and compare its sum there", line);
     for scope in options.passwords.keys() {
-        let to = format!(">{dir}/{}", restore::passfile(*scope));
-        add("send a password (mode 0600, removed when the restore ends)", &["cat".into(), to]);
+        let line = format!("cat >{dir}/{}", restore::passfile(*scope));
+        add("send a password (mode 0600, removed when the restore ends)", line);
     }
-    add("restore", &restore_command(session, &options.wishes, &dir)?);
-    add("remove archive, log and passwords", &["rm".into(), "-rf".into(), dir.clone()]);
+    add("restore", words(&restore_command(session, &options.wishes, &dir)?));
+    add("remove archive, log and passwords", format!("rm -rf {dir}"));
     if let Some(setup) = &options.setup {
         let answers = setup.answers.as_ref().map(|_| format!("{dir}/{ANSWERS}"));
-        add("set the engine up", &setup_command(session, answers.as_deref()));
+        add("set the engine up", words(&setup_command(session, answers.as_deref())));
     }
     Ok(ManagerRestorePlan {
         manager: session.name.to_string(),

@@ -8,6 +8,7 @@ mod sshd;
 
 mod backup;
 mod hosted_engine;
+mod postgres;
 mod prune;
 mod restore;
 mod stage;

@@ -189,6 +189,7 @@ async fn rule_07_a_scope_that_was_not_restored_is_a_failure() {
     // It says Done. and You should now run engine-setup., and did nothing.
     let stage = Stage::restorable("4.5.7").await;
     stage.play("r_scope_missing");
+    stage.configured();
     let error = stage.restore(&options(&["dwhdb"])).await.unwrap_err();
     let RunError::ManagerRestore { cause: RestoreFailed::Missing { scopes }, .. } = &error else {
         panic!("{error:?}");
@@ -258,7 +259,9 @@ async fn other_credentials_fail_falsely_and_that_is_known() {
     // Without other credentials the same words are a failure, as is any other cause.
     let stage = Stage::restorable("4.5.7").await;
     stage.play("r_chg");
+    stage.configured();
     let error = stage.restore(&options(&["db"])).await.unwrap_err();
+    assert!(stage.on_manager("queries").unwrap().contains("machine's own"));
     assert!(matches!(error, RunError::ManagerRestore { .. }), "{error:?}");
     let stage = Stage::restorable("4.5.7").await;
     stage.play("r_chg");

@@ -99,6 +99,18 @@ impl Stage {
         fs::write(dir.join("20-setup-ovirt-post.conf"), text).unwrap();
     }
 
+    /// A configuration that says where the databases are.
+    pub fn configured(&self) {
+        let dir = self.sshd.root().join("etc/ovirt-engine/engine.conf.d");
+        fs::create_dir_all(&dir).unwrap();
+        for (file, name) in [("10-setup-database.conf", "ENGINE"), ("10-setup-dwh.conf", "DWH")] {
+            let text = format!(
+                "{name}_DB_HOST=\"localhost\"\n{name}_DB_USER=\"u\"\n{name}_DB_PASSWORD=\"machine's own\"\n{name}_DB_DATABASE=\"d\"\n"
+            );
+            fs::write(dir.join(file), text).unwrap();
+        }
+    }
+
     /// What the programs around engine-backup say.
     pub fn machine(&self, name: &str, text: &str) {
         fs::write(self.sshd.root().join("play/machine").join(name), text).unwrap();

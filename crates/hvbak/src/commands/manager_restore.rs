@@ -191,3 +191,55 @@ fn one_place(args: &ManagerRestoreArgs, text: &str) -> Result<Credentials, CliEr
         validated,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parse(words: &[&str]) -> Result<ManagerRestoreOptions, CliError> {
+        let cli = Cli::try_parse_from([&["hvbak", "manager-restore", "e@latest"], words].concat());
+        let Command::ManagerRestore(args) = cli.unwrap().command else { panic!("another command") };
+        let point = args.point.clone().unwrap();
+        options(&args, point)
+    }
+
+    #[test]
+    fn a_database_elsewhere_is_read_and_its_password_is_a_file_that_is_closed_to_others() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pw");
+        std::fs::write(&file, "secret\nmore\n").unwrap();
+        let set = |mode| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode));
+        set(0o600).unwrap();
+        let password = format!("db={}", file.display());
+        let words = |place| {
+            vec!["--credentials", place, "--password-file", &password, "--tls-validated", "db"]
+        };
+        for (place, host, port) in [
+            ("db=engine@db.example.com/engine2", "db.example.com", 5432),
+            ("db=engine@db.example.com:5433/engine2", "db.example.com", 5433),
+            ("db=engine@[2001:db8::1]:5433/engine2", "2001:db8::1", 5433),
+            ("db=engine@[2001:db8::1]/engine2", "2001:db8::1", 5432),
+        ] {
+            let options = parse(&words(place)).unwrap();
+            let place = &options.wishes.credentials[0];
+            assert_eq!((place.host.as_str(), place.port), (host, port));
+            assert_eq!((place.user.as_str(), place.database.as_str()), ("engine", "engine2"));
+            assert!(place.secured && place.validated);
+            assert_eq!(options.passwords[&Scope::Db].expose(), "secret");
+            assert!(!format!("{options:?}").contains("secret"));
+        }
+        for bad in ["db=engine@db", "db=db/engine", "x=u@h/d", "u@h/d", "db=u@h:x/d"] {
+            assert!(parse(&words(bad)).is_err(), "{bad}");
+        }
+        set(0o644).unwrap();
+        assert!(parse(&words("db=engine@db/engine")).is_err(), "others can read it");
+        set(0o600).unwrap();
+        assert!(parse(&["--credentials", "db=u@h/d"]).is_err(), "no password");
+        assert!(parse(&["--password-file", &password]).is_err(), "no place");
+        assert!(parse(&["--tls", "db"]).is_err(), "no place");
+    }
+}
