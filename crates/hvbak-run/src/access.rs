@@ -2,8 +2,6 @@
 //!
 //! Invariant: the removal of a pushed worker is in the journal before anything is sent.
 
-use std::sync::Arc;
-
 use hvbak_ssh::{
     Connection, Target,
     deliver::{
@@ -12,6 +10,7 @@ use hvbak_ssh::{
     probe,
 };
 use hvbak_types::Host;
+use tokio::{sync::Mutex, task::JoinSet};
 
 use crate::{
     error::{self, Result, RunError},
@@ -27,6 +26,8 @@ pub struct Access {
     target: Target,
     control: Connection,
     worker: WorkerCommand,
+    /// Logins for sessions, made while the worker is delivered and the engine takes its time.
+    logins: Mutex<JoinSet<Option<Connection>>>,
     /// The journal's step of a pushed worker.
     step: Option<Open>,
 }
@@ -50,6 +51,11 @@ impl Access {
             login = login => login?,
             () = cancel.cancelled() => return Err(RunError::Cancelled),
         };
+        let mut logins = JoinSet::new();
+        for _ in 0..settings.transfer.streams {
+            let target = target.clone();
+            logins.spawn(async move { Connection::connect(&target).await.ok() });
+        }
         let source = WorkerSource {
             mode: match (settings.worker.installed, settings.worker.push) {
                 (true, true) => WorkerMode::Auto,
@@ -90,16 +96,20 @@ impl Access {
             job.undone(&step).await?;
             None
         };
-        Ok(Self { name, target, control, worker, step })
+        let logins = Mutex::new(logins);
+        Ok(Self { name, target, control, worker, logins, step })
     }
 
     /// Starts `count` sessions, each over a connection of its own.
     pub async fn sessions(&self, count: usize) -> Result<Vec<Session>> {
-        let mut starting = tokio::task::JoinSet::new();
+        let mut starting = JoinSet::new();
+        let mut logins = self.logins.lock().await;
         for _ in 0..count.max(1) {
-            let (target, command) = (Arc::new(self.target.clone()), self.worker.command.clone());
-            starting.spawn(async move { Session::start(&target, &command).await });
+            let waiting = logins.join_next().await.and_then(|login| login.ok().flatten());
+            let (target, command) = (self.target.clone(), self.worker.command.clone());
+            starting.spawn(async move { Session::start(&target, waiting, &command).await });
         }
+        drop(logins);
         let mut sessions = Vec::new();
         while let Some(joined) = starting.join_next().await {
             let started = joined
@@ -112,6 +122,7 @@ impl Access {
 
     /// Removes a pushed worker and logs out.
     pub async fn close(self, job: &Job) -> Result<()> {
+        drop(self.logins);
         let removed = remove_worker(&self.control, &self.worker).await;
         self.control.close().await;
         removed.map_err(error::ssh(&self.name, "remove the worker"))?;

@@ -45,11 +45,25 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects, starts `command` and agrees on a protocol version.
-    pub async fn start(target: &Target, command: &str) -> Result<Self> {
-        let host = target.name.clone();
-        let connection =
-            Connection::connect(target).await.map_err(error::ssh(&host, "open a session"))?;
+    /// Starts `command` and agrees on a protocol version. `waiting` is a login made earlier; one
+    /// that has died meanwhile is replaced.
+    pub async fn start(
+        target: &Target,
+        waiting: Option<Connection>,
+        command: &str,
+    ) -> Result<Self> {
+        if let Some(connection) = waiting
+            && let Ok(session) = Self::over(connection, &target.name, command).await
+        {
+            return Ok(session);
+        }
+        let connect = Connection::connect(target).await;
+        let connection = connect.map_err(error::ssh(&target.name, "open a session"))?;
+        Self::over(connection, &target.name, command).await
+    }
+
+    async fn over(connection: Connection, host: &str, command: &str) -> Result<Self> {
+        let host = host.to_owned();
         let process =
             connection.spawn(command).await.map_err(error::ssh(&host, "start the worker"))?;
         let (stdin, stdout, exit) = process.split();

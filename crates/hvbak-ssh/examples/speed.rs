@@ -1,7 +1,7 @@
 //! How fast one connection moves bytes: `speed HOST PORT USER KEYFILE down|up MIB [STREAMS]`.
 //!
-//! `FILE` in the environment names a file there that is sent, a part by each stream; else
-//! zeros are. For measuring by hand beside `ssh -c aes128-gcm@openssh.com HOST 'head -c …'`. It takes
+//! `FILE` in the environment names a file there that is sent, a part by each stream, and nothing
+//! else is done; else zeros are. The time includes the logins. For measuring by hand beside `ssh -c aes128-gcm@openssh.com HOST 'head -c …'`. It takes
 //! whatever host key is shown, so it is a measuring tool and nothing else.
 
 use std::time::Instant;
@@ -25,33 +25,33 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         target.options.window = window.parse::<u32>()? << 20;
     }
 
-    let start = Instant::now();
-    let connection = Connection::connect(&target).await?;
-    let connected = start.elapsed();
-    connection.exec("true").await?;
-    eprintln!("connect {connected:.1?}, first exec {:.1?}", start.elapsed() - connected);
-    eprintln!("{:?}", connection.negotiated());
-    connection.close().await;
-
-    let mut tasks = Vec::new();
-    let mut connections = Vec::new();
-    for _ in 0..streams {
-        connections.push(Connection::connect(&target).await?);
-    }
-    let start = Instant::now();
     let file = std::env::var("FILE").ok();
-    for (n, connection) in connections.into_iter().enumerate() {
+    if file.is_none() {
+        let start = Instant::now();
+        let connection = Connection::connect(&target).await?;
+        let connected = start.elapsed();
+        connection.exec("true").await?;
+        eprintln!("connect {connected:.1?}, first exec {:.1?}", start.elapsed() - connected);
+        eprintln!("{:?}", connection.negotiated());
+        connection.close().await;
+    }
+
+    let start = Instant::now();
+    let mut tasks = Vec::new();
+    for n in 0..streams {
+        let target = target.clone();
         let up = way == "up";
         let command = match &file {
             None => format!("head -c {each} /dev/zero"),
             Some(file) => format!(
                 "dd if={} bs=1M skip={} count={} status=none",
                 hvbak_ssh::sh_quote(file),
-                n as u64 * (each >> 20),
+                n * (each >> 20),
                 each >> 20
             ),
         };
         tasks.push(tokio::spawn(async move {
+            let connection = Connection::connect(&target).await?;
             if up {
                 let (mut stdin, stdout, exit) = connection.spawn("cat >/dev/null").await?.split();
                 drop(stdout);

@@ -25,6 +25,7 @@ use crate::{
     guard::WriteGuard,
     hostkey::{Family, HostKey, HostTrust},
     limiter,
+    prompt::Prompt,
     target::Target,
 };
 
@@ -109,7 +110,7 @@ async fn attempt(
     let limit = target.options.connect_timeout;
     match jump {
         None => {
-            let stream = within(target, "the TCP connection", limit, dial(target)).await??;
+            let stream = Prompt(within(target, "the TCP connection", limit, dial(target)).await??);
             shake(target, limit, client_over(config, stream, target, handler)).await
         }
         Some(jump) => {

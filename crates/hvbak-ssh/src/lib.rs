@@ -22,6 +22,7 @@ mod output;
 mod pins;
 mod probe;
 mod process;
+mod prompt;
 mod quote;
 mod reading;
 mod target;

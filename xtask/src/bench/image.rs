@@ -65,6 +65,23 @@ pub fn write(recipe: Recipe, image: &Path, data: Option<&Path>) -> Result<u64> {
     Ok(written)
 }
 
+/// Bytes that `zstd -1` makes of a file in one stream.
+pub fn zstd_length(file: &Path) -> Result<u64> {
+    struct Count(u64);
+    impl Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len() as u64;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    zstd::stream::copy_encode(File::open(file)?, &mut count, 1)?;
+    Ok(count.0)
+}
+
 /// Writes `bytes` of fresh data into clusters here and there of a qcow2 file that nobody has
 /// open, through QEMU. Another `round` is other clusters.
 pub fn dirty(image: &Path, size: u64, bytes: u64, round: u64, scratch: &Path) -> Result<()> {

@@ -153,6 +153,7 @@ fn mixed(bench: &Bench, size: u64, rounds: usize, report: &mut Report) -> Result
     let (lab, data) = bench.lab(recipe, Kind::Raw, true)?;
     let (data, data_bytes) = data.context("no data")?;
     report.data_bytes = data_bytes;
+    report.data_zstd = image::zstd_length(&data)?;
     let peers = bench.peers(&lab, size)?.with_data(&data, data_bytes);
     for name in peers.missing() {
         report.missing(name);
