@@ -16,6 +16,7 @@ mod fleet;
 mod gluster;
 mod history;
 mod incremental;
+mod manager;
 mod mid_stream;
 mod network;
 mod nfs;

@@ -413,8 +413,8 @@ impl Findings {
             ),
             None => self.tell(
                 "global-maintenance",
-                "a self-hosted engine must be in global maintenance now",
-                Some("it cannot be seen from here whether this is one"),
+                "if this is a self-hosted engine, it must be in global maintenance now",
+                Some("name one of its hosts with `--hosted-engine-host` and it is asked"),
             ),
         }
     }

@@ -233,8 +233,13 @@ async fn set_up(session: &mut Session<'_>, source: &Source, wish: &SetupWish) ->
         })
         .await?;
     let seconds = ran.seconds;
-    finish_tool(session, ran).await?;
-    Ok(SetupDone { seconds, health: session.health().await? })
+    match finish_tool(session, ran).await {
+        Ok(()) => Ok(SetupDone { seconds, failed: None, health: session.health().await? }),
+        Err(cause @ RunError::ManagerTool { .. }) => {
+            Ok(SetupDone { seconds, failed: Some(crate::chain(&cause)), health: String::new() })
+        }
+        Err(cause) => Err(cause),
+    }
 }
 
 /// engine-cleanup and engine-setup tell by their code alone how they ended.

@@ -44,6 +44,8 @@ pub struct ManagerRestored {
 #[derive(Debug, Clone, Serialize)]
 pub struct SetupDone {
     pub seconds: f64,
+    /// Why it failed. The restore before it went well all the same.
+    pub failed: Option<String>,
     /// What the health page says; empty: nothing.
     pub health: String,
 }
@@ -51,7 +53,7 @@ pub struct SetupDone {
 impl SetupDone {
     /// Whether the engine answers.
     pub fn is_healthy(&self) -> bool {
-        self.health.starts_with("DB Up!")
+        self.failed.is_none() && self.health.starts_with("DB Up!")
     }
 }
 

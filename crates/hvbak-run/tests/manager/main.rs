@@ -8,6 +8,7 @@ mod sshd;
 
 mod backup;
 mod hosted_engine;
+mod jump;
 mod postgres;
 mod prune;
 mod restore;

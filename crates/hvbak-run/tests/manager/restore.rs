@@ -314,6 +314,16 @@ async fn engine_cleanup_runs_first_only_when_told_and_is_looked_after() {
     assert_eq!(stage.kept().len(), 3, "each part has its log");
     stage.check_swept();
 
+    // engine-setup fails: that is told, and the restore before it is not lost.
+    let stage = Stage::restorable("4.5.7").await;
+    stage.in_use();
+    stage.machine("setup-rc", "1");
+    let done = stage.restore(&wishes).await.unwrap();
+    assert_eq!((done.said.content.len(), done.vms), (5, Some(4)));
+    let setup = done.setup.unwrap();
+    assert!(!setup.is_healthy() && setup.failed.unwrap().contains("engine-setup: it failed"));
+    stage.check_swept();
+
     // It fails: nothing is restored.
     let stage = Stage::restorable("4.5.7").await;
     stage.in_use();

@@ -86,8 +86,10 @@ fn tell(face: &Face, done: &ManagerRestored) -> (u8, serde_json::Value) {
         Some(setup) if setup.is_healthy() => {
             face.printer.data("  engine-setup ended well and the engine answers");
         }
-        Some(_) => {
-            face.printer.data("  engine-setup ended well and the engine does not answer yet");
+        Some(setup) => {
+            let why = setup.failed.as_deref();
+            let why = why.unwrap_or("engine-setup ended well and the engine does not answer yet");
+            face.printer.data(&format!("  NOT SET UP: {why}"));
             code = PARTLY;
         }
         None => face.printer.say("next: run engine-setup on the manager"),

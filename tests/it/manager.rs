@@ -1,0 +1,142 @@
+//! The manager through the whole program: backup, verification, restore, and a restore
+//! whose hvbak is killed at any moment. One of the lab's SSH hosts is the manager's machine;
+//! engine-backup and the programs around it are stand-ins that replay recorded runs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use hvbak_tests::Lab;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+const TOOLS: [&str; 9] = [
+    "curl",
+    "engine-cleanup",
+    "engine-setup",
+    "locale",
+    "pg_dump",
+    "postgresql-setup",
+    "psql",
+    "runuser",
+    "systemctl",
+];
+const MOMENTS: u32 = 10;
+
+/// A lab with a manager's machine in it.
+struct Site {
+    lab: Lab,
+    root: PathBuf,
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/engine-backup")
+}
+
+impl Site {
+    fn new() -> Self {
+        let lab = Lab::standard();
+        let host = lab.up["hosts"][0].clone();
+        let root = PathBuf::from(host["root"].as_str().unwrap());
+        let services = root.join("usr/share/ovirt-engine/services/ovirt-engine");
+        let (bin, play) = (root.join("usr/bin"), root.join("play"));
+        for dir in [&services, &bin, &play.join("machine"), &root.join("etc")] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        fs::write(services.join("ovirt-engine.conf"), "PACKAGE_VERSION=4.5.7\n").unwrap();
+        let release = "ID=centos\nID_LIKE=\"rhel fedora\"\nVERSION_ID=9\n";
+        fs::write(root.join("etc/os-release"), release).unwrap();
+        fs::copy(fixtures().join("stand-in.sh"), bin.join("engine-backup")).unwrap();
+        for name in TOOLS {
+            fs::copy(fixtures().join("stand-in-tools.sh"), bin.join(name)).unwrap();
+        }
+        fs::copy(fixtures().join("4.5.7-all.backup"), play.join("archive")).unwrap();
+        let key = fs::read_to_string(root.join("etc/ssh/ssh_host_ed25519_key.pub")).unwrap();
+        let (port, user) = (&host["port"], host["user"].as_str().unwrap());
+        lab.configure(|text| {
+            format!(
+                "{text}\n[manager]\nhost = \"127.0.0.1\"\nport = {port}\nuser = \"{user}\"\nname = \"engine.example.test\"\nhost_key = \"{}\"\n",
+                key.trim()
+            )
+        });
+        let site = Self { lab, root };
+        site.play("b_ok_all");
+        site.lab.hvbak(&["manager-backup"]).exits(0);
+        fs::remove_file(site.root.join("play/archive")).unwrap();
+        site.play("r_ok_perm");
+        site
+    }
+
+    /// What the stand-in says next.
+    fn play(&self, name: &str) {
+        let text = fs::read_to_string(fixtures().join("transcripts.jsonl")).unwrap();
+        let runs = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let run = runs.into_iter().find(|run| run["name"] == name).unwrap();
+        let play = self.root.join("play");
+        fs::write(play.join("stdout"), run["stdout"].as_str().unwrap()).unwrap();
+        fs::write(play.join("stderr"), run["stderr"].as_str().unwrap()).unwrap();
+        fs::write(play.join("rc"), run["rc"].to_string()).unwrap();
+    }
+
+    /// How often the stand-in was asked to restore.
+    fn restores(&self) -> usize {
+        let calls = fs::read_to_string(self.root.join("calls")).unwrap_or_default();
+        calls.matches("--mode=restore").count()
+    }
+
+    #[track_caller]
+    fn assert_swept(&self) {
+        let work = fs::read_dir(self.root.join("var/lib/hvbak-manager")).unwrap();
+        let left: Vec<_> = work.map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["lock"], "left on the manager");
+    }
+}
+
+const RESTORE: [&str; 3] = ["manager-restore", "engine.example.test", "--restore-permissions"];
+
+#[test]
+fn a_managers_backup_goes_there_and_back() {
+    let site = Site::new();
+    let lab = &site.lab;
+    lab.hvbak(&["manager-verify", "engine.example.test"]).exits(0).says("read by pg_restore");
+    let plan = lab.json(&[&RESTORE[..], &["--dry-run"]].concat()).exits(0);
+    assert_eq!(plan.result()["clear"], true, "{plan}");
+    assert_eq!(site.restores(), 0);
+    let done = lab.json(&[&RESTORE[..], &["--engine-setup"]].concat()).exits(0);
+    assert_eq!((done.result()["vms"].as_u64(), site.restores()), (Some(4), 1), "{done}");
+    done.never_says("dummy-");
+    lab.hvbak(&RESTORE).exits(0).says("4 VMs and templates").says("next: run engine-setup");
+    site.assert_swept();
+    fs::write(site.root.join("play/machine/nonempty"), "").unwrap();
+    lab.hvbak(&RESTORE).exits(1).says("nothing was changed").says("is not empty");
+    lab.json(&[&RESTORE[..], &["--dry-run"]].concat()).exits(1).says("database-not-empty");
+    lab.hvbak(&["manager-restore", "other.example.test"]).exits(2).says("other.example.test");
+    lab.hvbak(&["manager-restore", "--pick-up"]).exits(0).says("no restore");
+    assert_eq!(site.restores(), 2);
+    lab.assert_clean();
+}
+
+#[test]
+fn a_restore_that_is_killed_at_any_moment_is_done_once_and_leaves_nothing() {
+    let site = Site::new();
+    fs::write(site.root.join("play/pause"), "1").unwrap();
+    let began = Instant::now();
+    site.lab.hvbak(&RESTORE).exits(0);
+    let whole = began.elapsed();
+    for n in 1..=MOMENTS {
+        let before = site.restores();
+        let started = site.lab.start(&RESTORE);
+        std::thread::sleep(whole * n / (MOMENTS + 1));
+        started.signal(Signal::SIGKILL);
+        started.wait();
+        // The same command again: it goes on where that one was, or begins.
+        site.lab.hvbak(&RESTORE).exits(0).says("4 VMs and templates");
+        let count = site.restores() - before;
+        assert!((1..=2).contains(&count), "moment {n}: {count} restores");
+        site.assert_swept();
+        site.lab.hvbak(&["cleanup"]).exits(0);
+        site.lab.assert_clean();
+    }
+}
