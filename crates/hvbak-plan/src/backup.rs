@@ -156,6 +156,10 @@ pub struct VmPlan {
     pub wish: Wish,
     /// The point that incrementals stand on.
     pub base: Option<Base>,
+    /// The base's snapshot cannot be deleted now, so it stays the base, and this backup's
+    /// own snapshot goes.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub base_stays: bool,
     /// What becomes of a half-made point that is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resume: Option<Resume>,
@@ -171,6 +175,12 @@ impl VmPlan {
     /// as they are now. Done while planning, and once more under the VM's lock.
     pub fn set_levels(&mut self, base: Option<Base>, snapshots: &[Snapshot]) {
         self.base = base;
+        // No engine merges a disk that a running VM has unplugged (engine-api §9).
+        let held = |disk: &DiskPlan| {
+            matches!(disk.action, DiskAction::Skip { skip: DiskSkip::Unplugged })
+                && self.base.iter().flat_map(|base| &base.disks).any(|held| held.id == disk.id)
+        };
+        self.base_stays = self.disks.iter().any(held);
         for disk in &mut self.disks {
             let DiskAction::Backup { level, reason } = &mut disk.action else { continue };
             match disk_level(self.wish, self.base.as_ref(), snapshots, disk.id) {
@@ -283,6 +293,7 @@ fn plan_vm(input: &BackupInput<'_>, facts: &VmFacts, load: &mut HashMap<HostId, 
         disks,
         wish: input.wish,
         base: None,
+        base_stays: false,
         resume: None,
     };
     plan.set_levels(facts.base.clone(), &facts.snapshots);
@@ -293,6 +304,11 @@ fn plan_vm(input: &BackupInput<'_>, facts: &VmFacts, load: &mut HashMap<HostId, 
         {
             plan.warnings.push(format!("disk `{}` is left out: {skip}", disk.alias));
         }
+    }
+    if plan.base_stays {
+        plan.warnings.push(
+            "the last point's snapshot holds an unplugged disk and stays until that is plugged in or the VM is down; later points stand on it too".into(),
+        );
     }
     if plan.chosen_disks().next().is_none() {
         plan.warnings.push("no disk is backed up: only the configuration is stored".into());

@@ -116,6 +116,7 @@ mod tests {
             warnings: Vec::new(),
             wish: Wish::Auto,
             base: None,
+            base_stays: false,
             resume: None,
         }
     }

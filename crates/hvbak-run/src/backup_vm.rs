@@ -408,7 +408,7 @@ impl Turn<'_> {
         };
         let stands_on_base = disks.iter().any(|d| d.record.parent.is_some());
         let differential = stands_on_base && plan.wish == Wish::Differential;
-        let kept = context.settings.keep_snapshot && !differential;
+        let kept = context.settings.keep_snapshot && !differential && !plan.base_stays;
         manifest.snapshot =
             Some(ManifestSnapshot { id: taken.id, description: taken.description.clone(), kept });
         manifest.parent = disks.iter().find_map(|d| d.record.parent.clone());
