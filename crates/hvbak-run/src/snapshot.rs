@@ -22,6 +22,9 @@ use crate::{
 /// (engine-api §8.3).
 const BAD_EVENTS: [i64; 3] = [69, 117, 170];
 
+/// Events of a snapshot that is made: begun, done, freezing and thawing (engine-api §8.3).
+const MADE_EVENTS: [i64; 9] = [45, 68, 10764, 10765, 10766, 10767, 10768, 10769, 10774];
+
 /// A snapshot that is ready to be read.
 pub struct Taken {
     pub id: SnapshotId,
@@ -322,8 +325,10 @@ async fn touched(context: &Context, plan: &VmPlan, taken: &Taken) -> Result<Touc
     if since.len() >= EVENTS as usize {
         return Ok(Touched::Unknown(format!("the engine's log has {EVENTS} events of its VM")));
     }
+    // Whether all events of the making carry the request's id is the engine's affair.
     let own = |event: &Event| {
         event.correlation_id.as_ref().is_some_and(|id| taken.correlations.contains(id))
+            || event.code.is_some_and(|code| MADE_EVENTS.contains(&code))
     };
     match since.iter().find(|e| !own(e) && e.description.contains(&taken.description)) {
         None => Ok(Touched::No),
