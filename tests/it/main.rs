@@ -11,6 +11,7 @@ mod cancel;
 mod cli;
 mod disagreement;
 mod disk_changes;
+mod drill;
 mod enroll;
 mod fleet;
 mod gluster;

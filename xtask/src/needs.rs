@@ -47,6 +47,9 @@ const GUESTS: &[Need] = &[
     ("socat", "socat", ""),
 ];
 
+/// What rehearsals boot (`hvbak drill`); Debian only, as the others.
+const DRILLS: &[Need] = &[("qemu-system-x86_64", "qemu-system-x86", "")];
+
 /// What hosts and storage servers in namespaces need (`scripts/lab/peers.sh`), a file
 /// system with sectors of 4 KiB, and a PostgreSQL server; Debian only, as its servers are what was tried.
 const PEERS: &[Need] = &[
@@ -62,10 +65,10 @@ fn present(program: &str) -> bool {
     path.split(':').chain(["/usr/sbin", "/sbin"]).any(|dir| Path::new(dir).join(program).exists())
 }
 
-/// Installs what guests and servers need where they can be had; without them their tests are skipped,
+/// Installs what guests, servers and rehearsals need where they can be had; without them their tests are skipped,
 /// loudly.
 pub fn guests(install: bool) -> Result<()> {
-    if install && present("apt-get") { check(&[GUESTS, PEERS], true) } else { Ok(()) }
+    if install && present("apt-get") { check(&[GUESTS, PEERS, DRILLS], true) } else { Ok(()) }
 }
 
 /// Checks the programs; says what to install, and installs it only when asked to.
@@ -92,7 +95,7 @@ pub fn check(needs: &[&[Need]], install: bool) -> Result<()> {
     if present("apt-get") {
         run(Command::new("apt-get").args(["update", "-qq"]))?;
         run(Command::new("apt-get")
-            .args(["install", "-y", "-qq", "--no-install-recommends"])
+            .args(["install", "-y", "-qq", "--no-install-recommends", "--no-remove"])
             .args(&debian))?;
     } else if present("dnf") {
         run(Command::new("dnf").args(["-y", "install"]).args(&el))?;

@@ -63,7 +63,7 @@ pub use manifest::{
 pub use merge::{Extents, StoredRun, StoredRuns};
 pub use repository::Repository;
 pub use resume::Resumable;
-pub use runs::{RunKind, RunListing, RunOutcome, RunRecord, RunVm};
+pub use runs::{RunKind, RunListing, RunManager, RunOutcome, RunRecord, RunVm};
 pub use salvage::Salvage;
 pub use stage::Staging;
 pub use verify::{Finding, FindingKind, VerifyOptions, VerifyProgress, VerifyReport};

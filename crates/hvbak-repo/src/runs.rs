@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     durable,
     error::{At, Error, Result},
+    manager::ManagerName,
     manifest::Level,
     repository::Repository,
 };
@@ -37,6 +38,8 @@ pub enum RunKind {
     Backup,
     /// Points were read and compared with their digests.
     Verify,
+    /// A restore was rehearsed: images were booted, dumps read into a database.
+    Drill,
 }
 
 impl RunKind {
@@ -45,6 +48,7 @@ impl RunKind {
         match self {
             Self::Backup => "backup",
             Self::Verify => "verify",
+            Self::Drill => "drill",
         }
     }
 }
@@ -53,7 +57,7 @@ impl RunKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunOutcome {
-    /// Its point was published, or was found whole.
+    /// Its point was published, was found whole, or came through its rehearsal.
     Done,
     Failed,
     /// The plan left it out.
@@ -68,7 +72,7 @@ pub struct RunVm {
     pub id: VmId,
     pub name: String,
     pub outcome: RunOutcome,
-    /// Why it failed or was left out; of a full, why it was one.
+    /// Why it failed or was left out; of a full, why it was one; of a drill, what was seen.
     #[serde(default)]
     pub reason: Option<String>,
     #[serde(default)]
@@ -78,6 +82,20 @@ pub struct RunVm {
     /// Bytes of its images.
     #[serde(default)]
     pub stored_bytes: u64,
+    #[serde(default)]
+    pub seconds: f64,
+}
+
+/// One manager of a drill.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunManager {
+    pub name: ManagerName,
+    pub outcome: RunOutcome,
+    /// What was seen, or why it failed.
+    #[serde(default)]
+    pub reason: Option<String>,
+    #[serde(default)]
+    pub point: Option<PointId>,
     #[serde(default)]
     pub seconds: f64,
 }
@@ -93,6 +111,9 @@ pub struct RunRecord {
     pub started: Timestamp,
     pub finished: Timestamp,
     pub vms: Vec<RunVm>,
+    /// Managers whose archives were rehearsed; of drills only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub managers: Vec<RunManager>,
     /// What could not be undone yet, in words.
     #[serde(default)]
     pub left_behind: Vec<String>,
@@ -110,6 +131,7 @@ impl RunRecord {
             started: now,
             finished: now,
             vms: Vec::new(),
+            managers: Vec::new(),
             left_behind: Vec::new(),
         }
     }

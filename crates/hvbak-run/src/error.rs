@@ -140,6 +140,10 @@ pub enum RunError {
         #[source]
         cause: Box<RunError>,
     },
+    #[error("no drill can be held here: {why}")]
+    DrillUnfit { why: String },
+    #[error("{tool} failed: {text}")]
+    Tool { tool: String, text: String },
     #[error("cancelled")]
     Cancelled,
 }
@@ -181,7 +185,7 @@ impl RunError {
             },
             Self::ManagerPassword { .. } => 2,
             Self::ManagerBusy { .. } => 11,
-            Self::ManagerCommand { .. } => 2,
+            Self::ManagerCommand { .. } | Self::DrillUnfit { .. } => 2,
             Self::Cut { cause, .. } => cause.exit_code(),
             Self::Cancelled => 130,
             _ => 1,
@@ -235,6 +239,7 @@ impl RunError {
             Self::Freeze { .. } => "start qemu-guest-agent in the guest, or use `--quiesce auto`",
             Self::Ssh { cause, .. } => return cause.hint(),
             Self::Repository { cause, .. } => return cause.hint(),
+            Self::DrillUnfit { .. } => "set `scratch` and `user` of [drill] in the configuration",
             Self::NoWorkerBinary => {
                 "install the hvbak-worker package, or set worker.path in the configuration"
             }

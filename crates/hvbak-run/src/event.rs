@@ -101,6 +101,17 @@ pub enum Event {
         name: String,
         summary: hvbak_repo::ExpirySummary,
     },
+    /// A VM's point or a manager's archive was rehearsed.
+    Drilled {
+        /// `None`: a manager.
+        vm: Option<VmId>,
+        /// `NAME@POINT`.
+        what: String,
+        outcome: hvbak_repo::RunOutcome,
+        /// What was seen, or why it failed.
+        text: String,
+        seconds: f64,
+    },
     HostDone {
         host: HostId,
         name: String,

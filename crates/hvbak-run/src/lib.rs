@@ -11,6 +11,7 @@ mod base;
 mod cleanup;
 mod doctor;
 mod documents;
+mod drill;
 mod enroll;
 mod error;
 mod event;
@@ -35,6 +36,9 @@ pub use backup::{BackupReport, VmDone, VmFailed, Wishes, backup, single_exit};
 pub use base::own_prefix;
 pub use cleanup::{CleanupReport, cleanup};
 pub use doctor::{Check, Health, doctor};
+pub use drill::{
+    DrillContext, DrillPlan, DrillReport, DrillSettings, DrillWishes, drill, drill_plan,
+};
 pub use enroll::{Bootstrap, EnrollMode, EnrollOptions, EnrollOutcome, enroll};
 pub use error::{Result, RunError};
 pub use event::{Event, Events, Silent, Sink};
@@ -52,7 +56,7 @@ pub use manager::{
     manager_restore_pick_up, manager_restore_plan,
 };
 pub use prune::{PruneReport, PruneWishes, prune};
-pub use report::{LastRun, NewestPoint, Report, VmReport, note_verify, report};
+pub use report::{LastRun, ManagerDrill, NewestPoint, Report, VmReport, note_verify, report};
 pub use restore::{Restored, RestoredDisk, point_facts, restore};
 pub use runbook::{RunbookWishes, runbook_facts};
 pub use settings::{

@@ -6,7 +6,8 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use hvbak_repo::{
-    Consistency, Level, Listing, Point, Repository, RunKind, RunOutcome, RunRecord, RunVm,
+    Consistency, Level, Listing, ManagerName, Point, Repository, RunKind, RunOutcome, RunRecord,
+    RunVm,
 };
 use hvbak_types::{DiskId, JobId, PointId, VmId};
 use jiff::{SignedDuration, Timestamp};
@@ -30,6 +31,8 @@ pub struct VmReport {
     pub last_run: Option<LastRun>,
     /// The newest recorded `verify` that looked at a point of it.
     pub last_verify: Option<LastRun>,
+    /// The newest recorded drill that rehearsed a point of it; its reason is what was seen.
+    pub last_drill: Option<LastRun>,
     /// Whether the newest point is older than it may be, or there is none.
     pub too_old: bool,
 }
@@ -60,11 +63,21 @@ pub struct LastRun {
     pub point: Option<PointId>,
 }
 
+/// What the last recorded drill saw of a manager's archive.
+#[derive(Debug, Clone, Serialize)]
+pub struct ManagerDrill {
+    pub manager: ManagerName,
+    #[serde(flatten)]
+    pub last: LastRun,
+}
+
 /// The report.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// By name.
     pub vms: Vec<VmReport>,
+    /// The last drill of each manager, by name.
+    pub managers: Vec<ManagerDrill>,
     /// The newest recorded backup.
     pub run: Option<RunRecord>,
     /// Jobs that died and left something to clean up.
@@ -86,14 +99,21 @@ pub async fn report(
     blocking("report", move || read(&repository, now, max_age)).await
 }
 
-fn read(
+/// The same on a thread that may block.
+pub(crate) fn read(
     repository: &Repository,
     now: Timestamp,
     max_age: Option<SignedDuration>,
 ) -> hvbak_repo::Result<Report> {
     let records = repository.runs()?;
-    let is_backup = |run: &RunRecord| run.kind == RunKind::Backup;
-    let (backups, verifies): (Vec<_>, Vec<_>) = records.runs.into_iter().partition(is_backup);
+    let (mut backups, mut verifies, mut drills) = (Vec::new(), Vec::new(), Vec::new());
+    for run in records.runs {
+        match run.kind {
+            RunKind::Backup => backups.push(run),
+            RunKind::Verify => verifies.push(run),
+            RunKind::Drill => drills.push(run),
+        }
+    }
     let mut report = Report { damaged_records: records.damaged.len(), ..Report::default() };
     let limit = max_age.map(|age| now.saturating_sub(age).unwrap_or(Timestamp::MIN));
     let all = repository.all_points()?;
@@ -110,11 +130,12 @@ fn read(
     ids.sort();
     ids.dedup();
     for id in ids {
-        report.vms.push(vm_report(id, &all, (&backups, &verifies), now, limit));
+        report.vms.push(vm_report(id, &all, [&backups, &verifies, &drills], now, limit));
     }
     report.vms.sort_by(|a, b| (&a.name, a.vm).cmp(&(&b.name, b.vm)));
     let journals = repository.open_journals()?;
     report.dead = journals.iter().filter(|view| !view.alive).map(|view| view.job).collect();
+    report.managers = manager_drills(&drills);
     report.run = backups.into_iter().next();
     Ok(report)
 }
@@ -129,6 +150,20 @@ impl LastRun {
         let (outcome, reason, point) = (vm.outcome, vm.reason.clone(), vm.point.clone());
         Self { finished: run.finished, outcome, reason, point }
     }
+}
+
+/// The newest drill of each manager; runs are newest first.
+fn manager_drills(drills: &[RunRecord]) -> Vec<ManagerDrill> {
+    let mut found: Vec<ManagerDrill> = Vec::new();
+    for (run, one) in drills.iter().flat_map(|run| run.managers.iter().map(move |m| (run, m))) {
+        if found.iter().all(|known| known.manager != one.name) {
+            let (outcome, reason, point) = (one.outcome, one.reason.clone(), one.point.clone());
+            let last = LastRun { finished: run.finished, outcome, reason, point };
+            found.push(ManagerDrill { manager: one.name.clone(), last });
+        }
+    }
+    found.sort_by(|a, b| a.manager.cmp(&b.manager));
+    found
 }
 
 /// Stores that a `verify` has come to its end: what it found of each VM.
@@ -163,7 +198,7 @@ fn chain(points: &[&Point], top: &Point, disk: DiskId) -> usize {
 fn vm_report(
     id: VmId,
     all: &Listing,
-    (backups, verifies): (&[RunRecord], &[RunRecord]),
+    [backups, verifies, drills]: [&[RunRecord]; 3],
     now: Timestamp,
     limit: Option<Timestamp>,
 ) -> VmReport {
@@ -198,6 +233,7 @@ fn vm_report(
         stored_bytes: points.iter().map(|point| point.manifest.stored_bytes()).sum(),
         last_run: noted.map(LastRun::of),
         last_verify: last(verifies, id).map(LastRun::of),
+        last_drill: last(drills, id).map(LastRun::of),
         too_old: limit.is_some_and(|limit| started.is_none_or(|started| started < limit)),
     }
 }

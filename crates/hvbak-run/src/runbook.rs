@@ -4,10 +4,10 @@
 
 use std::sync::Arc;
 
-use hvbak_repo::{Holder, Point, Repository, VerifyOptions};
+use hvbak_repo::{Holder, Point, Repository, RunOutcome, VerifyOptions};
 use hvbak_runbook::{
-    DiskFacts, DomainFacts, EngineFacts, Facts, HostFacts, ManagerPointFacts, NetworkFacts,
-    PointFacts, VmFacts,
+    DiskFacts, DomainFacts, DrillFacts, EngineFacts, Facts, HostFacts, ManagerDrillFacts,
+    ManagerPointFacts, NetworkFacts, PointFacts, VmFacts,
 };
 use hvbak_types::{CLUSTER_SIZE, ClusterId, DataCenterId, Inventory, JobId, StorageDomain, Vm};
 use jiff::Timestamp;
@@ -16,6 +16,7 @@ use crate::{
     error::Result,
     gather,
     job::{Context, blocking},
+    report::{self, LastRun},
 };
 
 /// Smaller transfers say nothing of a speed.
@@ -45,6 +46,7 @@ fn assemble(
     inventory: &Inventory,
     wishes: RunbookWishes,
 ) -> hvbak_repo::Result<Facts> {
+    let report = report::read(repository, Timestamp::now(), None)?;
     let mut speeds = Vec::new();
     let mut vms = Vec::new();
     for vm in inventory.vms.iter().filter(|vm| !vm.is_hosted_engine()) {
@@ -56,7 +58,9 @@ fn assemble(
                 Some(point_facts(repository, point)?)
             }
         };
-        vms.push(vm_facts(inventory, vm, &wishes.priority_tag, newest));
+        let known = report.vms.iter().find(|known| known.vm == vm.id);
+        let drill = known.and_then(|known| known.last_drill.as_ref()).map(drill_facts);
+        vms.push(VmFacts { drill, ..vm_facts(inventory, vm, &wishes.priority_tag, newest) });
     }
     vms.sort_by(|a, b| {
         let key = |vm: &VmFacts| (vm.priority.unwrap_or(u32::MAX), vm.name.clone());
@@ -84,6 +88,14 @@ fn assemble(
         networks: networks(inventory),
         vms,
         manager_points: manager_points(repository)?,
+        manager_drills: report
+            .managers
+            .iter()
+            .map(|one| ManagerDrillFacts {
+                manager: one.manager.to_string(),
+                drill: drill_facts(&one.last),
+            })
+            .collect(),
         speed: speeds.get(speeds.len() / 2).copied(),
     })
 }
@@ -103,6 +115,16 @@ fn vm_facts(
         priority: vm.tags.iter().filter_map(priority).min(),
         highly_available: vm.high_availability == Some(true),
         newest,
+        drill: None,
+    }
+}
+
+fn drill_facts(last: &LastRun) -> DrillFacts {
+    DrillFacts {
+        at: last.finished,
+        point: last.point.as_ref().map(ToString::to_string),
+        passed: last.outcome == RunOutcome::Done,
+        seen: last.reason.clone().unwrap_or_default(),
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Facts {
     pub vms: Vec<VmFacts>,
     /// Stored backups of the manager, newest first.
     pub manager_points: Vec<ManagerPointFacts>,
+    /// The last rehearsal of each manager's archive.
+    pub manager_drills: Vec<ManagerDrillFacts>,
     /// Bytes of content per second that the last backups moved; `None`: nothing measured.
     pub speed: Option<u64>,
 }
@@ -89,6 +91,25 @@ pub struct VmFacts {
     pub priority: Option<u32>,
     pub highly_available: bool,
     pub newest: Option<PointFacts>,
+    /// The last rehearsal of a point of it.
+    pub drill: Option<DrillFacts>,
+}
+
+/// A rehearsal of a restore.
+#[derive(Debug, Clone)]
+pub struct DrillFacts {
+    pub at: Timestamp,
+    pub point: Option<String>,
+    /// Whether it came through.
+    pub passed: bool,
+    /// Exactly what was seen.
+    pub seen: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct ManagerDrillFacts {
+    pub manager: String,
+    pub drill: DrillFacts,
 }
 
 #[derive(Debug, Clone)]

@@ -11,8 +11,8 @@ mod pages;
 mod text;
 
 pub use facts::{
-    DiskFacts, DomainFacts, EngineFacts, Facts, HostFacts, ManagerPointFacts, NetworkFacts,
-    PointFacts, VmFacts,
+    DiskFacts, DomainFacts, DrillFacts, EngineFacts, Facts, HostFacts, ManagerDrillFacts,
+    ManagerPointFacts, NetworkFacts, PointFacts, VmFacts,
 };
 pub use html::html;
 

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 use hvbak_runbook::{
-    DiskFacts, DomainFacts, EngineFacts, Facts, HostFacts, ManagerPointFacts, NetworkFacts,
-    PointFacts, VmFacts, html, pages,
+    DiskFacts, DomainFacts, DrillFacts, EngineFacts, Facts, HostFacts, ManagerDrillFacts,
+    ManagerPointFacts, NetworkFacts, PointFacts, VmFacts, html, pages,
 };
 
 const HOSTILE: &str = "a|b `c` <script>alert(1)</script> $(reboot) 'q' [x](http://e) *z*\n# h";
@@ -27,6 +27,7 @@ fn empty() -> Facts {
         networks: Vec::new(),
         vms: Vec::new(),
         manager_points: Vec::new(),
+        manager_drills: Vec::new(),
         speed: None,
     }
 }
@@ -89,6 +90,12 @@ fn site(name: &str) -> Facts {
                 priority: Some(1),
                 highly_available: true,
                 newest: Some(point),
+                drill: Some(DrillFacts {
+                    at,
+                    point: Some("20261120T021454Z".into()),
+                    passed: true,
+                    seen: format!("login prompt seen by {name}"),
+                }),
             },
             VmFacts {
                 name: "bare".into(),
@@ -98,6 +105,7 @@ fn site(name: &str) -> Facts {
                 priority: None,
                 highly_available: false,
                 newest: None,
+                drill: None,
             },
         ],
         manager_points: vec![ManagerPointFacts {
@@ -110,6 +118,10 @@ fn site(name: &str) -> Facts {
                 .into(),
             sha256: Some("ab".repeat(32)),
             size: 90 << 20,
+        }],
+        manager_drills: vec![ManagerDrillFacts {
+            manager: name.into(),
+            drill: DrillFacts { at, point: None, passed: false, seen: name.into() },
         }],
         speed: Some(100 << 20),
         ..empty()
@@ -150,6 +162,9 @@ fn a_site_is_in_its_pages() {
         assert!(page.markdown.contains("- [ ] ") || page.slug == "overview", "{}", page.slug);
     }
     assert!(all[0].markdown.contains("| 1 | web1 |"));
+    let overview = &all[0].markdown;
+    assert!(overview.contains("2026-11-21 02:14 UTC, 20261120T021454Z: login prompt seen by web1"));
+    assert!(overview.contains("Last drill of web1: 2026-11-21 02:14 UTC: **failed: web1**"));
     assert!(all[0].markdown.contains("| – | bare | web1 | **none** |"));
 }
 

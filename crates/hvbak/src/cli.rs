@@ -75,6 +75,9 @@ pub enum Command {
     Prune(PruneArgs),
     /// Show each VM's newest point, its age and chain, and how the last run went
     Report(ReportArgs),
+    /// Rehearse: verify, export and boot stored points, restore a manager's dumps; on this
+    /// machine alone
+    Drill(DrillArgs),
     /// Write pages for disasters, filled with this site's facts
     Runbook(RunbookArgs),
     /// Undo what a run that died has left behind
@@ -575,6 +578,37 @@ pub struct RunbookArgs {
     /// Directory for the pages
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Touches neither engine, hosts nor manager. Without --vm and --manager: every VM's newest\npoint and every manager's newest archive. VMs come in the order of their turn, so that\n`hvbak drill --count 5` every night walks through all of them.\n\nExamples:\n  hvbak drill --dry-run\n  hvbak drill --count 5\n  hvbak drill --vm web1 --keep\n  hvbak drill --manager\n\n  [drill]\n  scratch = \"/var/tmp\"   # needs room for one VM's disks\n  boot_seconds = 180\n  memory_mib = 1024\n  user = \"nobody\"        # whom QEMU and PostgreSQL run as"
+)]
+pub struct DrillArgs {
+    /// Only this VM (repeatable)
+    #[arg(long, value_name = "NAME|ID")]
+    pub vm: Vec<String>,
+    /// At most so many VMs: never rehearsed ones first, then by how long ago it was
+    #[arg(long, value_name = "N")]
+    pub count: Option<usize>,
+    /// Managers' archives; without --vm nothing else
+    #[arg(long)]
+    pub manager: bool,
+    /// Verify and export, and start nothing
+    #[arg(long)]
+    pub no_boot: bool,
+    /// How long a booted VM is watched (90s, 5m)
+    #[arg(long, value_name = "TIME")]
+    pub time_limit: Option<jiff::SignedDuration>,
+    /// Work below this directory
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Option<PathBuf>,
+    /// Leave images and consoles where they are, and say where
+    #[arg(long)]
+    pub keep: bool,
+    /// Show what would be done
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Which points stay.

@@ -33,6 +33,8 @@ pub struct Config {
     pub retention: RetentionSection,
     #[serde(default)]
     pub runbook: RunbookSection,
+    #[serde(default)]
+    pub drill: DrillSection,
     /// Overrides per host, by the engine's name of it.
     #[serde(default)]
     pub hosts: BTreeMap<String, HostSection>,
@@ -182,6 +184,26 @@ impl Default for BackupSection {
     }
 }
 
+/// How `drill` rehearses.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DrillSection {
+    /// Directory to work below; `$TMPDIR` or `/var/tmp` without it.
+    pub scratch: Option<PathBuf>,
+    /// How long a booted VM is watched.
+    pub boot_seconds: u64,
+    /// Memory of a booted VM.
+    pub memory_mib: u64,
+    /// Whom machines and databases run as when hvbak is root.
+    pub user: String,
+}
+
+impl Default for DrillSection {
+    fn default() -> Self {
+        Self { scratch: None, boot_seconds: 180, memory_mib: 1024, user: "nobody".into() }
+    }
+}
+
 /// What `prune` keeps. Spelled out here, since unknown keys are errors.
 #[derive(Debug, Clone, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -326,6 +348,7 @@ impl Config {
             &mut config.engine.password_file,
             &mut config.ssh.passphrase_file,
             &mut config.worker.path,
+            &mut config.drill.scratch,
         ];
         optional.into_iter().flatten().for_each(fix);
         Ok(config)

@@ -90,6 +90,7 @@ fn keys_of(section: &str) -> &'static [&'static str] {
         "manager" => keys::<ManagerSection>(),
         "retention" => keys::<RetentionSection>(),
         "runbook" => keys::<RunbookSection>(),
+        "drill" => keys::<DrillSection>(),
         "hosts" => keys::<HostSection>(),
         other => panic!("say here which struct section {other} is"),
     }

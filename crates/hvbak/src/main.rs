@@ -77,6 +77,7 @@ async fn dispatch(face: &Face, command: Command) -> Outcome {
         Command::ManagerPrune(args) => commands::manager_prune::run(face, args).await,
         Command::ManagerPoints => commands::manager_points::run(face),
         Command::ManagerVerify(args) => commands::manager_verify::run(face, args).await,
+        Command::Drill(args) => commands::drill::run(face, args).await,
         Command::Prune(args) => commands::prune::run(face, args).await,
         Command::Report(args) => commands::report::run(face, args).await,
         Command::Runbook(args) => commands::runbook::run(face, args).await,

@@ -9,7 +9,7 @@ use std::{
     sync::Mutex,
 };
 
-use hvbak_repo::Level;
+use hvbak_repo::{Level, RunOutcome};
 use hvbak_run::{Event, Sink};
 use hvbak_types::DiskId;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
@@ -244,6 +244,14 @@ impl Sink for Printer {
                 if let Some(hint) = hint {
                     self.err(&format!("hint: {hint}"));
                 }
+            }
+            Event::Drilled { what, outcome, text, seconds, .. } => {
+                let failed = match outcome {
+                    RunOutcome::Done => "",
+                    RunOutcome::Failed => "FAILED: ",
+                    RunOutcome::Skipped | RunOutcome::Stopped => "not done: ",
+                };
+                self.data(&format!("{what}: {failed}{text} ({seconds:.0} s)"));
             }
             Event::HostDone { name, text, .. } => self.data(&format!("{name}: {text}")),
             Event::Undone { text } => self.data(text),

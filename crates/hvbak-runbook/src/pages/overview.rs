@@ -116,7 +116,22 @@ pub fn managers(facts: &Facts) -> String {
     };
     let head = ["Point", "Taken", "Version", "Scopes", "Size"];
     let none = "**There is no backup of the manager. Make one now: `hvbak manager-backup`.**";
-    table(&head, facts.manager_points.iter().take(5).map(row), none)
+    let mut out = table(&head, facts.manager_points.iter().take(5).map(row), none);
+    for one in &facts.manager_drills {
+        out += &format!("Last drill of {}: {}.\n\n", words(&one.manager), drilled(&one.drill));
+    }
+    if facts.manager_drills.is_empty() && !facts.manager_points.is_empty() {
+        out += "Its restore was never rehearsed: `hvbak drill --manager`.\n\n";
+    }
+    out
+}
+
+/// When, on what, and what was seen.
+fn drilled(drill: &crate::DrillFacts) -> String {
+    let point = drill.point.as_deref().map_or(String::new(), |id| format!(", {}", words(id)));
+    let seen = words(&drill.seen);
+    let seen = if drill.passed { seen } else { format!("**failed: {seen}**") };
+    format!("{}{point}: {seen}", day(drill.at))
 }
 
 /// VMs and their newest points.
@@ -136,8 +151,18 @@ pub fn vms(facts: &Facts, which: impl Fn(&VmFacts) -> bool) -> String {
                 expected(point.content, facts.speed),
             ]),
         }
+        row.push(vm.drill.as_ref().map_or("never".into(), drilled));
         row
     };
-    let head = ["Priority", "VM", "Cluster", "Newest point", "Looked at", "Content", "Expected"];
+    let head = [
+        "Priority",
+        "VM",
+        "Cluster",
+        "Newest point",
+        "Looked at",
+        "Content",
+        "Expected",
+        "Last drill",
+    ];
     table(&head, facts.vms.iter().filter(|vm| which(vm)).map(row), "No VM.")
 }

@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod cleanup;
 pub mod doctor;
+pub mod drill;
 pub mod enroll;
 pub mod export;
 pub mod hosted_engine;

@@ -52,7 +52,8 @@ fn show(face: &Face, report: &Report, now: Timestamp) {
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.set_header([
-        "VM", "NEWEST", "AGE", "LEVEL", "CHAIN", "POINTS", "STORED", "SIZE", "VERIFIED", "LAST RUN",
+        "VM", "NEWEST", "AGE", "LEVEL", "CHAIN", "POINTS", "STORED", "SIZE", "VERIFIED", "DRILLED",
+        "LAST RUN",
     ]);
     for vm in &report.vms {
         face.printer.record("vm", vm);
@@ -65,6 +66,19 @@ fn show(face: &Face, report: &Report, now: Timestamp) {
         let (name, n) = (&vm.name, vm.damaged);
         face.printer
             .say(&format!("error: {n} points of {name} cannot be read; see `hvbak verify`"));
+    }
+    for manager in &report.managers {
+        face.printer.record("manager-drill", manager);
+        let ago = age(now.duration_since(manager.last.finished).as_secs());
+        let seen = manager.last.reason.as_deref().unwrap_or("-");
+        let word = word(&manager.last.outcome);
+        face.printer.data(&format!("manager {}: drill {ago} ago {word}: {seen}", manager.manager));
+    }
+    for vm in &report.vms {
+        if let Some(drill) = &vm.last_drill {
+            let seen = drill.reason.as_deref().unwrap_or("-");
+            face.printer.data(&format!("drill of {} at {:.0}: {seen}", vm.name, drill.finished));
+        }
     }
     if let Some(run) = &report.run {
         face.printer.record("run", run);
@@ -96,6 +110,16 @@ fn row(vm: &VmReport, now: Timestamp) -> Vec<String> {
             if verify.outcome == RunOutcome::Done { ago } else { format!("{ago}, DAMAGED") }
         },
     );
+    let drilled = vm.last_drill.as_ref().map_or_else(
+        || "-".to_owned(),
+        |drill| {
+            let ago = age(now.duration_since(drill.finished).as_secs());
+            match drill.outcome {
+                RunOutcome::Done => ago,
+                other => format!("{ago}, {}", word(&other)),
+            }
+        },
+    );
     let of = |text: &dyn Fn(&NewestPoint) -> String| {
         vm.newest.as_ref().map_or_else(|| "-".to_owned(), text)
     };
@@ -109,6 +133,7 @@ fn row(vm: &VmReport, now: Timestamp) -> Vec<String> {
         HumanBytes(vm.stored_bytes).to_string(),
         of(&|newest| HumanBytes(newest.virtual_size).to_string()),
         verified,
+        drilled,
         last,
     ]
 }

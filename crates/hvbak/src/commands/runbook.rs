@@ -90,6 +90,7 @@ mod tests {
             networks: Vec::new(),
             vms: Vec::new(),
             manager_points: Vec::new(),
+            manager_drills: Vec::new(),
             speed: None,
         };
         let mut seen = 0;
