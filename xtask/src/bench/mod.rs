@@ -91,23 +91,28 @@ pub fn run(args: BenchArgs) -> Result<()> {
     let bench = Bench { bin, worker, base: base.path().to_owned(), imageio, speed };
     let mut report = Report::new(args.json, size);
     let wanted = |contest| args.only.is_empty() || args.only.contains(&contest);
-    if wanted(Contest::Full) {
-        mixed(&bench, size, rounds, &mut report)?;
-    }
-    if wanted(Contest::Layers) {
-        layers::run(&bench, size, rounds, &mut report)?;
-    }
-    if wanted(Contest::Dense) {
-        dense(&bench, size / 2, rounds, &mut report)?;
-    }
-    if wanted(Contest::Scale) {
-        scale::run(&bench, size, rounds, &mut report)?;
-    }
-    if wanted(Contest::Prune) {
-        prune::run(&bench.base, args.built.as_deref(), size >> 20, args.json)?;
-    }
+    let mut contests = || -> Result<()> {
+        if wanted(Contest::Full) {
+            mixed(&bench, size, rounds, &mut report)?;
+        }
+        if wanted(Contest::Layers) {
+            layers::run(&bench, size, rounds, &mut report)?;
+        }
+        if wanted(Contest::Dense) {
+            dense(&bench, size / 2, rounds, &mut report)?;
+        }
+        if wanted(Contest::Scale) {
+            scale::run(&bench, size, rounds, &mut report)?;
+        }
+        if wanted(Contest::Prune) {
+            prune::run(&bench.base, args.built.as_deref(), size >> 20, args.json)?;
+        }
+        Ok(())
+    };
+    let done = contests();
+    // What was measured before a failure is told.
     report.finish();
-    Ok(())
+    done
 }
 
 /// What every contest needs.
