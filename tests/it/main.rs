@@ -16,6 +16,7 @@ mod enroll;
 mod fleet;
 mod gluster;
 mod history;
+mod hosted_engine_plan;
 mod incremental;
 mod manager;
 mod mid_stream;

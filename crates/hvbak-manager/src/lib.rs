@@ -12,6 +12,7 @@ pub mod hosted_engine;
 pub mod remote;
 pub mod restore;
 mod scope;
+pub mod sequence;
 pub mod transcript;
 mod version;
 

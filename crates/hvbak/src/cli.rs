@@ -522,7 +522,7 @@ pub enum CompressorArg {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  hvbak hosted-engine status --host hv1.example.com\n  hvbak hosted-engine maintenance --host hv1.example.com --mode global"
+    after_help = "Examples:\n  hvbak hosted-engine status --host hv1.example.com\n  hvbak hosted-engine maintenance --host hv1.example.com --mode global\n  hvbak hosted-engine plan recover --host hv1.example.com --to hv9.example.com"
 )]
 pub struct HostedEngineArgs {
     #[command(subcommand)]
@@ -537,6 +537,22 @@ pub enum HostedEngineCommand {
         #[arg(long, value_name = "HOST")]
         host: String,
     },
+    /// Print a long sequence with this site's names, archive and sums filled in; does nothing
+    Plan {
+        /// What is to happen
+        #[arg(value_enum)]
+        sequence: SequenceArg,
+        /// A host of the self-hosted engine: its name in [hosts], or its address
+        #[arg(long, value_name = "HOST")]
+        host: String,
+        /// The fresh host; for move and recover
+        #[arg(long, value_name = "HOST")]
+        to: Option<String>,
+        /// The engine's archive: FQDN, FQDN@latest, FQDN@20261121T021454Z; the newest with files
+        /// and database without it
+        #[arg(long, value_name = "POINT")]
+        archive: Option<String>,
+    },
     /// Set the maintenance and wait until the hosts show it
     Maintenance {
         /// A host of the self-hosted engine: its name in [hosts], or its address
@@ -546,6 +562,16 @@ pub enum HostedEngineCommand {
         #[arg(long, value_enum)]
         mode: MaintenanceArg,
     },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SequenceArg {
+    /// A sound engine, to new storage by way of a fresh host
+    Move,
+    /// A lost engine, onto a fresh host and new storage
+    Recover,
+    /// A broken engine in a sound VM
+    Overwrite,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -19,7 +19,8 @@ pub fn lost(facts: &Facts) -> String {
          ## Overwrite in place\n\nThe VM starts and its system is sound, only the engine is \
          broken:\n{}## A new one\n\nA **fresh** host, whose name the site does not use, the engine's own name {} in \
          DNS forward and reverse, and **new, empty** storage: never the old hosted-engine \
-         domain.\n{}{}## Afterwards\n{}",
+         domain. `hvbak hosted-engine plan recover --host OLD --to FRESH` prints all steps with the \
+         archive that is the newest then.\n{}{}## Afterwards\n{}",
         words(vm),
         commands(&[
             "hosted-engine --vm-status".into(),

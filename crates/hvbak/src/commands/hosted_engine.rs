@@ -10,8 +10,13 @@ use crate::{
 };
 
 pub async fn run(face: &Face, args: HostedEngineArgs) -> Outcome {
-    let settings = super::settings(&face.config()?)?;
+    let config = face.config()?;
+    let settings = super::settings(&config)?;
     match args.command {
+        HostedEngineCommand::Plan { sequence, host, to, archive } => {
+            let archive = archive.as_deref();
+            super::hosted_engine_plan::run(face, &config, sequence, (host, to), archive)
+        }
         HostedEngineCommand::Status { host } => {
             let status = hvbak_run::hosted_engine_status(&settings, &host).await?;
             let healthy = tell(face, &status);

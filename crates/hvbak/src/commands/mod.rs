@@ -7,6 +7,7 @@ pub mod drill;
 pub mod enroll;
 pub mod export;
 pub mod hosted_engine;
+pub mod hosted_engine_plan;
 pub mod init;
 pub mod list;
 pub mod manager_backup;

@@ -1,0 +1,103 @@
+//! `hvbak hosted-engine plan`: the long sequences, printed. Nothing is asked of any host.
+
+use hvbak_manager::sequence::{Archive, Sequence, Site};
+use hvbak_repo::{ManagerPoint, Repository};
+use serde_json::json;
+
+use super::{Face, Outcome, repo_error};
+use crate::{
+    cli::SequenceArg,
+    config::Config,
+    exit::{CliError, DONE},
+};
+
+pub fn run(
+    face: &Face,
+    config: &Config,
+    sequence: SequenceArg,
+    (host, to): (String, Option<String>),
+    archive: Option<&str>,
+) -> Outcome {
+    let repository = hvbak_run::open_repository(&config.repository.path)?;
+    let fqdn = engine_name(&config.engine.url);
+    let point = match archive {
+        Some(selector) => {
+            Some(repository.find_manager_point(selector).map_err(repo_error("find the archive"))?)
+        }
+        None => newest(&repository, &fqdn).map_err(repo_error("list the archives"))?,
+    };
+    if let Some(point) = &point {
+        // What is printed is typed by somebody in a hurry: only sums that hold.
+        let wrong = point.compare().map_err(repo_error("read the archive"))?;
+        if !wrong.is_empty() {
+            let (path, why) = (point.path.clone(), wrong.join("; "));
+            let cause = hvbak_repo::Error::Damaged { path, why };
+            return Err(repo_error("take the archive")(cause).into());
+        }
+    }
+    let address = |name: String| {
+        let known = config.hosts.get(&name).and_then(|host| host.address.clone());
+        known.unwrap_or(name)
+    };
+    let archive = point.as_ref().and_then(facts);
+    let site = Site { host: address(host), to: to.map(address), fqdn, archive };
+    let sequence = match sequence {
+        SequenceArg::Move => Sequence::Move,
+        SequenceArg::Recover => Sequence::Recover,
+        SequenceArg::Overwrite => Sequence::Overwrite,
+    };
+    let steps = sequence.steps(&site).map_err(|cause| CliError::usage(cause.to_string()))?;
+    for (number, step) in steps.iter().enumerate() {
+        face.printer.record("step", step);
+        face.printer.data(&format!("{}. {} ({})", number + 1, step.title, step.place.words()));
+        for line in &step.commands {
+            face.printer.data(&format!("     {line}"));
+        }
+        if let Some(sign) = step.sign.words() {
+            face.printer.data(&format!("   done when {sign}"));
+        }
+    }
+    let archive = site.archive.as_ref().map(|archive| &archive.title);
+    Ok((DONE, json!({ "sequence": sequence, "steps": steps.len(), "archive": archive })))
+}
+
+fn engine_name(url: &str) -> String {
+    let rest = url.split("://").nth(1).unwrap_or(url);
+    rest.split(['/', ':']).next().unwrap_or(rest).to_owned()
+}
+
+/// What an engine can be made of again; nothing of an archive without files or database.
+fn facts(point: &ManagerPoint) -> Option<Archive> {
+    if !is_whole(point) {
+        return None;
+    }
+    Some(Archive {
+        title: point.title(),
+        path: point.archive_path().display().to_string(),
+        sha256: point.manifest.archive()?.sha256.to_string(),
+        version: point.manifest.version.clone(),
+    })
+}
+
+fn is_whole(point: &ManagerPoint) -> bool {
+    ["files", "db"].iter().all(|scope| point.manifest.scopes.iter().any(|one| one == scope))
+}
+
+/// The newest archive with files and database: of the engine's name where there is one, since
+/// a repository may hold those of several managers.
+fn newest(repository: &Repository, fqdn: &str) -> hvbak_repo::Result<Option<ManagerPoint>> {
+    let mut names = repository.manager_names()?;
+    if names.iter().any(|name| name.to_string() == fqdn.to_ascii_lowercase()) {
+        names.retain(|name| name.to_string() == fqdn.to_ascii_lowercase());
+    }
+    let mut found: Option<ManagerPoint> = None;
+    for name in names {
+        for point in repository.manager_points(&name)?.points {
+            let newer = found.as_ref().is_none_or(|f| f.manifest.started < point.manifest.started);
+            if is_whole(&point) && newer {
+                found = Some(point);
+            }
+        }
+    }
+    Ok(found)
+}
