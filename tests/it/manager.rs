@@ -140,3 +140,30 @@ fn a_restore_that_is_killed_at_any_moment_is_done_once_and_leaves_nothing() {
         site.lab.assert_clean();
     }
 }
+
+#[test]
+fn cleanup_leaves_a_restore_alone_that_nobody_has_judged() {
+    let site = Site::new();
+    fs::write(site.root.join("play/wait"), "").unwrap();
+    let started = site.lab.start_until(&RESTORE, |_| site.restores() == 1);
+    started.signal(Signal::SIGKILL);
+    started.wait();
+    for at_work in [true, false] {
+        if !at_work {
+            fs::write(site.root.join("play/go"), "").unwrap();
+            hvbak_tests::wait_for("the end", || find(&site.root, "rc"));
+        }
+        site.lab.hvbak(&["cleanup"]).exits(3).says("nobody has seen").says("--pick-up");
+        assert!(find(&site.root, "engine-backup.log"), "its log is gone");
+    }
+    site.lab.hvbak(&["manager-restore", "--pick-up"]).exits(0).says("begun by an earlier hvbak");
+    site.assert_swept();
+    site.lab.hvbak(&["cleanup"]).exits(0);
+    site.lab.assert_clean();
+}
+
+/// Whether a run on the manager has such a file.
+fn find(root: &Path, name: &str) -> bool {
+    let runs = fs::read_dir(root.join("var/lib/hvbak-manager")).unwrap();
+    runs.into_iter().any(|run| run.unwrap().path().join(name).exists())
+}

@@ -117,7 +117,9 @@ pub enum RunError {
         why: String,
         kept: Option<std::path::PathBuf>,
     },
-    #[error("a restore was started on manager {manager}, and nobody has seen what came of it")]
+    #[error(
+        "a restore was started on manager {manager} and nobody has seen what came of it: `hvbak manager-restore --pick-up` waits for it and judges it"
+    )]
     ManagerUnjudged { manager: String },
     #[error("password for {scope} cannot be used: {why}")]
     ManagerPassword { scope: hvbak_manager::Scope, why: &'static str },
@@ -222,9 +224,6 @@ impl RunError {
                 let remedies: Vec<_> =
                     findings.iter().filter_map(|f| f.remedy.as_deref()).collect();
                 return (!remedies.is_empty()).then(|| remedies.join("; "));
-            }
-            Self::ManagerUnjudged { .. } => {
-                "`hvbak manager-restore --pick-up` waits for it and judges it"
             }
             Self::ManagerTool { .. } => {
                 "its own log is in /var/log/ovirt-engine/setup on the manager"

@@ -302,7 +302,8 @@ impl Findings {
             }
         }
         match facts.lc_messages.as_deref() {
-            None | Some("en_US.UTF-8" | "en_US.utf8") => {}
+            // The program takes this spelling and no other.
+            None | Some("en_US.UTF-8") => {}
             Some(other) => self.stop(
                 "locale",
                 format!("the server of the {title} has lc_messages = {other}"),

@@ -89,7 +89,7 @@ fn rule_05_every_reason_the_program_finds_too_late_is_found_before() {
     let none: [&str; 0] = [];
     assert_eq!(checks(&World::good().findings(), Weight::Stops), none);
     type Change = fn(&mut World);
-    let table: [(&str, Change); 31] = [
+    let table: [(&str, Change); 32] = [
         ("root", |w| w.look.is_root = false),
         ("tools", |w| w.look.missing_tools = vec!["setsid".into()]),
         ("archive", |w| {
@@ -120,6 +120,7 @@ fn rule_05_every_reason_the_program_finds_too_late_is_found_before() {
         ("database-unknown", |w| w.db().empty = None),
         ("database-unknown", |w| drop(w.databases.remove(&Scope::DwhDb))),
         ("locale", |w| w.db().lc_messages = Some("C".into())),
+        ("locale", |w| w.db().lc_messages = Some("en_US.utf8".into())),
         ("client-version", |w| w.db().server = Some(16)),
         ("provisioning-system", |w| provision(w, |m| m.like = vec!["debian".into()])),
         ("provisioning-server", |w| provision(w, |m| m.tools.retain(|t| t != "server"))),

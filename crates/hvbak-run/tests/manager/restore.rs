@@ -451,6 +451,24 @@ async fn a_cancelled_restore_goes_on_and_a_bad_end_of_it_is_told_later() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_vanishes_has_failed_and_its_secrets_go_all_the_same() {
+    let stage = waiting().await;
+    stage.play("r_chg");
+    let context = stage.context();
+    let job = tokio::spawn(async move { manager_restore(&context, &elsewhere()).await });
+    until(|| stage.calls().contains("--mode=restore")).await;
+    // As when the machine restarts: nobody is left to write a code or to remove anything.
+    let run = stage.work().join(&stage.left()[0]);
+    assert!(run.join("secret.db").exists());
+    let group: i32 = fs::read_to_string(run.join("pid")).unwrap().trim().parse().unwrap();
+    nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), Signal::SIGKILL).unwrap();
+    let error = job.await.unwrap().unwrap_err();
+    assert!(text(&error).contains("vanished"), "{}", text(&error));
+    assert_eq!(stage.kept().len(), 1);
+    stage.check_swept();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restore_that_was_prepared_and_never_started_is_swept_by_the_next() {
     let stage = Stage::restorable("4.5.7").await;
     let repository = hvbak_repo::Repository::open(stage.repository.path()).unwrap();
