@@ -131,7 +131,8 @@ fn recognise(line: &[u8]) -> Stage {
     if has(&kernel) {
         return Stage::Kernel;
     }
-    let nothing = ["no bootable device", "bootfailed", "boot failed: could not read"];
+    // UEFI without a boot loader ends in its own shell.
+    let nothing = ["no bootable device", "boot failed: could not read", "uefi interactive shell"];
     if has(&nothing) || text == "operating system not found" {
         return Stage::NothingToBoot;
     }
@@ -163,6 +164,7 @@ mod tests {
             ("Last login: Mon\nLast login:", Stage::Unknown),
             ("please login: no\n", Stage::Unknown),
             ("Booting from Hard Disk...\nNo bootable device.\n", Stage::NothingToBoot),
+            ("\x1b[01;01HUEFI Interactive Shell v2.2\r\nEDK II\r\n", Stage::NothingToBoot),
         ] {
             assert_eq!(serial(text), stage, "{text:?}");
         }
