@@ -175,12 +175,6 @@ impl VmPlan {
     /// as they are now. Done while planning, and once more under the VM's lock.
     pub fn set_levels(&mut self, base: Option<Base>, snapshots: &[Snapshot]) {
         self.base = base;
-        // No engine merges a disk that a running VM has unplugged (engine-api §9).
-        let held = |disk: &DiskPlan| {
-            matches!(disk.action, DiskAction::Skip { skip: DiskSkip::Unplugged })
-                && self.base.iter().flat_map(|base| &base.disks).any(|held| held.id == disk.id)
-        };
-        self.base_stays = self.disks.iter().any(held);
         for disk in &mut self.disks {
             let DiskAction::Backup { level, reason } = &mut disk.action else { continue };
             match disk_level(self.wish, self.base.as_ref(), snapshots, disk.id) {
@@ -196,6 +190,18 @@ impl VmPlan {
             }
         }
         self.expected_bytes = self.chosen_disks().map(|d| d.expected_bytes).sum();
+        self.base_stays = self.is_base_stuck(snapshots);
+    }
+
+    /// No engine merges a disk that a running VM has unplugged (engine-api §9). That the base
+    /// is of use does not matter: a second snapshot beside it would be stuck as well.
+    fn is_base_stuck(&self, snapshots: &[Snapshot]) -> bool {
+        let Some(base) = &self.base else { return false };
+        let held = |disk: &DiskPlan| {
+            matches!(disk.action, DiskAction::Skip { skip: DiskSkip::Unplugged })
+                && base.disks.iter().any(|held| held.id == disk.id)
+        };
+        snapshots.iter().any(|s| s.id == base.snapshot) && self.disks.iter().any(held)
     }
 
     /// Decides whether a half-made point is gone on with, once the levels are set.

@@ -273,3 +273,36 @@ fn disks_of_block_domains_are_read_and_marked() {
     assert!(matches!(plan.disks[0].action, DiskAction::Backup { .. }));
     assert!(!plan_of(|_, _| ()).disks[0].block);
 }
+
+#[test]
+fn a_base_stays_while_its_snapshot_is_there_and_holds_an_unplugged_disk() {
+    use crate::level::BaseDisk;
+    let stays = |plugged: bool, there: bool, held: bool| {
+        plan_of(|_, facts| {
+            facts.attachments[0].active = Some(plugged);
+            let id = if held { facts.attachments[0].disk_id } else { DiskId::random() };
+            let base = Base {
+                point: "20261121T021454Z".parse().unwrap(),
+                snapshot: SnapshotId::random(),
+                description: "hvbak:r:20261121T021454Z".into(),
+                disks: vec![BaseDisk { id, virtual_size: 1 << 30, full: true, damage: None }],
+            };
+            let snapshot = Snapshot {
+                id: base.snapshot,
+                description: base.description.clone(),
+                kind: SnapshotKind::Regular,
+                status: Some(SnapshotStatus::Ok),
+                date: None,
+                memory: None,
+            };
+            facts.snapshots.extend(there.then_some(snapshot));
+            facts.base = Some(base);
+        })
+        .base_stays
+    };
+    assert!(stays(false, true, true));
+    assert!(!stays(true, true, true));
+    // Somebody has deleted it: a new one is kept, or every run would be a full.
+    assert!(!stays(false, false, true));
+    assert!(!stays(false, true, false));
+}
