@@ -109,7 +109,13 @@ pub enum RunError {
         #[source]
         cause: hvbak_manager::restore::RestoreFailed,
         kept: Option<std::path::PathBuf>,
+        /// It was judged late, and the engine is at work on what it restored.
+        in_use: bool,
     },
+    #[error(
+        "what an earlier hvbak has begun on manager {manager} was picked up and ended: {earlier}; nothing was done of {wished}"
+    )]
+    ManagerOtherRestore { manager: String, earlier: String, wished: String },
     #[error("{program} failed on manager {manager}: {why}{}", kept_text(kept))]
     ManagerTool {
         manager: String,
@@ -219,7 +225,13 @@ impl RunError {
                 });
             }
             Self::ManagerRun { cause, .. } => cause.hint(),
+            Self::ManagerRestore { in_use: true, .. } => {
+                "the engine is at work on what was restored: read the kept log, and change nothing before"
+            }
             Self::ManagerRestore { cause, .. } => cause.hint(),
+            Self::ManagerOtherRestore { .. } => {
+                "see what is on the manager now; give the command again if it is still wished"
+            }
             Self::ManagerPreflight { findings, .. } => {
                 let remedies: Vec<_> =
                     findings.iter().filter_map(|f| f.remedy.as_deref()).collect();

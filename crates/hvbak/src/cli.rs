@@ -492,6 +492,10 @@ pub struct ManagerRestoreArgs {
     /// removes its configuration
     #[arg(long, help_heading = "Before and after")]
     pub engine_cleanup: bool,
+    /// The backup is of a manager with another name than the one that is set up here, and
+    /// replaces it all the same
+    #[arg(long, help_heading = "Before and after")]
+    pub other_name: bool,
     /// Run engine-setup afterwards, with defaults and without new packages
     #[arg(long, help_heading = "Before and after")]
     pub engine_setup: bool,

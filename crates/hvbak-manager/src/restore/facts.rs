@@ -32,6 +32,8 @@ for unit in ovirt-engine ovirt-engine-dwhd grafana-server ovirt-engine-notifier 
 done
 cat "$R"/etc/ovirt-engine-setup.conf "$R"/etc/ovirt-engine-setup.conf.d/*.conf 2>/dev/null |
   grep -q '^OVESETUP_ENGINE_CORE/enable=bool:True' && echo setup=yes
+fqdn=$(cat "$R"/etc/ovirt-engine/engine.conf.d/*.conf 2>/dev/null | sed -n 's/^ENGINE_FQDN=//p' | tail -n 1 | tr -d "\"'")
+[ -n "$fqdn" ] && echo "fqdn=$fqdn"
 ( ID= ID_LIKE= VERSION_ID=; . "$R/etc/os-release" 2>/dev/null
   echo "os=$ID${VERSION_ID%%.*}"; echo "like=$ID $ID_LIKE" )
 for tool in psql pg_dump engine-cleanup engine-setup; do
@@ -127,6 +129,8 @@ pub struct MachineFacts {
     pub active: Vec<String>,
     /// engine-setup was run here and not undone by engine-cleanup.
     pub is_set_up: bool,
+    /// The engine's name in its configuration here.
+    pub fqdn: Option<String>,
     /// As in the archive's `os_version`: `centos9`.
     pub os: String,
     /// `ID` and `ID_LIKE`.
@@ -154,6 +158,7 @@ impl MachineFacts {
             engine_running: fields.first("engine").is_some(),
             active: all("active"),
             is_set_up: fields.first("setup").is_some(),
+            fqdn: fields.first("fqdn").map(|v| v.trim().to_owned()).filter(|v| !v.is_empty()),
             os: fields.first("os").ok_or(AnswerError::Lacks { what: "os" })?.to_owned(),
             like: fields
                 .first("like")
@@ -167,6 +172,11 @@ impl MachineFacts {
             lc_lines: number("lc_lines").unwrap_or(0),
             local: all("local"),
         })
+    }
+
+    /// Whether the engine is at work.
+    pub fn engine_at_work(&self) -> bool {
+        self.engine_running || self.active.iter().any(|u| u == "ovirt-engine")
     }
 
     /// Whether a program is there.

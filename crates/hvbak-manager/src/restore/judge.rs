@@ -149,15 +149,35 @@ fn names(scopes: &[Scope]) -> String {
     scopes.iter().map(|s| s.title()).collect::<Vec<_>>().join(", ")
 }
 
-/// Judges a restore. `held` is what the archive holds and `expected` the rows of `vm_static`
-/// in it, where known; `log` is its log, scanned to its end; `vms` are the rows that are there now, where they could be counted.
+/// Rows of `vm_static`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rows {
+    /// In the archive, where known.
+    pub expected: Option<u64>,
+    /// Now, where they could be counted.
+    pub found: Option<u64>,
+    /// The engine is at work on the restored database, so that they change: it is judged
+    /// late. Then a difference shows nothing.
+    pub in_use: bool,
+}
+
+impl Rows {
+    /// What is to be said of a database that is in use and differs.
+    pub fn changed(&self) -> Option<String> {
+        let (found, expected) = (self.found?, self.expected?);
+        (self.in_use && found != expected).then(|| {
+            format!("the engine is at work, and its database holds {found} VMs and templates where the archive has {expected}")
+        })
+    }
+}
+
+/// Judges a restore. `held` is what the archive holds; `log` is its log, scanned to its end.
 pub fn judge_restore(
     wishes: &Wishes,
     held: &[Scope],
-    expected: Option<u64>,
     run: &Transcript<'_>,
     log: Option<&LogScan>,
-    vms: Option<u64>,
+    rows: Rows,
 ) -> Result<RestoreSaid, RestoreFailed> {
     let by_hand = match said_well(run) {
         Ok(()) => None,
@@ -176,12 +196,13 @@ pub fn judge_restore(
         return Err(RestoreFailed::Hidden { count: log.count, first: first.clone() });
     }
     if content.contains(&Scope::Db)
-        && let Some(found) = vms
+        && let Some(found) = rows.found
+        && !rows.in_use
     {
         // Removing a self-hosted engine's own VM takes rows away.
         let removes = wishes.he_remove_storage_vm || wishes.he_remove_hosts;
-        match expected.filter(|_| !removes) {
-            _ if found == 0 && expected != Some(0) => return Err(RestoreFailed::NoVms),
+        match rows.expected.filter(|_| !removes) {
+            _ if found == 0 && rows.expected != Some(0) => return Err(RestoreFailed::NoVms),
             Some(expected) if expected != found => {
                 return Err(RestoreFailed::Vms { found, expected });
             }

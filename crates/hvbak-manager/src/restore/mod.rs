@@ -17,8 +17,8 @@ pub use facts::{
     DATABASES, DbFacts, FACTS, HEALTH, MachineFacts, Probe, RECEIVE, VMS, parse_databases,
     parse_health, parse_vms,
 };
-pub use judge::{LogScan, RestoreFailed, RestoreSaid, judge_restore};
-pub use preflight::{Case, Finding, Stage, Weight, connections, preflight};
+pub use judge::{LogScan, RestoreFailed, RestoreSaid, Rows, judge_restore};
+pub use preflight::{Case, Finding, Stage, Weight, connections, own, preflight};
 
 use crate::scope::{Request, Scope};
 
@@ -74,6 +74,8 @@ pub struct Wishes {
     pub he_remove_hosts: bool,
     /// `engine-cleanup` comes first.
     pub cleanup: bool,
+    /// The backup may be of a manager with another name than the one that is set up here.
+    pub other_name: bool,
 }
 
 impl Wishes {
@@ -88,6 +90,7 @@ impl Wishes {
             he_remove_storage_vm: false,
             he_remove_hosts: false,
             cleanup: false,
+            other_name: false,
         }
     }
 

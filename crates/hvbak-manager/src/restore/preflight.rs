@@ -55,11 +55,15 @@ pub struct Case<'a> {
     pub stage: Stage,
     pub wishes: &'a Wishes,
     pub archive: &'a Report,
+    /// The manager whose point it is, as the repository calls it.
+    pub of: &'a str,
     /// Bytes of the archive, which is sent to the manager.
     pub archive_size: u64,
     pub look: &'a Look,
     pub machine: &'a MachineFacts,
     pub databases: &'a BTreeMap<Scope, DbFacts>,
+    /// Those that a machine which is set up has now ([`own`]).
+    pub own: &'a BTreeMap<Scope, DbFacts>,
     /// As a host of the self-hosted engine says, when one was named.
     pub global_maintenance: Option<bool>,
 }
@@ -94,10 +98,17 @@ pub fn connections(
         .collect()
 }
 
+/// The databases that the machine's own configuration names, whatever is to be restored.
+pub fn own() -> Vec<Probe> {
+    let databases = Scope::ALL.into_iter().filter(|scope| scope.conf_prefix().is_some());
+    databases.map(|scope| Probe { scope, at: None }).collect()
+}
+
 /// Everything that speaks against it, in the order of the program's own steps.
 pub fn preflight(case: &Case<'_>) -> Vec<Finding> {
     let mut found = Findings(Vec::new());
     found.machine(case);
+    found.name(case);
     found.archive(case);
     found.services(case);
     found.permissions(case);
@@ -139,6 +150,34 @@ impl Findings {
         if !case.look.missing_tools.is_empty() {
             let tools = case.look.missing_tools.join(", ");
             self.stop("tools", format!("the manager has no {tools}"), "install them");
+        }
+    }
+
+    /// An archive of another manager replaces one that is in use only when that is said.
+    fn name(&mut self, case: &Case<'_>) {
+        let theirs = case.archive.conf.fqdn.as_deref().unwrap_or(case.of);
+        // Its configuration knows the name that it was set up with; its host name may be short.
+        let ours = case.machine.fqdn.as_deref().unwrap_or(&case.look.name);
+        // After engine-cleanup nothing of it is left to be saved, or to be compared with.
+        let in_use =
+            case.stage == Stage::BeforeCleanup || (case.machine.is_set_up && !case.wishes.cleanup);
+        if in_use && !case.wishes.other_name && !theirs.eq_ignore_ascii_case(ours) {
+            self.stop(
+                "other-name",
+                format!("the backup is of {theirs} and this machine was set up as {ours}"),
+                "see that `[manager]` names the right machine; `--other-name` restores it here all the same",
+            );
+            return;
+        }
+        let files = case.wishes.parts(&case.archive.scopes()).contains(&Scope::Files);
+        if let (true, Some(fqdn)) = (files, &case.archive.conf.fqdn)
+            && !fqdn.eq_ignore_ascii_case(&case.look.name)
+        {
+            self.tell(
+                "name",
+                format!("the backup is of {fqdn} and this machine calls itself {}", case.look.name),
+                Some("give it the old name before, or run ovirt-engine-rename after engine-setup"),
+            );
         }
     }
 
@@ -216,6 +255,7 @@ impl Findings {
             } else if !set_up {
                 self.stop("cleanup", "engine-setup was never run here, so engine-cleanup has nothing to clean and fails", "leave `--engine-cleanup` out on a fresh machine");
             }
+            self.lost_by_cleanup(case);
             return;
         }
         let mut active = case.machine.active.clone();
@@ -235,6 +275,30 @@ impl Findings {
                 "set-up",
                 "engine-setup was run here: files that are newer than the backup stay, and a left-over engine.conf.d/*.conf stays active",
                 Some("`--engine-cleanup` removes them first"),
+            );
+        }
+    }
+
+    /// What engine-cleanup empties must come back with the restore.
+    fn lost_by_cleanup(&mut self, case: &Case<'_>) {
+        let parts = case.wishes.parts(&case.archive.scopes());
+        let is_there = |scope: &Scope| {
+            case.own.get(scope).is_some_and(|facts| facts.reachable && facts.empty != Some(true))
+        };
+        let lost: Vec<_> = Scope::ALL
+            .into_iter()
+            .filter(|s| matches!(s, Scope::Files | Scope::Db) || is_there(s))
+            .filter(|s| !parts.contains(s))
+            .map(Scope::title)
+            .collect();
+        if !lost.is_empty() {
+            self.stop(
+                "cleanup",
+                format!(
+                    "engine-cleanup takes away what would not be restored: {}",
+                    lost.join(", ")
+                ),
+                "restore everything, of a point that holds it; or save it and run engine-cleanup by hand",
             );
         }
     }
@@ -398,7 +462,9 @@ impl Findings {
     }
 
     fn hosted_engine(&mut self, case: &Case<'_>) {
-        let hosted = case.databases.get(&Scope::Db).is_some_and(|facts| facts.hosted > 0);
+        // Its own database tells, also when another or none is to be restored.
+        let both = [case.databases, case.own];
+        let hosted = both.iter().any(|d| d.get(&Scope::Db).is_some_and(|facts| facts.hosted > 0));
         let remedy = "hvbak hosted-engine maintenance --host HOST --mode global, then name that HOST with `--hosted-engine-host`";
         match case.global_maintenance {
             Some(true) => {}
@@ -423,15 +489,6 @@ impl Findings {
     fn afterwards(&mut self, case: &Case<'_>) {
         let parts = case.wishes.parts(&case.archive.scopes());
         let files = parts.contains(&Scope::Files);
-        if let (true, Some(fqdn)) = (files, &case.archive.conf.fqdn)
-            && !fqdn.eq_ignore_ascii_case(&case.look.name)
-        {
-            self.tell(
-                "name",
-                format!("the backup is of {fqdn} and this machine calls itself {}", case.look.name),
-                Some("give it the old name before, or run ovirt-engine-rename after engine-setup"),
-            );
-        }
         if let (true, Some(os)) = (files, &case.archive.os_version)
             && *os != case.machine.os
         {

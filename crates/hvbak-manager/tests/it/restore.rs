@@ -13,7 +13,7 @@ use hvbak_manager::{
     remote::Look,
     restore::{
         Case, Credentials, DbFacts, Finding, LogScan, MachineFacts, Probe, Provision, RECEIVE,
-        RestoreFailed, Stage, Weight, Wishes, connections, judge_restore, preflight,
+        RestoreFailed, Rows, Stage, Weight, Wishes, connections, judge_restore, own, preflight,
     },
     transcript::{Ended, Transcript},
 };
@@ -32,6 +32,7 @@ struct World {
     look: Look,
     machine: MachineFacts,
     databases: BTreeMap<Scope, DbFacts>,
+    own: BTreeMap<Scope, DbFacts>,
     global_maintenance: Option<bool>,
 }
 
@@ -57,6 +58,7 @@ impl World {
             look: Look::parse(look, "/usr/bin/engine-backup").unwrap(),
             machine: MachineFacts::parse(facts).unwrap(),
             databases: databases.into_iter().map(|s| (s, empty.clone())).collect(),
+            own: BTreeMap::new(),
             global_maintenance: None,
         }
     }
@@ -66,10 +68,12 @@ impl World {
             stage: self.stage,
             wishes: &self.wishes,
             archive: &self.archive,
+            of: "engine.example.test",
             archive_size: 20_000,
             look: &self.look,
             machine: &self.machine,
             databases: &self.databases,
+            own: &self.own,
             global_maintenance: self.global_maintenance,
         })
     }
@@ -89,7 +93,7 @@ fn rule_05_every_reason_the_program_finds_too_late_is_found_before() {
     let none: [&str; 0] = [];
     assert_eq!(checks(&World::good().findings(), Weight::Stops), none);
     type Change = fn(&mut World);
-    let table: [(&str, Change); 32] = [
+    let table: [(&str, Change); 41] = [
         ("root", |w| w.look.is_root = false),
         ("tools", |w| w.look.missing_tools = vec!["setsid".into()]),
         ("archive", |w| {
@@ -143,6 +147,40 @@ fn rule_05_every_reason_the_program_finds_too_late_is_found_before() {
         ("global-maintenance", |w| w.global_maintenance = Some(false)),
         ("global-maintenance", |w| w.db().hosted = 1),
         ("cleanup", |w| w.stage = Stage::BeforeCleanup),
+        // What engine-cleanup empties and the restore does not put back.
+        ("cleanup", |w| part_in_use(w, &["db", "dwhdb"])),
+        ("cleanup", |w| part_in_use(w, &["files", "dwhdb"])),
+        ("cleanup", |w| {
+            in_use(w);
+            w.archive = report(&bytes("4.5.7-files.backup"));
+        }),
+        ("cleanup", |w| {
+            part_in_use(w, &["files", "db"]);
+            w.own.insert(Scope::DwhDb, held());
+        }),
+        ("cleanup", |w| {
+            part_in_use(w, &["files", "db"]);
+            w.own.insert(Scope::DwhDb, DbFacts { empty: None, ..held() });
+        }),
+        // Another manager's archive.
+        ("other-name", |w| {
+            in_use(w);
+            w.machine.fqdn = Some("other.example.test".into());
+        }),
+        ("other-name", |w| {
+            in_use(w);
+            w.look.name = "other.example.test".into();
+        }),
+        ("other-name", |w| {
+            w.machine.is_set_up = true;
+            w.look.name = "other.example.test".into();
+        }),
+        // Its own database says so, and is not among the parts.
+        ("global-maintenance", |w| {
+            w.machine.is_set_up = true;
+            w.wishes.request = Request::parse(&["files"]).unwrap();
+            w.own.insert(Scope::Db, DbFacts { hosted: 1, ..held() });
+        }),
     ];
     for (expected, change) in table {
         let mut world = World::good();
@@ -154,6 +192,88 @@ fn rule_05_every_reason_the_program_finds_too_late_is_found_before() {
         assert!(findings.iter().filter(|f| f.weight == Weight::Stops).all(|f| f.remedy.is_some()));
         assert!(stops.iter().all(|s| *s == expected), "{expected}: {findings:?}");
     }
+}
+
+/// A manager that is in use, before engine-cleanup.
+fn in_use(world: &mut World) {
+    (world.stage, world.wishes.cleanup) = (Stage::BeforeCleanup, true);
+    world.machine.is_set_up = true;
+}
+
+fn part_in_use(world: &mut World, scopes: &[&str]) {
+    in_use(world);
+    world.wishes.request = Request::parse(scopes).unwrap();
+}
+
+/// A database that answers and holds something.
+fn held() -> DbFacts {
+    DbFacts { reachable: true, empty: Some(false), ..DbFacts::default() }
+}
+
+#[test]
+fn another_managers_archive_is_taken_when_that_is_said_or_the_machine_is_fresh() {
+    type Change = fn(&mut World);
+    let table: [(Change, &[&str]); 7] = [
+        // The configuration knows better than a host name, which may be short.
+        (
+            |w| {
+                in_use(w);
+                w.look.name = "engine".into();
+                w.machine.fqdn = Some("Engine.example.test".into());
+            },
+            &["name"],
+        ),
+        (
+            |w| {
+                in_use(w);
+                w.look.name = "other.example.test".into();
+                w.wishes.other_name = true;
+            },
+            &["name"],
+        ),
+        (|w| w.look.name = "other.example.test".into(), &["name"]),
+        // Judged before engine-cleanup, which took the name away.
+        (
+            |w| {
+                in_use(w);
+                w.stage = Stage::BeforeRestore;
+                w.look.name = "engine".into();
+            },
+            &["name"],
+        ),
+        (in_use, &[]),
+        (|w| part_in_use(w, &["files", "db"]), &[]),
+        (
+            |w| {
+                part_in_use(w, &["files", "db"]);
+                w.own.insert(Scope::Db, held());
+                w.own.insert(Scope::DwhDb, DbFacts { empty: Some(true), ..held() });
+                w.own.insert(Scope::KeycloakDb, DbFacts { is_unset: true, ..DbFacts::default() });
+            },
+            &[],
+        ),
+    ];
+    for (number, (change, names)) in table.into_iter().enumerate() {
+        let mut world = World::good();
+        change(&mut world);
+        let findings = world.findings();
+        let none: [&str; 0] = [];
+        assert_eq!(checks(&findings, Weight::Stops), none, "{number}: {findings:?}");
+        let mut tells = checks(&findings, Weight::Tells);
+        // Told at the first stage, too.
+        assert!(tells.contains(&"ha-vms"), "{number}: {findings:?}");
+        tells.retain(|c| *c == "name");
+        assert_eq!(tells, names, "{number}");
+    }
+    // An archive without configuration: the point says whose it is.
+    let mut world = World::good();
+    world.machine.is_set_up = true;
+    world.machine.fqdn = Some("other.example.test".into());
+    world.archive = report(&bytes("4.5.7-db.backup"));
+    assert!(checks(&world.findings(), Weight::Stops).contains(&"other-name"));
+    let scopes: Vec<_> = own().iter().map(|p| p.scope).collect();
+    assert!(scopes.contains(&Scope::Db) && scopes.contains(&Scope::DwhDb), "{scopes:?}");
+    assert!(own().iter().all(|p| p.at.is_none()));
 }
 
 fn provision(world: &mut World, change: impl Fn(&mut MachineFacts)) {
@@ -238,6 +358,10 @@ fn databases_are_asked_where_the_restore_will_find_them() {
     assert!(of(&db, &broken)[0].lines().is_none(), "a line break would be another answer");
 }
 
+fn rows(found: Option<u64>) -> Rows {
+    Rows { expected: Some(4), found, in_use: false }
+}
+
 fn judge(
     name: &str,
     wishes: &Wishes,
@@ -247,7 +371,7 @@ fn judge(
 ) -> Result<Vec<Scope>, RestoreFailed> {
     let run = run(name);
     let log = LogScan::read(log.as_bytes()).unwrap();
-    judge_restore(wishes, held, Some(4), &run.transcript(), Some(&log), vms).map(|s| s.content)
+    judge_restore(wishes, held, &run.transcript(), Some(&log), rows(vms)).map(|s| s.content)
 }
 
 /// The log of every good restore holds this one.
@@ -262,7 +386,7 @@ fn every_recorded_restore_is_judged_as_it_really_ended() {
         let log = LogScan::read(GOOD.as_bytes()).unwrap();
         assert_eq!((log.count, log.harmless), (0, 2));
         let vms = if run.stdout.contains("- Engine database") { Some(4) } else { None };
-        let judged = judge_restore(&wishes, &all, Some(4), &run.transcript(), Some(&log), vms);
+        let judged = judge_restore(&wishes, &all, &run.transcript(), Some(&log), rows(vms));
         let expected = match run.name.as_str() {
             // Done. with nothing done.
             "r_scope_missing" => false,
@@ -297,17 +421,31 @@ fn rule_06_errors_that_the_code_hides_are_found_in_log_and_rows() {
         let log = format!("{GOOD}{line}{}", "x".repeat(1 << 20));
         assert!(judge("r_ok_perm", &all, &held, &log, Some(4)).is_err(), "{line}");
     }
-    let rows = |vms| judge("r_ok_perm", &all, &held, GOOD, Some(vms));
-    assert!(matches!(rows(0), Err(RestoreFailed::NoVms)));
-    assert!(matches!(rows(3), Err(RestoreFailed::Vms { found: 3, expected: 4 })));
+    let found = |vms| judge("r_ok_perm", &all, &held, GOOD, Some(vms));
+    assert!(matches!(found(0), Err(RestoreFailed::NoVms)));
+    assert!(matches!(found(3), Err(RestoreFailed::Vms { found: 3, expected: 4 })));
     // Without the hosted engine's own VM there are fewer.
     let mut less = all.clone();
     less.he_remove_storage_vm = true;
     assert!(judge("r_ok_perm", &less, &held, GOOD, Some(3)).is_ok());
     assert!(judge("r_ok_perm", &less, &held, GOOD, Some(0)).is_err());
     let run = run("r_ok_perm");
-    let none = judge_restore(&all, &held, Some(4), &run.transcript(), None, Some(4));
+    let none = judge_restore(&all, &held, &run.transcript(), None, rows(Some(4)));
     assert!(matches!(none, Err(RestoreFailed::NoLog)));
+    // Judged late, with the engine at work: the rows change, and that is told; what the log
+    // holds is a failure all the same.
+    let bad = format!("{GOOD}pg_restore: error: x\n");
+    for (found, changed) in [(Some(0), true), (Some(7), true), (Some(4), false), (None, false)] {
+        let late = Rows { in_use: true, ..rows(found) };
+        let judge = |log: &str| {
+            let log = LogScan::read(log.as_bytes()).unwrap();
+            judge_restore(&all, &held, &run.transcript(), Some(&log), late)
+        };
+        assert!(judge(GOOD).is_ok(), "{found:?}");
+        assert!(matches!(judge(&bad), Err(RestoreFailed::Hidden { .. })));
+        assert_eq!(late.changed().is_some(), changed, "{found:?}");
+        assert_eq!(rows(found).changed(), None);
+    }
 }
 
 #[test]
@@ -333,7 +471,7 @@ fn the_failure_that_is_none_is_known_by_all_its_marks() {
     let log = LogScan::read(GOOD.as_bytes()).unwrap();
     let judge = |stdout: &str, stderr: &str, code| {
         let run = Transcript { ended: Ended::Code(code), stdout, stderr };
-        judge_restore(&wishes, &[Scope::Db], Some(4), &run, Some(&log), Some(4))
+        judge_restore(&wishes, &[Scope::Db], &run, Some(&log), rows(Some(4)))
     };
     assert!(judge(&chg.stdout, &chg.stderr, 1).unwrap().by_hand.is_some());
     assert!(judge(&chg.stdout, &chg.stderr, 2).is_err());
@@ -349,7 +487,7 @@ fn the_failure_that_is_none_is_known_by_all_its_marks() {
     }
     let hidden = LogScan::read(&b"pg_restore: error: x"[..]).unwrap();
     let run = Transcript { ended: Ended::Code(1), stdout: &chg.stdout, stderr: &chg.stderr };
-    assert!(judge_restore(&wishes, &[Scope::Db], Some(4), &run, Some(&hidden), Some(4)).is_err());
+    assert!(judge_restore(&wishes, &[Scope::Db], &run, Some(&hidden), rows(Some(4))).is_err());
 }
 
 #[test]

@@ -173,16 +173,17 @@ async fn restore_with(
     session.lock().await?;
     if let Some(earlier) = restored::pick_up(session).await?.restored {
         // To restore once more over what was just restored is for the user to say.
-        return Ok(earlier);
+        return go_on(session, source, options, earlier).await;
     }
+    let mut told = Vec::new();
     if options.wishes.cleanup {
-        check(session, source, options, Stage::BeforeCleanup).await?;
+        check(session, source, options, Stage::BeforeCleanup, &mut told).await?;
         let command = cleanup_command(session);
         let ran = session.run(Kind::Cleanup, &source.point.title(), &[], |_| Ok(command)).await?;
         finish_tool(session, ran).await?;
         session.cleaned = true;
     }
-    check(session, source, options, Stage::BeforeRestore).await?;
+    check(session, source, options, Stage::BeforeRestore, &mut told).await?;
     let mut gifts = vec![Gift::File {
         name: ARCHIVE.into(),
         path: source.point.archive_path(),
@@ -214,6 +215,43 @@ async fn restore_with(
     Ok(done)
 }
 
+/// After a restore that an earlier hvbak began: it is the wished one or another; of the
+/// wished one only engine-setup can be left to do.
+async fn go_on(
+    session: &mut Session<'_>,
+    source: &Source,
+    options: &ManagerRestoreOptions,
+    mut earlier: ManagerRestored,
+) -> Result<ManagerRestored> {
+    let wished = source.point.title();
+    let parts = options.wishes.parts(&source.archive.scopes());
+    let content = &earlier.said.content;
+    let all = content.is_empty() || parts.iter().all(|scope| content.contains(scope));
+    if earlier.point.as_ref() != Some(&wished) || !all {
+        let names = |scopes: &[Scope]| {
+            let names: Vec<_> = scopes.iter().map(|s| s.name()).collect();
+            if names.is_empty() { "engine-setup".to_owned() } else { names.join(", ") }
+        };
+        let point = earlier.point.unwrap_or_else(|| "a point that is not stored any more".into());
+        return Err(RunError::ManagerOtherRestore {
+            manager: earlier.manager,
+            earlier: format!("{point} ({})", names(content)),
+            wished: format!("{wished} ({})", names(&parts)),
+        });
+    }
+    if let (None, Some(setup)) = (&earlier.setup, &options.setup) {
+        // Somebody was quicker.
+        let done = if session.machine().await?.engine_at_work() {
+            let why = "the engine is at work already, so engine-setup was not run; run it by hand where that is not as it should be";
+            SetupDone { seconds: 0.0, failed: Some(why.into()), health: session.health().await? }
+        } else {
+            set_up(session, source, setup).await?
+        };
+        earlier.setup = Some(done);
+    }
+    Ok(earlier)
+}
+
 async fn set_up(session: &mut Session<'_>, source: &Source, wish: &SetupWish) -> Result<SetupDone> {
     let gifts: Vec<_> = wish
         .answers
@@ -232,6 +270,11 @@ async fn set_up(session: &mut Session<'_>, source: &Source, wish: &SetupWish) ->
                 .concat())
         })
         .await?;
+    finish_setup(session, ran).await
+}
+
+/// What came of engine-setup; that it failed does not undo the restore before it.
+pub(super) async fn finish_setup(session: &mut Session<'_>, ran: Ran) -> Result<SetupDone> {
     let seconds = ran.seconds;
     match finish_tool(session, ran).await {
         Ok(()) => Ok(SetupDone { seconds, failed: None, health: session.health().await? }),
@@ -260,19 +303,24 @@ pub(super) async fn finish_tool(session: &mut Session<'_>, ran: Ran) -> Result<(
     }
 }
 
-/// Looks, and fails when something stops the restore; tells the rest.
+/// Looks, and fails when something stops the restore; tells the rest, each once.
 async fn check(
     session: &mut Session<'_>,
     source: &Source,
     options: &ManagerRestoreOptions,
     stage: Stage,
+    told: &mut Vec<Finding>,
 ) -> Result<()> {
     let findings = look(session, source, options, stage).await?;
     let (stops, tells): (Vec<_>, Vec<_>) =
         findings.into_iter().partition(|f| f.weight == Weight::Stops);
-    for finding in tells.iter().filter(|_| stage == Stage::BeforeRestore) {
+    for finding in tells {
+        if told.contains(&finding) {
+            continue;
+        }
         let remedy = finding.remedy.as_ref().map_or_else(String::new, |r| format!(" ({r})"));
         session.context.warn(format!("{}{remedy}", finding.text));
+        told.push(finding);
     }
     if stops.is_empty() {
         return Ok(());
@@ -292,6 +340,8 @@ async fn look(
     let machine = session.machine().await?;
     let probes = restore::connections(&options.wishes, &source.archive, &options.passwords);
     let databases = session.databases(&probes).await?;
+    let own =
+        if machine.is_set_up { session.databases(&restore::own()).await? } else { BTreeMap::new() };
     let global_maintenance = match &options.hosted_engine_host {
         None => None,
         Some(host) => Some(
@@ -302,10 +352,12 @@ async fn look(
         stage,
         wishes: &options.wishes,
         archive: &source.archive,
+        of: &source.point.manifest.manager.to_string(),
         archive_size: source.size,
         look: &session.look,
         machine: &machine,
         databases: &databases,
+        own: &own,
         global_maintenance,
     }))
 }

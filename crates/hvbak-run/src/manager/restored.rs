@@ -7,14 +7,14 @@ use hvbak_manager::{
     Scope,
     archive::Report,
     remote::{Kind, Seen},
-    restore::{LogScan, Probe, RestoreFailed, RestoreSaid, Wishes, judge_restore},
+    restore::{LogScan, Probe, RestoreFailed, RestoreSaid, Rows, Wishes, judge_restore},
     transcript::Transcript,
 };
 use hvbak_types::PointId;
 use serde::Serialize;
 
 use super::{
-    restore::finish_tool,
+    restore::{finish_setup, finish_tool},
     restore_part::{Ran, Session},
     restore_source::Source,
 };
@@ -26,6 +26,7 @@ pub struct ManagerRestored {
     pub manager: String,
     /// `None`: the point of an earlier restore, which is not in the repository any more.
     pub point: Option<String>,
+    /// Without content: it was judged by an earlier hvbak, and only its engine-setup was left.
     #[serde(flatten)]
     pub said: RestoreSaid,
     /// Rows of `vm_static` now, where they could be counted, and in the archive.
@@ -38,6 +39,15 @@ pub struct ManagerRestored {
     /// It was begun by an earlier hvbak.
     pub picked_up: bool,
     pub setup: Option<SetupDone>,
+}
+
+impl ManagerRestored {
+    /// Whether nothing is left to be looked at by hand: all was restored as it should be,
+    /// and the rows of the engine's database were counted.
+    pub fn is_proven(&self) -> bool {
+        let counted = self.vms.is_some() || !self.said.content.contains(&Scope::Db);
+        self.said.by_hand.is_none() && counted
+    }
 }
 
 /// engine-setup has run.
@@ -77,9 +87,12 @@ pub async fn judge(
     };
     let counts = source.is_none() || wishes.parts(&archive.scopes()).contains(&Scope::Db);
     let vms = if counts { session.vms(probe).await? } else { None };
+    // Nobody starts the engine while this hvbak holds the manager.
+    let in_use = picked_up && session.machine().await?.engine_at_work();
+    let rows = Rows { expected: archive.vms, found: vms, in_use };
     let run = Transcript { ended: ran.ended, stdout: &ran.stdout, stderr: &ran.stderr };
-    let judged = judge_restore(wishes, &archive.scopes(), archive.vms, &run, log.as_ref(), vms);
-    let warnings = judged.as_ref().map_or_else(|_| Vec::new(), |said| warnings(said, vms, wishes));
+    let judged = judge_restore(wishes, &archive.scopes(), &run, log.as_ref(), rows);
+    let warnings = judged.as_ref().map_or_else(|_| Vec::new(), |said| warnings(said, rows, wishes));
     let outcome = Outcome {
         point: source.map(|s| s.point.title()),
         restored: judged.as_ref().ok(),
@@ -96,7 +109,7 @@ pub async fn judge(
     let manager = session.name.to_string();
     let said = match judged {
         Ok(said) => said,
-        Err(cause) => return Err(RunError::ManagerRestore { manager, cause, kept }),
+        Err(cause) => return Err(RunError::ManagerRestore { manager, cause, kept, in_use }),
     };
     for text in &warnings {
         session.context.warn(text.clone());
@@ -127,16 +140,17 @@ struct Outcome<'a> {
     warnings: &'a [String],
 }
 
-fn warnings(said: &RestoreSaid, vms: Option<u64>, wishes: &Wishes) -> Vec<String> {
+fn warnings(said: &RestoreSaid, rows: Rows, wishes: &Wishes) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Some(fatal) = &said.by_hand {
         warnings.push(format!(
             "everything was restored; engine-backup's `{fatal}` is about a database that is not set up. Compare the two rewritten 10-setup-database.conf with their dated copies"
         ));
     }
-    if said.content.contains(&Scope::Db) && vms.is_none() {
+    if said.content.contains(&Scope::Db) && rows.found.is_none() {
         warnings.push("the VMs in the restored database could not be counted".into());
     }
+    warnings.extend(rows.changed());
     if said.other_system {
         warnings.push("Apache's configuration was left out; engine-setup asks for it".into());
     }
@@ -157,9 +171,27 @@ async fn scan(path: PathBuf) -> Result<LogScan> {
 /// What an earlier restore has left.
 #[derive(Debug, Default)]
 pub struct PickedUp {
-    /// Programs around it that were waited for.
+    /// Programs before it that were waited for.
     pub tools: Vec<&'static str>,
+    /// The restore, or its engine-setup.
     pub restored: Option<ManagerRestored>,
+}
+
+/// Of a restore whose engine-setup was left: it is begun only after a good judgement.
+fn judged_before(manager: String, point: String) -> ManagerRestored {
+    let said = RestoreSaid { content: Vec::new(), by_hand: None, other_system: false };
+    ManagerRestored {
+        manager,
+        point: Some(point).filter(|p| !p.is_empty()),
+        said,
+        vms: None,
+        expected_vms: None,
+        seconds: 0.0,
+        kept: None,
+        warnings: Vec::new(),
+        picked_up: true,
+        setup: None,
+    }
 }
 
 /// Takes home what an earlier restore of this repository has left on the manager.
@@ -185,7 +217,15 @@ pub async fn pick_up(session: &mut Session<'_>) -> Result<PickedUp> {
         session.context.phase(format!("picking up {program} {run} of an earlier restore"));
         let about = session.about(&run).await?;
         let ran = session.take_home(kind, run, None).await?;
+        if kind == Kind::Setup {
+            let manager = session.name.to_string();
+            let setup = finish_setup(session, ran).await?;
+            let done = picked.restored.get_or_insert_with(|| judged_before(manager, about));
+            done.setup = Some(setup);
+            continue;
+        }
         if kind != Kind::Restore {
+            session.cleaned = true;
             finish_tool(session, ran).await?;
             picked.tools.push(program);
             continue;

@@ -84,7 +84,7 @@ async fn a_good_restore_is_judged_kept_and_swept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_05_nothing_is_overwritten_while_anything_stops_the_restore() {
     type Prepare = fn(&Stage, &mut ManagerRestoreOptions);
-    let cases: [(&str, Prepare, &str); 12] = [
+    let cases: [(&str, Prepare, &str); 16] = [
         (
             "4.5.7",
             |s, _| s.machine("active", "ovirt-engine\n"),
@@ -103,6 +103,45 @@ async fn rule_05_nothing_is_overwritten_while_anything_stops_the_restore() {
             "does not hold cinderlibdb",
         ),
         ("4.5.7", |_, o| o.wishes.cleanup = true, "engine-setup was never run here"),
+        (
+            "4.5.7",
+            |s, o| {
+                s.in_use();
+                s.set_up_as("other.example.test");
+                o.wishes.cleanup = true;
+            },
+            "the backup is of engine.example.test and this machine was set up as other.example.test",
+        ),
+        (
+            "4.5.7",
+            |s, o| {
+                s.in_use();
+                o.wishes.cleanup = true;
+                o.wishes.request = Request::Parts(vec![Scope::Db]);
+            },
+            "engine-cleanup takes away what would not be restored",
+        ),
+        (
+            "4.5.7",
+            |s, o| {
+                // Its own DWH answers and holds something.
+                s.in_use();
+                s.configured();
+                o.wishes.cleanup = true;
+                o.wishes.request = Request::Parts(vec![Scope::Files, Scope::Db]);
+            },
+            "would not be restored: Data Warehouse database",
+        ),
+        (
+            "4.5.7",
+            |s, o| {
+                s.in_use();
+                s.configured();
+                s.machine("hosted", "1\n");
+                o.wishes.request = Request::Parts(vec![Scope::Files]);
+            },
+            "global maintenance",
+        ),
         (
             "4.5.7",
             |s, o| {
@@ -313,6 +352,11 @@ async fn engine_cleanup_runs_first_only_when_told_and_is_looked_after() {
     assert_eq!(answers, "600\n[environment:default]\nA/b=str:c\n");
     assert_eq!(stage.kept().len(), 3, "each part has its log");
     stage.check_swept();
+    // What is to be known is told before it runs, and once.
+    let told = stage.ears.0.lock().unwrap().join("\n");
+    let at = |text: &str| told.find(text).unwrap_or_else(|| panic!("no {text} in {told}"));
+    assert!(at("highly available VMs") < at("engine-cleanup begins"), "{told}");
+    assert_eq!(told.matches("highly available VMs").count(), 1, "{told}");
 
     // engine-setup fails: that is told, and the restore before it is not lost.
     let stage = Stage::restorable("4.5.7").await;
@@ -366,6 +410,7 @@ async fn a_fresh_machine_is_provisioned() {
         "{:?}",
         done.warnings
     );
+    assert!(!done.is_proven(), "nobody has counted the rows");
     assert!(stage.calls().contains("--provision-all-databases\n"));
     assert!(!stage.calls().contains("permissions"));
 }
@@ -429,6 +474,97 @@ async fn a_restore_whose_hvbak_died_is_picked_up_and_not_done_twice() {
         assert_eq!(stage.left(), Vec::<String>::new());
         assert!(manager_restore_pick_up(&stage.context()).await.unwrap().restored.is_none());
     }
+}
+
+/// A restore whose hvbak has died, and which has ended meanwhile.
+async fn died(options: ManagerRestoreOptions, prepare: fn(&Stage)) -> Stage {
+    let stage = waiting().await;
+    prepare(&stage);
+    let context = stage.context();
+    let job = tokio::spawn(async move { manager_restore(&context, &options).await });
+    until(|| stage.calls().contains("--mode=restore")).await;
+    job.abort();
+    assert!(job.await.unwrap_err().is_cancelled());
+    stage.put("go", b"");
+    stage
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_command_again_ends_what_was_begun_and_another_one_is_not_taken_for_it() {
+    // The same one, with the engine-setup that it did not come to.
+    let mut wished = options(&["all"]);
+    wished.setup = Some(SetupWish { answers: None });
+    let stage = died(wished.clone(), |_| {}).await;
+    let done = stage.restore(&wished).await.unwrap();
+    assert!(done.picked_up && done.setup.unwrap().is_healthy());
+    assert_eq!(stage.calls().matches("--mode=restore").count(), 1);
+    assert_eq!(stage.calls().matches("engine-setup\n").count(), 1);
+    assert_eq!(stage.left(), Vec::<String>::new());
+
+    // Another point was begun, or less of the same: that is told as what it is.
+    let wished = options(&["all"]);
+    let less: fn(&Stage) = |stage| {
+        stage.play("r_keep");
+        stage.configured();
+    };
+    for (begun, prepare) in [("all", (|_| {}) as fn(&Stage)), ("db", less)] {
+        let stage = died(options(&[begun]), prepare).await;
+        if begun == "all" {
+            let of = stage.work().join(&stage.left()[0]).join("of");
+            fs::write(of, "engine.example.test@20200101T000000Z\n").unwrap();
+        }
+        let error = stage.restore(&wished).await.unwrap_err();
+        assert!(matches!(error, RunError::ManagerOtherRestore { .. }), "{error:?}");
+        let said = text(&error);
+        assert!(said.contains("nothing was done of engine.example.test@"), "{said}");
+        assert_eq!(stage.calls().matches("--mode=restore").count(), 1);
+        assert_eq!(stage.left(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_setup_that_lost_its_hvbak_is_awaited_and_nothing_is_done_again() {
+    let stage = Stage::restorable("4.5.7").await;
+    stage.in_use();
+    stage.machine("setup-wait", "");
+    let mut wished = options(&["all"]);
+    wished.wishes.cleanup = true;
+    wished.setup = Some(SetupWish { answers: None });
+    let (context, same) = (stage.context(), wished.clone());
+    let job = tokio::spawn(async move { manager_restore(&context, &same).await });
+    until(|| stage.calls().contains("engine-setup\n")).await;
+    job.abort();
+    assert!(job.await.unwrap_err().is_cancelled());
+    // It is set up and holds what was restored; a second engine-cleanup would take it away.
+    stage.in_use();
+    fs::remove_file(stage.sshd.root().join("play/machine/setup-wait")).unwrap();
+    let done = stage.restore(&wished).await.unwrap();
+    assert!(done.picked_up && done.said.content.is_empty());
+    assert!(done.setup.unwrap().is_healthy());
+    for program in ["--mode=restore\n", "engine-cleanup\n", "engine-setup\n"] {
+        assert_eq!(stage.calls().matches(program).count(), 1, "{program}");
+    }
+    assert_eq!(stage.left(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_restore_that_is_judged_late_is_good_whatever_the_engine_did_since() {
+    let stage = died(options(&["all"]), |_| {}).await;
+    stage.machine("active", "ovirt-engine\n");
+    stage.machine("vms", "9\n");
+    let done = manager_restore_pick_up(&stage.context()).await.unwrap().restored.unwrap();
+    assert!(done.is_proven());
+    assert!(done.warnings.iter().any(|w| w.contains("holds 9 VMs")), "{:?}", done.warnings);
+    // A bad one is bad; that its databases are emptied is not advised.
+    let bad: fn(&Stage) = |stage| {
+        stage.put("log", b"pg_restore: error: could not read from input file: end of file\n");
+    };
+    let stage = died(options(&["all"]), bad).await;
+    stage.machine("active", "ovirt-engine\n");
+    let error = manager_restore_pick_up(&stage.context()).await.unwrap_err();
+    assert!(text(&error).contains("could not read"), "{}", text(&error));
+    let hint = error.hint().unwrap();
+    assert!(hint.contains("change nothing") && !hint.contains("empty"), "{hint}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -97,6 +97,15 @@ impl Stage {
         fs::create_dir_all(&dir).unwrap();
         let text = "OVESETUP_ENGINE_CORE/enable=bool:True\n";
         fs::write(dir.join("20-setup-ovirt-post.conf"), text).unwrap();
+        self.set_up_as("engine.example.test");
+    }
+
+    /// The engine's name in its configuration.
+    pub fn set_up_as(&self, name: &str) {
+        let dir = self.sshd.root().join("etc/ovirt-engine/engine.conf.d");
+        fs::create_dir_all(&dir).unwrap();
+        let text = format!("ENGINE_FQDN={name}\nENGINE_PROXY_ENABLED=true\n");
+        fs::write(dir.join("10-setup-protocols.conf"), text).unwrap();
     }
 
     /// A configuration that says where the databases are.

@@ -68,11 +68,13 @@ fn tell(face: &Face, done: &ManagerRestored) -> (u8, serde_json::Value) {
     let point = done.point.as_deref().unwrap_or("an earlier point");
     let parts: Vec<_> = done.said.content.iter().map(|s| s.name()).collect();
     let earlier = if done.picked_up { ", begun by an earlier hvbak" } else { "" };
-    face.printer.data(&format!(
-        "{point}: {} restored onto {}{earlier}",
-        parts.join(", "),
-        done.manager
-    ));
+    let what = if parts.is_empty() {
+        // Its engine-setup alone was left.
+        format!("{point}: restored and judged before, onto {}", done.manager)
+    } else {
+        format!("{point}: {} restored onto {}{earlier}", parts.join(", "), done.manager)
+    };
+    face.printer.data(&what);
     if let Some(vms) = done.vms {
         let as_stored = if done.expected_vms == Some(vms) { ", as in the archive" } else { "" };
         face.printer
@@ -81,7 +83,7 @@ fn tell(face: &Face, done: &ManagerRestored) -> (u8, serde_json::Value) {
     if let Some(kept) = &done.kept {
         face.printer.say(&format!("log and output are in {}", kept.display()));
     }
-    let mut code = if done.said.by_hand.is_some() { PARTLY } else { DONE };
+    let mut code = if done.is_proven() { DONE } else { PARTLY };
     match &done.setup {
         Some(setup) if setup.is_healthy() => {
             face.printer.data("  engine-setup ended well and the engine answers");
@@ -156,6 +158,7 @@ fn options(args: &ManagerRestoreArgs, point: String) -> Result<ManagerRestoreOpt
             he_remove_storage_vm: args.he_remove_storage_vm,
             he_remove_hosts: args.he_remove_hosts,
             cleanup: args.engine_cleanup,
+            other_name: args.other_name,
         },
         passwords,
         hosted_engine_host: args.hosted_engine_host.clone(),
