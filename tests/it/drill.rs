@@ -45,6 +45,9 @@ fn has(program: &str) -> bool {
     let found = found.is_ok_and(|found| found.status.success());
     if !found {
         skip(&format!("{program} is not installed"));
+    } else if !hvbak_tests::is_root() {
+        skip("no other user can be taken without root");
+        return false;
     }
     found
 }

@@ -5,11 +5,16 @@
 //! nothing: firmware draws, too.
 
 use std::{
+    fs::OpenOptions,
+    io::{Read, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    pin::pin,
     time::Duration,
 };
 
 use hvbak_repo::RunOutcome;
+use nix::fcntl::OFlag;
 use serde_json::json;
 use tokio::{io::AsyncReadExt, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +24,7 @@ use super::{
     console::{Console, Place, Stage},
     machine::{MONITOR, Machine},
     qmp::Monitor,
+    scratch::{self, local},
 };
 use crate::error::{Result, RunError};
 
@@ -31,12 +37,17 @@ const PICTURE_MAX: u64 = 32 << 20;
 /// Bytes of the serial console that `--keep` keeps.
 const LOG_MAX: usize = 8 << 20;
 
+/// What it wrote is in temporary files.
+const FULL: &str = "the guest had nearly filled the scratch directory's file system";
+
 /// How the watching ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
     /// A login prompt came.
     Prompt,
     TimeUp,
+    /// It had filled the scratch place.
+    Full,
     /// QEMU ended, with its code and last words.
     Ended {
         code: Option<i32>,
@@ -81,6 +92,12 @@ pub fn verdict(seen: &Seen, limit: Duration) -> (RunOutcome, String) {
         (Stage::NothingToBoot, _) => {
             (RunOutcome::Failed, format!("the firmware found nothing to boot, seen {place}"))
         }
+        (Stage::Kernel, End::Full) => {
+            (RunOutcome::Failed, format!("kernel started, seen {place}; then ended: {FULL}{by}"))
+        }
+        (Stage::Unknown, End::Full) => {
+            (RunOutcome::Failed, format!("ended before anything was recognised: {FULL}{by}"))
+        }
         (Stage::Kernel, End::Ended { code: Some(0), .. }) => (
             RunOutcome::Done,
             format!("kernel started, seen {place}; then it switched off or rebooted{by}"),
@@ -114,7 +131,8 @@ pub fn not_booted(why: &str) -> String {
     format!("checked image, not booted: {why}")
 }
 
-/// Boots in a directory that holds the images.
+/// Boots in a directory that holds the images. `log` lies in a directory of this process's
+/// own.
 pub async fn boot(
     qemu: &Path,
     machine: &Machine,
@@ -131,6 +149,7 @@ pub async fn boot(
     let (mut heard, mut talks, mut fresh) = (true, true, false);
     let until = Instant::now() + limit;
     let mut next = Instant::now() + LOOK;
+    let mut filled = pin!(scratch::filled(start.dir, start.reserve));
     let end = loop {
         tokio::select! {
             read = running.stdout.read(&mut serial), if heard => match read {
@@ -153,9 +172,13 @@ pub async fn boot(
                 if !std::mem::take(&mut fresh) {
                     console.rest();
                 }
-                eyes.look(&mut console).await;
+                tokio::select! {
+                    () = eyes.look(&mut console) => {}
+                    () = &mut filled => break Some(End::Full),
+                }
                 next = Instant::now() + LOOK;
             }
+            () = &mut filled => break Some(End::Full),
             () = cancel.cancelled() => {
                 running.end().await;
                 return Err(RunError::Cancelled);
@@ -175,8 +198,11 @@ pub async fn boot(
     let said = last_line(&String::from_utf8_lossy(&said));
     let end = end.unwrap_or(End::Ended { code, words: said });
     if let Some(path) = log {
-        std::fs::write(&path, &kept)
-            .map_err(super::scratch::local(format!("write {}", path.display())))?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let file = options.custom_flags(OFlag::O_NOFOLLOW.bits()).open(&path);
+        file.and_then(|mut file| file.write_all(&kept))
+            .map_err(local(format!("write {}", path.display())))?;
     }
     let (stage, place) = console.seen();
     Ok(Seen { stage, place, end, pictures: eyes.pictures, kvm: eyes.kvm })
@@ -225,11 +251,9 @@ impl<'a> Eyes<'a> {
 
 /// A regular file that is no larger: the directory is QEMU's.
 fn small(path: &Path, limit: u64) -> Option<Vec<u8>> {
-    let meta = path.symlink_metadata().ok()?;
-    if !meta.is_file() || meta.len() > limit {
-        return None;
-    }
-    std::fs::read(path).ok()
+    let mut bytes = Vec::new();
+    scratch::open_foreign(path).ok()?.take(limit + 1).read_to_end(&mut bytes).ok()?;
+    (bytes.len() as u64 <= limit).then_some(bytes)
 }
 
 #[cfg(test)]
@@ -249,6 +273,9 @@ mod tests {
             (Stage::Unknown, End::TimeUp, RunOutcome::Done, "booted to something, nothing"),
             (Stage::Unknown, ended(0), RunOutcome::Failed, "before anything was recognised"),
             (Stage::Unknown, ended(1), RunOutcome::Done, "checked image, not booted: QEMU"),
+            (Stage::Kernel, End::Full, RunOutcome::Failed, "nearly filled"),
+            (Stage::Unknown, End::Full, RunOutcome::Failed, "ended before anything"),
+            (Stage::Login, End::Full, RunOutcome::Done, "login prompt seen"),
         ] {
             let place = Place::Screen;
             let seen = Seen { stage, place, end, pictures: 3, kvm: Some(false) };

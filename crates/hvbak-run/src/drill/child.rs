@@ -1,4 +1,5 @@
-//! Foreign programs of a drill: without privileges, and gone when the drill is gone.
+//! Foreign programs of a drill: without privileges and without a network, and gone when the
+//! drill is gone. They end, too, when they fill the scratch place.
 //!
 //! Each runs under a shell that holds the other end of a pipe of ours. The pipe closes when
 //! the program is no longer wanted or when this process dies, however it dies, and the
@@ -17,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::scratch::local;
+use super::scratch::{self, local};
 use crate::error::{Result, RunError};
 
 /// `$1` the signal, then the program and its arguments. A killed shell's child would live
@@ -46,13 +47,16 @@ const DEATH: Duration = Duration::from_secs(20);
 pub struct Owner {
     /// User and group, when this process may choose.
     ids: Option<(u32, u32)>,
+    /// Whether they can have a network namespace of their own, with nothing in it.
+    alone: bool,
 }
 
 impl Owner {
-    /// The named user when this process is root, else this process's own.
+    /// The named user when this process is root. Without root there is no other one to take,
+    /// and [`Owner::unfit`] says so.
     pub fn find(name: &str) -> Result<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            return Ok(Self { ids: None });
+        if unfit().is_some() {
+            return Ok(Self { ids: None, alone: false });
         }
         let found = nix::unistd::User::from_name(name).map_err(|errno| RunError::Local {
             doing: format!("look user {name} up"),
@@ -60,7 +64,10 @@ impl Owner {
         })?;
         match found {
             Some(user) if !user.uid.is_root() => {
-                Ok(Self { ids: Some((user.uid.as_raw(), user.gid.as_raw())) })
+                // Containers may refuse it; no program is given a network card or port anyway.
+                let alone = std::process::Command::new("unshare").args(["-n", "true"]).output();
+                let alone = alone.is_ok_and(|said| said.status.success());
+                Ok(Self { ids: Some((user.uid.as_raw(), user.gid.as_raw())), alone })
             }
             Some(_) => Err(RunError::DrillUnfit {
                 why: format!("user `{name}` is root, and drills run foreign systems"),
@@ -72,14 +79,16 @@ impl Owner {
     /// Makes a file or directory that user's.
     pub fn give(&self, path: &Path) -> Result<()> {
         let Some((user, group)) = self.ids else { return Ok(()) };
-        std::os::unix::fs::chown(path, Some(user), Some(group))
+        std::os::unix::fs::lchown(path, Some(user), Some(group))
             .map_err(local(format!("give {} away", path.display())))
     }
 
     /// The words before a program's name.
     fn prefix(&self, group: Option<u32>) -> Vec<String> {
         let Some((user, own)) = self.ids else { return Vec::new() };
-        vec![
+        let alone = if self.alone { &["unshare", "-n", "--"][..] } else { &[] };
+        let mut words: Vec<String> = alone.iter().map(|word| (*word).to_owned()).collect();
+        words.extend([
             "setpriv".into(),
             format!("--reuid={user}"),
             format!("--regid={own}"),
@@ -87,8 +96,15 @@ impl Owner {
             "--no-new-privs".into(),
             "--inh-caps=-all".into(),
             "--".into(),
-        ]
+        ]);
+        words
     }
+}
+
+/// Why nothing foreign is run: it would be run as the user who can write the repository.
+pub fn unfit() -> Option<&'static str> {
+    let root = nix::unistd::geteuid().is_root();
+    (!root).then_some("hvbak is not run as root and has no other user to take")
 }
 
 /// How programs are started.
@@ -101,6 +117,8 @@ pub struct Start<'a> {
     pub group: Option<u32>,
     /// What ends them: `KILL`, or `QUIT` for PostgreSQL, which then tidies up.
     pub signal: &'static str,
+    /// They end when less is free in the directory; bytes.
+    pub reserve: u64,
 }
 
 /// A program at work.
@@ -171,6 +189,12 @@ impl Start<'_> {
                 running.end().await;
                 Err(RunError::Cancelled)
             }
+            () = scratch::filled(self.dir, self.reserve) => {
+                running.end().await;
+                let (tool, mib) = (program.display().to_string(), self.reserve >> 20);
+                let text = format!("ended: less than {mib} MiB were free in the scratch directory");
+                Err(RunError::Tool { tool, text })
+            }
         }
     }
 }
@@ -208,11 +232,11 @@ mod tests {
     use super::*;
 
     fn me() -> Owner {
-        Owner { ids: None }
+        Owner { ids: None, alone: false }
     }
 
     fn start<'a>(owner: &'a Owner, dir: &'a Path) -> Start<'a> {
-        Start { owner, dir, group: None, signal: "KILL" }
+        Start { owner, dir, group: None, signal: "KILL", reserve: 0 }
     }
 
     #[tokio::test]
@@ -267,5 +291,9 @@ mod tests {
         let start = start(&owner, dir.path());
         let said = start.run(&cancel, Path::new("/bin/sh"), &["-c", "yes"]).await;
         assert!(matches!(said, Err(RunError::Cancelled)));
+        let start = Start { reserve: u64::MAX, ..start };
+        let never = CancellationToken::new();
+        let said = start.run(&never, Path::new("/bin/sh"), &["-c", "yes"]).await;
+        assert!(said.unwrap_err().to_string().contains("MiB were free"));
     }
 }

@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeSet,
     fs::{File, OpenOptions},
-    io,
+    io::{self, BufReader},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -21,7 +21,7 @@ use jiff::Timestamp;
 
 use super::{
     DrillContext,
-    child::{Owner, Start},
+    child::{self, Owner, Start},
     postgres::{self, Cluster, Programs},
     scratch::{self, Scratch, local},
     vm::Rehearsed,
@@ -33,7 +33,7 @@ use crate::{
 
 /// A database needs more room than its dump; PostgreSQL itself, too.
 const GROWTH: u64 = 8;
-const ROOM: u64 = 256 << 20;
+const ROOM: u64 = (384 << 20) + scratch::RESERVE;
 const TABLES: &str = "select count(*) from pg_catalog.pg_tables \
      where schemaname not in ('pg_catalog', 'information_schema')";
 
@@ -42,6 +42,8 @@ struct Dump {
     scope: Scope,
     plain: bool,
     path: PathBuf,
+    /// The line of a plain one that has a command for psql.
+    command: Option<u64>,
 }
 
 /// Rehearses a manager's newest point. Its own failures are in the answer.
@@ -88,16 +90,16 @@ async fn attempt(
         _ => 0,
     };
     let dumps: u64 = report.parts.iter().map(unpacked).sum();
-    let only_checked = |why: &str| {
-        let text = format!("checked archive, not restored into a database: {why}");
-        Ok(Rehearsed::new(RunOutcome::Done, text))
-    };
     if dumps == 0 {
-        return only_checked("it holds no database dump");
+        return Ok(only_checked("it holds no database dump"));
     }
     let Some(programs) = postgres::find() else {
-        return only_checked("no PostgreSQL server is installed on this machine");
+        return Ok(only_checked("no PostgreSQL server is installed on this machine"));
     };
+    let owner = Owner::find(&drill.settings.user)?;
+    if let Some(why) = child::unfit() {
+        return Ok(only_checked(why));
+    }
     let (needed, free) = (dumps.saturating_mul(GROWTH) + ROOM, scratch::free(scratch.path())?);
     if needed > free {
         let why = format!(
@@ -108,11 +110,15 @@ async fn attempt(
         );
         return Ok(Rehearsed::new(RunOutcome::Failed, why));
     }
-    let owner = Owner::find(&drill.settings.user)?;
-    let dir = scratch.fresh("manager", &owner)?;
+    let dir = scratch.fresh("manager")?;
     let seen = unpack_and_restore(drill, &owner, &dir, &programs, name, point, &report).await;
     scratch.remove(&dir)?;
     seen
+}
+
+fn only_checked(why: &str) -> Rehearsed {
+    let text = format!("checked archive, not restored into a database: {why}");
+    Rehearsed::new(RunOutcome::Done, text)
 }
 
 async fn unpack_and_restore(
@@ -129,11 +135,21 @@ async fn unpack_and_restore(
     let plain = |scope: Scope| {
         report.parts.iter().any(|part| part.scope == scope && part.format == Some(Format::Plain))
     };
-    let dump = |scope: Scope| Dump { scope, plain: plain(scope), path: dir.join(file(scope)) };
-    let dumps: Vec<Dump> = scopes.into_iter().map(dump).collect();
-    for dump in &dumps {
-        owner.give(&dump.path)?;
+    let mut dumps = Vec::new();
+    for scope in scopes {
+        let (path, plain) = (dir.join(file(scope)), plain(scope));
+        let command = if plain {
+            let path = path.clone();
+            let look = move || postgres::psql_command(BufReader::new(File::open(path)?));
+            on_thread("read the dump", look).await?
+        } else {
+            None
+        };
+        owner.give(&path)?;
+        dumps.push(Dump { scope, plain, path, command });
     }
+    // Only now: until here nobody else could lay a link in it.
+    owner.give(dir)?;
     drill.phase(None, format!("restoring {} into PostgreSQL {}", point.title(), programs.major));
     let mut cluster = Cluster::start(programs, owner, dir, &drill.cancel).await?;
     let result = restore(drill, &mut cluster, dir, owner, &dumps, programs, (name, point)).await;
@@ -168,9 +184,14 @@ async fn restore(
     (name, point): (&ManagerName, &ManagerPoint),
 ) -> Result<Rehearsed> {
     let cancel = &drill.cancel;
-    let mut seen = Vec::new();
+    let (mut seen, mut restored) = (Vec::new(), false);
     for dump in dumps {
         let title = dump.scope.title();
+        if let Some(line) = dump.command {
+            let why = format!("line {line} of it could give psql a command to run");
+            seen.push(format!("{title} checked only, not restored: {why}"));
+            continue;
+        }
         if let Some(from) = dumped_from(drill, dir, owner, dump, programs).await?
             && from > programs.major
         {
@@ -192,6 +213,7 @@ async fn restore(
             let text = format!("{title}: it has no tables after its restore");
             return Ok(Rehearsed::new(RunOutcome::Failed, text));
         }
+        restored = true;
         if dump.scope != Scope::Db {
             seen.push(format!("{title} {tables} tables"));
             continue;
@@ -212,6 +234,9 @@ async fn restore(
             ));
         }
     }
+    if !restored {
+        return Ok(only_checked(&seen.join("; ")));
+    }
     let text = format!("restored into PostgreSQL {}: {}", programs.major, seen.join("; "));
     Ok(Rehearsed::new(RunOutcome::Done, text))
 }
@@ -229,14 +254,17 @@ async fn dumped_from(
             let path = dump.path.clone();
             move || {
                 let mut head = Vec::new();
-                io::Read::read_to_end(&mut io::Read::take(File::open(path)?, 4096), &mut head)?;
+                io::Read::read_to_end(
+                    &mut io::Read::take(scratch::open_foreign(&path)?, 4096),
+                    &mut head,
+                )?;
                 Ok(head)
             }
         })
         .await?;
         return Ok(from_words(&String::from_utf8_lossy(&head)));
     }
-    let tool = Start { owner, dir, group: None, signal: "KILL" };
+    let tool = Start { owner, dir, group: None, signal: "KILL", reserve: scratch::RESERVE };
     let dump = dump.path.display().to_string();
     let said = tool.run(&drill.cancel, &programs.tool("pg_restore"), &["--list", &dump]).await?;
     // A format that this version cannot read is of a later one.

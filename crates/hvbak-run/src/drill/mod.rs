@@ -94,6 +94,8 @@ pub struct DrillPlan {
     pub kvm: bool,
     /// Major version of the PostgreSQL that is installed here.
     pub postgres: Option<u32>,
+    /// Why no foreign system is run here at all.
+    pub unfit: Option<&'static str>,
     /// Points that cannot be read.
     unreadable: Vec<Unreadable>,
 }
@@ -132,6 +134,7 @@ pub async fn drill_plan(drill: &DrillContext) -> Result<DrillPlan> {
             qemu: vm::qemu(),
             kvm: vm::kvm().0,
             postgres: None,
+            unfit: child::unfit(),
             unreadable: Vec::new(),
         };
         if wishes.with_vms {

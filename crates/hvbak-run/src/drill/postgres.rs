@@ -2,8 +2,10 @@
 //! there and by no network, run without privileges, gone with the drill.
 //!
 //! No setting and no database of a PostgreSQL that this machine may serve with is touched.
+//! Invariant: nothing of a dump is run with a superuser's rights, who could start programs.
 
 use std::{
+    io::{self, BufRead},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,11 +13,19 @@ use std::{
 use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 
-use super::child::{self, Guarded, Owner, Said, Start};
+use super::{
+    child::{self, Guarded, Owner, Said, Start},
+    scratch,
+};
 use crate::error::{Result, RunError};
 
 /// How long the server may take to be ready.
 const READY: Duration = Duration::from_secs(60);
+/// Makes databases, and never sees what is in them.
+const SUPER: &str = "postgres";
+/// Owns the databases, reads the dumps and asks. What a dump brings (functions, views,
+/// search paths) may run whenever somebody asks.
+const PLAIN: &str = "restorer";
 
 /// The programs of one installed version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,8 +87,11 @@ impl<'a> Cluster<'a> {
         dir: &'a Path,
         cancel: &CancellationToken,
     ) -> Result<Self> {
-        let tool = Start { owner, dir, group: None, signal: "KILL" };
-        let options = ["-D", "data", "-A", "peer", "-E", "UTF8", "--locale=C", "--no-sync"];
+        let reserve = scratch::RESERVE;
+        let tool = Start { owner, dir, group: None, signal: "KILL", reserve };
+        // Nobody else comes into the directory of the socket.
+        let options = ["-D", "data", "-U", SUPER, "-A", "trust", "-E", "UTF8", "--locale=C"];
+        let options = [&options[..], &["--no-sync"]].concat();
         let said = tool.run(cancel, &programs.tool("initdb"), &options).await?;
         succeed("initdb", &said)?;
         // Told to quit, the server removes its shared memory.
@@ -119,8 +132,8 @@ impl<'a> Cluster<'a> {
     async fn ready(&mut self, cancel: &CancellationToken) -> Result<()> {
         let until = tokio::time::Instant::now() + READY;
         loop {
-            let failed = match self.query("postgres", "select 1", cancel).await {
-                Ok(_) => return Ok(()),
+            let failed = match self.ask(SUPER, "postgres", "select 1", cancel).await {
+                Ok(_) => break,
                 Err(RunError::Cancelled) => return Err(RunError::Cancelled),
                 Err(error) => error,
             };
@@ -133,6 +146,27 @@ impl<'a> Cluster<'a> {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        let role = format!(
+            "create role {PLAIN} login nosuperuser nocreatedb nocreaterole noreplication nobypassrls"
+        );
+        self.ask(SUPER, "postgres", &role, cancel).await.map(|_| ())
+    }
+
+    /// A database for a dump, with what only a superuser may make in it.
+    async fn prepare(&mut self, database: &str, cancel: &CancellationToken) -> Result<()> {
+        let make = format!("create database {database} owner {PLAIN}");
+        self.ask(SUPER, "postgres", &make, cancel).await?;
+        let own = format!("alter schema public owner to {PLAIN}");
+        self.ask(SUPER, database, &own, cancel).await?;
+        for extension in ["plpgsql", "uuid-ossp"] {
+            let make = format!("create extension if not exists \"{extension}\"");
+            match self.ask(SUPER, database, &make, cancel).await {
+                // Not installed here.
+                Ok(_) | Err(RunError::Tool { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Makes a database and reads a dump into it; complaints that mean nothing here are left
@@ -144,21 +178,23 @@ impl<'a> Cluster<'a> {
         plain: bool,
         cancel: &CancellationToken,
     ) -> Result<Vec<String>> {
-        self.query("postgres", &format!("create database {database}"), cancel).await?;
+        self.prepare(database, cancel).await?;
         let (socket, dump) = (self.start.dir.display().to_string(), dump.display().to_string());
         let (program, args) = if plain {
-            ("psql", vec!["-X", "-q", "-h", &socket, "-d", database, "-f", &dump])
+            ("psql", vec!["-X", "-q", "-h", &socket, "-U", PLAIN, "-d", database, "-f", &dump])
         } else {
-            let owners = ["--no-owner", "--no-privileges", "-h", &socket, "-d", database, &dump];
-            ("pg_restore", owners.to_vec())
+            let to = ["-h", &socket, "-U", PLAIN, "-d", database, &dump];
+            ("pg_restore", [&["--no-owner", "--no-privileges"], &to[..]].concat())
         };
         let said = self.run(program, &args, cancel).await?;
-        let complaints = complaints(&said.stderr);
-        // An end without a word is one of its own: killed, or no memory.
-        if complaints.is_empty() && said.stderr.trim().is_empty() && said.code != Some(0) {
+        let Complaints { bad, harmless } = complaints(&said.stderr);
+        // pg_restore ends with 1 when it passed errors over; any other end is one of its own:
+        // killed, no memory, no connection.
+        let passed_over = !plain && said.code == Some(1) && harmless > 0;
+        if bad.is_empty() && !passed_over {
             succeed(program, &said)?;
         }
-        Ok(complaints)
+        Ok(bad)
     }
 
     /// Lines that a question is answered with, fields separated by `|`.
@@ -168,8 +204,19 @@ impl<'a> Cluster<'a> {
         sql: &str,
         cancel: &CancellationToken,
     ) -> Result<Vec<String>> {
+        self.ask(PLAIN, database, sql, cancel).await
+    }
+
+    async fn ask(
+        &mut self,
+        role: &str,
+        database: &str,
+        sql: &str,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<String>> {
         let socket = self.start.dir.display().to_string();
-        let args = ["-X", "-A", "-t", "-q", "-w", "-h", &socket, "-d", database, "-c", sql];
+        let to = ["-h", &socket, "-U", role, "-d", database, "-c", sql];
+        let args = [&["-X", "-A", "-t", "-q", "-w"], &to[..]].concat();
         let said = self.run("psql", &args, cancel).await?;
         succeed("psql", &said)?;
         Ok(String::from_utf8_lossy(&said.stdout).lines().map(str::to_owned).collect())
@@ -209,28 +256,115 @@ fn succeed(tool: &str, said: &Said) -> Result<()> {
     Err(RunError::Tool { tool: tool.to_owned(), text: said.last_line() })
 }
 
-/// Errors of a restore that lose data. Not among them: objects that every new database has,
-/// and extensions that are not installed here; functions of these are no data.
-fn complaints(stderr: &str) -> Vec<String> {
-    const HARMLESS: [&str; 8] = [
-        "already exists",
-        "must be owner of extension",
-        "must be owner of language",
-        "must be owner of schema",
-        "could not open extension control file",
-        "is not available",
-        "extension \"",
-        "function uuid_",
+/// What a restore has complained of.
+struct Complaints {
+    /// Errors that lose data.
+    bad: Vec<String>,
+    /// How many others there were.
+    harmless: usize,
+}
+
+fn complaints(stderr: &str) -> Complaints {
+    const SIGNS: [&str; 6] = [
+        "pg_restore: error:",
+        "pg_restore: [",
+        "psql: error:",
+        "ERROR:  ",
+        "FATAL:  ",
+        "a worker process died",
     ];
-    const SIGNS: [&str; 5] =
-        ["pg_restore: error:", "pg_restore: [", "ERROR: ", "FATAL: ", "a worker process died"];
-    let bad = |line: &&str| SIGNS.iter().any(|sign| line.contains(sign));
-    let harmless = |line: &&str| {
-        HARMLESS.iter().any(|text| line.contains(text))
-            || line.contains("errors ignored on restore")
+    // Of older versions: which entry the next line is about.
+    const CONTEXT: [&str; 2] = ["Error while PROCESSING TOC", "Error from TOC entry"];
+    let mut complaints = Complaints { bad: Vec::new(), harmless: 0 };
+    for line in stderr.lines().filter(|line| SIGNS.iter().any(|sign| line.contains(sign))) {
+        if line.split_once("ERROR:  ").is_some_and(|(_, text)| is_harmless(text.trim())) {
+            complaints.harmless += 1;
+        } else if !CONTEXT.iter().any(|words| line.contains(words)) {
+            complaints.bad.push(line.chars().take(300).collect());
+        }
+    }
+    complaints
+}
+
+/// Whether an error loses no data: objects that every new database has, extensions that are
+/// not installed here (their functions are no data), owners and rights.
+fn is_harmless(error: &str) -> bool {
+    const WHOLE: [&str; 14] = [
+        "language \"plpgsql\" already exists",
+        "must be owner of language plpgsql",
+        "permission denied for language c",
+        "extension \"plpgsql\" already exists",
+        "extension \"uuid-ossp\" already exists",
+        "must be owner of extension plpgsql",
+        "must be owner of extension uuid-ossp",
+        "schema \"public\" already exists",
+        "must be owner of schema public",
+        "must be member of role \"postgres\"",
+        "must be able to SET ROLE \"postgres\"",
+        "permission denied to change default privileges",
+        "extension \"uuid-ossp\" does not exist",
+        "extension \"uuid-ossp\" is not available",
+    ];
+    const ENDS: [(&str, &str); 10] = [
+        ("could not open extension control file \"", "\": No such file or directory"),
+        ("permission denied to create extension \"", "\""),
+        ("extension \"", "\" is not available"),
+        ("extension \"", "\" does not exist"),
+        ("role \"", "\" does not exist"),
+        ("function \"uuid_", "\" already exists with same argument types"),
+        ("function public.uuid_", " does not exist"),
+        ("function uuid_", " does not exist"),
+        ("must be owner of function uuid_", ""),
+        ("must be owner of function public.uuid_", ""),
+    ];
+    let between = |(begin, end): &(&str, &str)| {
+        let middle = error.strip_prefix(begin).and_then(|rest| rest.strip_suffix(end));
+        let name = |text: &str| !text.contains('"');
+        middle.is_some_and(name)
     };
-    let lines = stderr.lines().filter(bad).filter(|line| !harmless(line));
-    lines.map(|line| line.chars().take(300).collect()).collect()
+    WHOLE.contains(&error) || ENDS.iter().any(between)
+}
+
+/// The number of the first line in which psql could find a command of its own: it would start
+/// programs and write files. psql finds them wherever it sees no text in quotes, and who
+/// wrote the dump decides what it sees: so every backslash of every line counts.
+///
+/// Harmless are those of data (`\N`, `\\`, `\t`, …), for no command that does anything begins
+/// so, as long as no program is named in backticks behind them. In some encodings a
+/// backslash belongs to the byte before it, if that is not ASCII.
+pub fn psql_command(dump: impl BufRead) -> io::Result<Option<u64>> {
+    for (number, line) in (1..).zip(dump.split(b'\n')) {
+        let line = line?;
+        let line = line.strip_suffix(b"\r").unwrap_or(&line);
+        // psql's line would end there, and its next one begin anywhere.
+        if line.contains(&0) {
+            return Ok(Some(number));
+        }
+        let unrestrict = line.strip_prefix(b"\\unrestrict ");
+        let end = unrestrict.is_some_and(|key| key.iter().all(u8::is_ascii_alphanumeric));
+        if !line.contains(&b'\\') || line == b"\\." || end {
+            continue;
+        }
+        if line.contains(&b'`') || !line_is_data(line) {
+            return Ok(Some(number));
+        }
+    }
+    Ok(None)
+}
+
+fn line_is_data(line: &[u8]) -> bool {
+    let mut at = 0;
+    while let Some(found) = line[at..].iter().position(|byte| *byte == b'\\') {
+        let start = at + found;
+        let length = line[start..].iter().take_while(|byte| **byte == b'\\').count();
+        at = start + length;
+        let shifted = start > 0 && line[start - 1] >= 0x80;
+        let escapes = length % 2 == 1 || shifted;
+        if escapes && !line.get(at).is_some_and(|next| b"Nbfnrtv".contains(next)) {
+            return false;
+        }
+    }
+    true
 }
 
 #[cfg(test)]
@@ -246,6 +380,57 @@ mod tests {
              pg_restore: error: could not uncompress data: (null)\n\
              psql:x.sql:8: ERROR:  extension \"uuid-ossp\" is not available\n\
              NOTICE: nothing\n";
-        assert_eq!(complaints(said), ["pg_restore: error: could not uncompress data: (null)"]);
+        let found = complaints(said);
+        assert_eq!(found.bad, ["pg_restore: error: could not uncompress data: (null)"]);
+        assert_eq!(found.harmless, 2);
+    }
+
+    #[test]
+    fn only_errors_of_exactly_that_form_are_harmless() {
+        for text in [
+            "must be owner of extension uuid-ossp",
+            "could not open extension control file \"/usr/x.control\": No such file or directory",
+            "function public.uuid_nil() does not exist",
+            "must be owner of function public.uuid_nil",
+            "role \"engine\" does not exist",
+        ] {
+            assert!(is_harmless(text), "{text}");
+        }
+        for text in [
+            "relation \"vm_static\" already exists",
+            "schema \"dwh\" already exists",
+            "invalid input: \"schema \"public\" already exists\"",
+            "duplicate key value: extension \"x\" is not available",
+            "must be owner of function insert_uuid_vm",
+            "must be superuser or a member of the pg_execute_server_program role to COPY",
+        ] {
+            assert!(!is_harmless(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn commands_of_psql_are_found_wherever_they_hide() {
+        let found = |text: &[u8]| psql_command(text).unwrap();
+        for good in [
+            &b"\\restrict abc1\nCOPY a FROM stdin;\n\\N\tb\\tc\\\\d\n\\.\n\\unrestrict abc1\n"[..],
+            b"select E'\\\\d+';\r\n\\.\r\n",
+            b"f\xc3\xbc\\n\n`a`\n",
+            b"",
+        ] {
+            assert_eq!(found(good), None, "{}", String::from_utf8_lossy(good));
+        }
+        for bad in [
+            &b"\n\\! id\n"[..],
+            b"\n  \\connect x",
+            b"\nselect 1; \\! id",
+            b"\n\\.\\! id",
+            b"\n\\f `id`",
+            b"\n\\unrestrict a \\! id",
+            b"\n\x81\\\\! id",
+            b"\n\\\0\n",
+            b"\nx\\",
+        ] {
+            assert_eq!(found(bad), Some(2), "{}", String::from_utf8_lossy(bad));
+        }
     }
 }

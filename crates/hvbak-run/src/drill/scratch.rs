@@ -5,15 +5,16 @@
 //! process holds no lock. Kept ones have another name and are nobody's to remove.
 
 use std::{
-    fs::{self, DirBuilder, File},
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    fs::{self, DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use hvbak_types::JobId;
+use nix::fcntl::OFlag;
 
-use super::child::Owner;
 use crate::error::{Result, RunError};
 
 const PREFIX: &str = "hvbak-drill-";
@@ -21,8 +22,13 @@ const KEPT: &str = "hvbak-kept-";
 const LOCK: &str = "lock";
 /// A directory without a lock is one that is being made, or was left in that moment.
 const YOUNG: Duration = Duration::from_secs(3600);
-/// A socket in it has a path of 107 bytes at most.
-const BASE_MAX: usize = 60;
+/// A socket in a VM's directory has a path of 107 bytes at most, and its name below this one
+/// takes 67: `/hvbak-drill-12345678/UUID/qmp.sock`.
+const BASE_MAX: usize = 40;
+/// Foreign programs end when less is free; bytes.
+pub const RESERVE: u64 = 128 << 20;
+/// How often that is looked at.
+const WATCH: Duration = Duration::from_millis(250);
 
 /// A directory of this drill's.
 #[derive(Debug)]
@@ -43,6 +49,25 @@ pub fn free(base: &Path) -> Result<u64> {
         cause: errno.into(),
     })?;
     Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
+}
+
+/// Comes back when less than `reserve` bytes are free below a directory, or nobody knows.
+pub async fn filled(dir: &Path, reserve: u64) {
+    while free(dir).is_ok_and(|free| free >= reserve) {
+        tokio::time::sleep(WATCH).await;
+    }
+}
+
+/// Opens a regular file of a directory that is a foreign program's: through no link, and
+/// without waiting for anybody.
+pub fn open_foreign(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::other(format!("{} is no regular file", path.display())))
+    }
 }
 
 impl Scratch {
@@ -72,15 +97,15 @@ impl Scratch {
         &self.path
     }
 
-    /// A directory in it for a user alone; an earlier one of the name goes.
-    pub fn fresh(&self, name: &str, owner: &Owner) -> Result<PathBuf> {
+    /// A directory in it for this process alone, to be filled before it is given away; an
+    /// earlier one of the name goes.
+    pub fn fresh(&self, name: &str) -> Result<PathBuf> {
         let path = self.path.join(name);
         if path.exists() {
             fs::remove_dir_all(&path).map_err(local(format!("remove {}", path.display())))?;
         }
         let doing = || format!("make scratch directory {}", path.display());
         DirBuilder::new().mode(0o700).create(&path).map_err(local(doing()))?;
-        owner.give(&path)?;
         Ok(path)
     }
 
@@ -127,6 +152,33 @@ fn sweep(base: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn links_and_pipes_of_a_foreign_program_are_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "x").unwrap();
+        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
+        nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(open_foreign(&at("file")).is_ok());
+        for name in ["link", "pipe", "."] {
+            assert!(open_foreign(&at(name)).is_err(), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_place_that_fills_is_noticed() {
+        filled(Path::new("/"), u64::MAX).await;
+        let long = Duration::from_millis(600);
+        assert!(tokio::time::timeout(long, filled(Path::new("/"), 0)).await.is_err());
+    }
+
+    #[test]
+    fn a_socket_of_a_vm_has_room_below_the_longest_base() {
+        let uuid = hvbak_types::VmId::random().to_string();
+        let below = format!("/{PREFIX}12345678/{uuid}/{}", crate::drill::machine::MONITOR);
+        assert!(BASE_MAX + below.len() <= 107 && PREFIX.len() >= KEPT.len());
+    }
 
     #[test]
     fn it_goes_and_takes_what_dead_drills_left() {

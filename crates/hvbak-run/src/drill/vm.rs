@@ -131,7 +131,7 @@ async fn attempt(drill: &DrillContext, scratch: &Scratch, point: &Point) -> Resu
         return Ok(Rehearsed::new(RunOutcome::Failed, why));
     }
     let owner = Owner::find(&drill.settings.user)?;
-    let dir = scratch.fresh(&point.vm().to_string(), &owner)?;
+    let dir = scratch.fresh(&point.vm().to_string())?;
     let seen = export_and_boot(drill, &owner, &dir, point).await;
     scratch.remove(&dir)?;
     seen
@@ -157,6 +157,9 @@ async fn export_and_boot(
     if !drill.wishes.boot {
         return seen("it was not asked for");
     }
+    if let Some(why) = child::unfit() {
+        return seen(why);
+    }
     let Some(qemu) = qemu() else { return seen("no qemu-system-x86_64 on this machine") };
     if disks.is_empty() {
         return seen("the point holds no disk that was plugged in");
@@ -168,9 +171,12 @@ async fn export_and_boot(
     let (kvm, group) = self::kvm();
     let memory_mib = drill.settings.memory_mib;
     let machine = Machine { firmware, q35, kvm, memory_mib, disks };
+    // Only now: until here nobody else could lay a link in it.
+    owner.give(dir)?;
     drill.phase(Some(point.vm()), format!("booting {}", point.title()));
-    let log = drill.wishes.keep.then(|| dir.join("serial.log"));
-    let start = Start { owner, dir, group: group.filter(|_| kvm), signal: "KILL" };
+    let log = drill.wishes.keep.then(|| dir.with_extension("serial.log"));
+    let (group, reserve) = (group.filter(|_| kvm), scratch::RESERVE);
+    let start = Start { owner, dir, group, signal: "KILL", reserve };
     let limit = drill.wishes.limit;
     let boot = async |machine: &Machine| {
         boot::boot(&qemu, machine, &start, limit, log.clone(), &drill.cancel).await

@@ -96,6 +96,9 @@ fn tell(face: &Face, context: &DrillContext, plan: &DrillPlan) {
         face.printer.say(&format!("  {}: at most {}", point.title(), HumanBytes(*needed)));
     }
     let with = match (&plan.qemu, plan.kvm) {
+        _ if plan.unfit.is_some() => {
+            format!("images are checked and not booted: {}", plan.unfit.unwrap_or_default())
+        }
         (None, _) => "no QEMU here: images are checked and not booted".to_owned(),
         (Some(path), true) => format!("booted by {} with KVM", path.display()),
         (Some(path), false) => format!("booted by {}, emulated", path.display()),
@@ -104,10 +107,11 @@ fn tell(face: &Face, context: &DrillContext, plan: &DrillPlan) {
         face.printer.say(&with);
     }
     for point in &plan.managers {
-        let with = plan.postgres.map_or_else(
-            || "checked only, no PostgreSQL server here".to_owned(),
-            |major| format!("into a PostgreSQL {major} of its own"),
-        );
+        let with = match (plan.unfit, plan.postgres) {
+            (Some(why), _) => format!("checked only, {why}"),
+            (_, None) => "checked only, no PostgreSQL server here".to_owned(),
+            (_, Some(major)) => format!("into a PostgreSQL {major} of its own"),
+        };
         face.printer.say(&format!("  {}: {with}", point.title()));
     }
     if plan.points.is_empty() && plan.managers.is_empty() {
