@@ -38,6 +38,45 @@ fn completions_are_scripts_for_the_shell() {
     plain(&["completions", "zsh"]).exits(0).says("#compdef hvbak");
 }
 
+/// Every command that help shows has a page that two readers of pages find nothing wrong with.
+#[test]
+fn every_command_has_a_manual_page_without_a_fault() {
+    let dir = tempfile::tempdir().unwrap();
+    let dated = |seconds: &str| {
+        let mut hvbak = Command::new(bin("hvbak"));
+        let hvbak = hvbak.arg("manual").arg(dir.path()).env("SOURCE_DATE_EPOCH", seconds);
+        Started::new(hvbak).wait().exits(0);
+    };
+    dated("1795219200");
+    let pages: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    let help = plain(&["--help"]).exits(0).stdout;
+    let listed =
+        help.lines().skip_while(|l| *l != "Commands:").skip(1).take_while(|l| !l.is_empty());
+    // A long description goes on in the next line, further to the right.
+    let named: Vec<&str> = listed
+        .filter(|l| l.starts_with("  ") && !l.starts_with("   "))
+        .filter_map(|l| l.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .collect();
+    assert!(named.len() > 15, "{named:?}");
+    for name in named {
+        let page = dir.path().join(format!("hvbak-{name}.1"));
+        let text = std::fs::read_to_string(&page).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(text.contains("2026-11-21"), "{text}");
+    }
+    for (program, args) in [
+        ("mandoc", &["-T", "lint", "-W", "warning"][..]),
+        ("groff", &["-man", "-Tutf8", "-ww", "-z"]),
+    ] {
+        if Command::new(program).arg("--version").output().is_err() {
+            hvbak_tests::skip(&format!("{program} is not installed"));
+            continue;
+        }
+        let run = Started::new(Command::new(program).args(args).args(&pages)).wait().exits(0);
+        assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("", ""), "{run}");
+    }
+}
+
 #[test]
 fn what_cannot_be_typed_is_a_usage_error() {
     plain(&["backup", "--no-such-flag"]).exits(2).says("--no-such-flag");

@@ -1,4 +1,4 @@
-//! Chores of the project: `cargo xtask tidy|worker|test|demo|bench`.
+//! Chores of the project: `cargo xtask tidy|worker|docs|test|demo|bench`.
 //!
 //! CI and people run the same commands; nothing is checked by CI alone. Kept small: what a
 //! program on the machine does well is called, not rewritten.
@@ -6,6 +6,7 @@
 mod bench;
 mod build;
 mod demo;
+mod docs;
 mod fuzz;
 mod needs;
 mod test;
@@ -28,6 +29,8 @@ enum Command {
     Tidy,
     /// Build the static worker and print its path
     Worker,
+    /// Write manual pages and completions into target/docs
+    Docs,
     /// Run every test there is
     Test {
         /// Install missing programs
@@ -61,6 +64,7 @@ fn execute() -> Result<()> {
     match Cli::parse().command {
         Command::Tidy => tidy::run(),
         Command::Worker => build::worker().map(|path| println!("{}", path.display())),
+        Command::Docs => docs::run().map(|path| println!("{}", path.display())),
         Command::Test { install, no_skip } => test::run(install, no_skip || strict),
         Command::Demo(args) => demo::run(&args),
         Command::Fuzz(args) => fuzz::smoke(&args),

@@ -82,6 +82,7 @@ async fn dispatch(face: &Face, command: Command) -> Outcome {
         Command::Report(args) => commands::report::run(face, args).await,
         Command::Runbook(args) => commands::runbook::run(face, args).await,
         Command::Cleanup(args) => commands::cleanup::run(face, args).await,
+        Command::Manual { dir } => commands::manual::run(&dir),
         Command::Completions { shell } => {
             let mut command = <Cli as clap::CommandFactory>::command();
             clap_complete::generate(shell, &mut command, "hvbak", &mut std::io::stdout());

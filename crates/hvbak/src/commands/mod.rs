@@ -15,6 +15,7 @@ pub mod manager_points;
 pub mod manager_prune;
 pub mod manager_restore;
 pub mod manager_verify;
+pub mod manual;
 pub mod points;
 pub mod prune;
 pub mod report;
