@@ -119,6 +119,22 @@ fn a_managers_backup_goes_there_and_back() {
 }
 
 #[test]
+fn extra_files_of_the_manager_are_managed_by_a_command() {
+    let site = Site::new();
+    let lab = &site.lab;
+    let add = ["manager-paths", "add", "/etc/os-release", "/etc/none"];
+    lab.hvbak(&[&add[..], &["--dry-run"]].concat()).exits(0).says("would be");
+    lab.hvbak(&["manager-paths", "list"]).exits(0).says("no extra files");
+    lab.hvbak(&add).exits(0).says("+ /etc/os-release  (file)").says("does not exist");
+    assert_eq!(lab.json(&add).exits(0).result()["changed"], false);
+    lab.hvbak(&["manager-paths", "add", "/etc/$(id)"]).exits(2).says("cannot be an extra file");
+    lab.hvbak(&["manager-paths", "remove", "/etc/none"]).exits(0).says("- /etc/none");
+    let list = lab.json(&["manager-paths", "list"]).exits(0);
+    assert_eq!(list.result()["paths"], serde_json::json!(["/etc/os-release"]));
+    lab.assert_clean();
+}
+
+#[test]
 fn a_restore_that_is_killed_at_any_moment_is_done_once_and_leaves_nothing() {
     let site = Site::new();
     fs::write(site.root.join("play/pause"), "1").unwrap();

@@ -34,6 +34,13 @@ for dir in etc/ovirt-engine etc/ovirt-engine-dwh etc/pki/ovirt-engine etc/grafan
   kib=$(du -skx "$R/$dir" 2>/dev/null | cut -f 1)
   files=$((files + ${kib:-0}))
 done
+list=$R/etc/ovirt-engine-backup/engine-backup-config.d/50-hvbak-paths.sh
+if [ -f "$list" ]; then
+  own() { sed -n "s|^  '\(/[^']*\)' .\$|\1|p" "$list"; }
+  own | sed 's/^/extra=/'
+  kib=$(own | while IFS= read -r path; do du -sk "$R$path" 2>/dev/null; done | awk '{ n += $1 } END { print n + 0 }')
+  files=$((files + ${kib:-0}))
+fi
 echo "files_kib=$files"
 size() {
   [ -r "$1" ] || return 0
@@ -183,6 +190,8 @@ pub struct Look {
     pub databases: BTreeMap<String, u64>,
     /// Databases whose size could not be asked.
     pub unknown: Vec<String>,
+    /// Extra files that are to be backed up, from hvbak's own list ([`crate::extra`]).
+    pub extra: Vec<String>,
     /// Directories of earlier runs.
     pub runs: Vec<Seen>,
 }
@@ -259,6 +268,7 @@ impl Look {
             files: kib("files_kib")?,
             databases: pairs("database").filter_map(|(n, b)| Some((n, b.parse().ok()?))).collect(),
             unknown: fields.all("unknown").map(ToOwned::to_owned).collect(),
+            extra: fields.all("extra").map(ToOwned::to_owned).collect(),
             runs: pairs("run")
                 .filter_map(|(name, rest)| {
                     let (owner, kind) = rest.split_once(':').unwrap_or((rest, ""));
@@ -466,6 +476,34 @@ mod tests {
         let look = Look::parse(text, "/usr/bin/engine-backup").unwrap();
         assert_eq!(look.needed(), 2 * (230_000_000 + (2 << 20)) + (10_000 << 10));
         assert!(look.free < look.needed());
+    }
+
+    #[test]
+    fn extra_files_count_for_the_space() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let look = || {
+            let done = Command::new("/bin/sh")
+                .args(["-c", LOOK, "hvbak", "/var/lib/hvbak-manager", "/bin/x"])
+                .env("HVBAK_HOST_ROOT", root)
+                .output();
+            let text = String::from_utf8(done.unwrap().stdout).unwrap();
+            let text = format!("version=4.5.7\nprogram=yes\n{text}");
+            Look::parse(&text, "/bin/x").unwrap()
+        };
+        assert_eq!((look().files, look().extra), (0, vec![]));
+        let mut list = crate::extra::ExtraPaths::default();
+        for path in ["/etc/none", "/srv/a b"] {
+            list.add(path.into());
+        }
+        let file = root.join(&crate::extra::FILE[1..]);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, list.text().unwrap()).unwrap();
+        std::fs::create_dir_all(root.join("srv/a b")).unwrap();
+        std::fs::write(root.join("srv/a b/big"), vec![1; 1 << 20]).unwrap();
+        let look = look();
+        assert_eq!(look.extra, ["/etc/ovirt-engine-backup", "/etc/none", "/srv/a b"]);
+        assert!(look.files >= 1 << 20, "{}", look.files);
     }
 
     #[test]

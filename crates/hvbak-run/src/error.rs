@@ -129,6 +129,12 @@ pub enum RunError {
     ManagerUnjudged { manager: String },
     #[error("password for {scope} cannot be used: {why}")]
     ManagerPassword { scope: hvbak_manager::Scope, why: &'static str },
+    #[error("the extra files of manager {manager} stay as they are")]
+    ManagerPaths {
+        manager: String,
+        #[source]
+        cause: hvbak_manager::extra::ExtraError,
+    },
     #[error("host {host} tells nothing of the self-hosted engine")]
     HostedEngine {
         host: String,
@@ -192,6 +198,7 @@ impl RunError {
                 _ => 15,
             },
             Self::ManagerPassword { .. } => 2,
+            Self::ManagerPaths { cause: hvbak_manager::extra::ExtraError::Path { .. }, .. } => 2,
             Self::ManagerBusy { .. } => 11,
             Self::ManagerCommand { .. } | Self::DrillUnfit { .. } => 2,
             Self::Cut { cause, .. } => cause.exit_code(),
@@ -240,6 +247,7 @@ impl RunError {
             Self::ManagerTool { .. } => {
                 "its own log is in /var/log/ovirt-engine/setup on the manager"
             }
+            Self::ManagerPaths { cause, .. } => return cause.hint(),
             Self::HostedEngine { cause, .. } => cause.hint(),
             Self::HostedEngineUnchanged { .. } => {
                 "look at ovirt-ha-agent and the shared storage of the self-hosted engine"

@@ -49,11 +49,11 @@ pub use gather::{
 pub use hvbak_ssh::enroll::KeyKind;
 pub use job::{Context, blocking};
 pub use manager::{
-    DumpVerdict, ManagerBackupOptions, ManagerBackupReport, ManagerContext, ManagerPrune,
-    ManagerRestoreOptions, ManagerRestorePlan, ManagerRestored, ManagerSettings, PickedUp,
-    PlannedCommand, SetupDone, SetupWish, check_dumps, hosted_engine_maintenance,
-    hosted_engine_status, manager_as_host, manager_backup, manager_prune, manager_restore,
-    manager_restore_pick_up, manager_restore_plan,
+    DumpVerdict, ManagerBackupOptions, ManagerBackupReport, ManagerContext, ManagerPaths,
+    ManagerPathsOptions, ManagerPrune, ManagerRestoreOptions, ManagerRestorePlan, ManagerRestored,
+    ManagerSettings, PickedUp, PlannedCommand, SetupDone, SetupWish, check_dumps,
+    hosted_engine_maintenance, hosted_engine_status, manager_as_host, manager_backup,
+    manager_paths, manager_prune, manager_restore, manager_restore_pick_up, manager_restore_plan,
 };
 pub use prune::{PruneReport, PruneWishes, prune};
 pub use report::{LastRun, ManagerDrill, NewestPoint, Report, VmReport, note_verify, report};

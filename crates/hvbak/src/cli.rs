@@ -63,6 +63,8 @@ pub enum Command {
     ManagerBackup(ManagerBackupArgs),
     /// Show the stored backups of managers
     ManagerPoints,
+    /// Files that every backup of the manager takes along beyond engine-backup's own
+    ManagerPaths(ManagerPathsArgs),
     /// The self-hosted engine, through one of its hosts
     HostedEngine(HostedEngineArgs),
     /// Prove offline that archives of engine-backup are whole
@@ -517,6 +519,37 @@ pub struct ManagerRestoreArgs {
     /// Keep running tasks, jobs and the state of highly available VMs as they were
     #[arg(long)]
     pub keep_temporary_data: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The list is a file of hvbak's own that engine-backup reads (BACKUP_PATHS); files of others beside\nit stay as they are. What is in an archive comes back over the machine with it: `manager-restore`\nwith the scope `files` replaces /etc/hosts, too.\n\nExamples:\n  hvbak manager-paths list\n  hvbak manager-paths add /etc/hosts /etc/chrony.conf /etc/exports\n  hvbak manager-paths remove /etc/exports --dry-run"
+)]
+pub struct ManagerPathsArgs {
+    #[command(subcommand)]
+    pub command: ManagerPathsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ManagerPathsCommand {
+    /// Show the list and what of it is there
+    List,
+    /// Add files and directories, absolute
+    Add {
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<String>,
+        /// Show the list as it would be
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Take files and directories out of the list
+    Remove {
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<String>,
+        /// Show the list as it would be
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

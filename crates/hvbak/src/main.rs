@@ -74,6 +74,7 @@ async fn dispatch(face: &Face, command: Command) -> Outcome {
         Command::HostedEngine(args) => commands::hosted_engine::run(face, args).await,
         Command::ManagerBackup(args) => commands::manager_backup::run(face, args).await,
         Command::ManagerRestore(args) => commands::manager_restore::run(face, args).await,
+        Command::ManagerPaths(args) => commands::manager_paths::run(face, args).await,
         Command::ManagerPrune(args) => commands::manager_prune::run(face, args).await,
         Command::ManagerPoints => commands::manager_points::run(face),
         Command::ManagerVerify(args) => commands::manager_verify::run(face, args).await,

@@ -30,7 +30,7 @@ use self::{
     small::{Sums, SumsKind},
     tar::{Flaw, Kind, Walker},
 };
-use crate::{scope::Scope, version::Version};
+use crate::{extra::is_standard, scope::Scope, version::Version};
 
 /// Members of an archive; engine-backup makes a dozen.
 const MEMBERS_MAX: usize = 200;
@@ -88,6 +88,9 @@ pub struct Report {
     /// What `files` says of the databases; holds passwords and is never written out.
     #[serde(skip)]
     pub conf: Conf,
+    /// Files that engine-backup was told to take along beyond its own (`BACKUP_PATHS`); of a
+    /// directory its name alone.
+    pub extra: Vec<String>,
     /// Damage. Empty: the archive is whole.
     pub findings: Vec<Finding>,
     /// True, and worth knowing.
@@ -103,6 +106,14 @@ impl Report {
     /// Scopes that can be restored from it.
     pub fn scopes(&self) -> Vec<Scope> {
         self.parts.iter().map(|p| p.scope).collect()
+    }
+
+    /// Whether a path that was to be taken along is in it, as far as its list of such goes.
+    pub fn has_extra(&self, path: &str) -> bool {
+        let holds = |extra: &String| {
+            path.strip_prefix(extra).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        self.extra.len() >= nested::EXTRA_MAX || is_standard(path) || self.extra.iter().any(holds)
     }
 
     /// Whether any database lies in it as SQL text.
@@ -329,6 +340,7 @@ fn part(
             report.notes.push("`files` holds no etc/pki/ovirt-engine/ca.pem".into());
         }
         report.conf = files.conf;
+        report.extra = files.extra;
         return Ok(Part {
             scope,
             size,

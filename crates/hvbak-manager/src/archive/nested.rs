@@ -13,7 +13,10 @@ use super::{
     conf::{self, Collector, Conf},
     tar::{Flaw, Kind, Walker},
 };
+use crate::extra::is_standard;
 
+/// Extra files that are named; more are only counted as files.
+pub const EXTRA_MAX: usize = 1000;
 /// Bytes of link names that are remembered; more is not believed.
 const LINKS_MAX: usize = 32 << 20;
 
@@ -28,6 +31,9 @@ pub struct Files {
     pub has_ca: bool,
     /// What it says of databases.
     pub conf: Conf,
+    /// What engine-backup was told to take along beyond its own, as absolute paths; of a
+    /// directory its name alone.
+    pub extra: Vec<String>,
 }
 
 /// Walks the member.
@@ -35,8 +41,14 @@ pub fn check(reader: impl Read) -> Result<Files, Flaw> {
     let decoder = Decoder::open(io::BufReader::with_capacity(64 << 10, reader))?;
     let compression = decoder.kind();
     let mut walker = Walker::new(io::BufReader::with_capacity(64 << 10, decoder));
-    let mut files =
-        Files { compression, members: 0, size: 0, has_ca: false, conf: Conf::default() };
+    let mut files = Files {
+        compression,
+        members: 0,
+        size: 0,
+        has_ca: false,
+        conf: Conf::default(),
+        extra: Vec::new(),
+    };
     let mut collector = Collector::default();
     let (mut links, mut bytes) = (HashSet::new(), 0);
     while let Some(member) = walker.next_member()? {
@@ -47,6 +59,7 @@ pub fn check(reader: impl Read) -> Result<Files, Flaw> {
         if (1..name.len()).any(|at| name[at] == b'/' && links.contains(&name[..at])) {
             return Err(Flaw::Bad(format!("`{}` leads through a link", show(name))));
         }
+        note_extra(&mut files.extra, name);
         match member.kind {
             Kind::File if conf::is_wanted(name) => {
                 collector.add(name, &mut Body(&mut walker)).map_err(of_body)?;
@@ -68,6 +81,18 @@ pub fn check(reader: impl Read) -> Result<Files, Flaw> {
     }
     files.conf = collector.finish();
     Ok(files)
+}
+
+/// Remembers a file that engine-backup does not take by itself, unless the last one is a
+/// directory that holds it: tar names a directory before what is in it.
+fn note_extra(extra: &mut Vec<String>, name: &[u8]) {
+    let path = format!("/{}", show(name));
+    let held = extra
+        .last()
+        .is_some_and(|last| path.strip_prefix(last).is_some_and(|rest| rest.starts_with('/')));
+    if !held && extra.len() < EXTRA_MAX && !is_standard(&path) {
+        extra.push(path);
+    }
 }
 
 /// A member as a reader.

@@ -5,7 +5,9 @@ use hvbak_manager::{
     archive::{Compression, Format},
 };
 
-use crate::support::{bytes, damage, gzip, pieces, report, with};
+use tar::EntryType;
+
+use crate::support::{Piece, bytes, damage, gzip, pack, pieces, report, with};
 
 const ALL: [(&str, &str, &[Scope]); 9] = [
     (
@@ -34,9 +36,33 @@ fn every_real_archive_is_whole_and_says_its_scopes() {
         assert!(report.is_whole(), "{name}: {:?}", report.findings);
         assert_eq!(report.version.as_ref().unwrap().to_string(), version, "{name}");
         assert_eq!(report.scopes(), scopes, "{name}");
+        assert_eq!(report.extra, Vec::<String>::new(), "{name}");
     }
     let report = report(&bytes("4.2.8.9-all.backup"));
     assert_eq!(report.os_version.as_deref(), Some("centos7"));
+}
+
+#[test]
+fn extra_files_are_named_and_a_directory_once() {
+    let whole = bytes("4.5.7-files.backup");
+    let names = [
+        ("etc/ovirt-engine/x", EntryType::Regular),
+        ("etc/ovirt-engine-backup/", EntryType::Directory),
+        ("etc/ovirt-engine-backup/a/b.sh", EntryType::Regular),
+        ("etc/hosts", EntryType::Regular),
+        ("srv/exports/", EntryType::Directory),
+        ("srv/exports/x", EntryType::Regular),
+        ("srv/exports-old", EntryType::Regular),
+        ("var/lib/grafana/plugins", EntryType::Directory),
+    ];
+    let nested: Vec<_> = names
+        .into_iter()
+        .map(|(name, kind)| Piece { name: name.into(), kind, data: Vec::new() })
+        .collect();
+    let report = report(&with(&whole, "files", Some(&pack(&nested))));
+    assert!(report.is_whole(), "{:?}", report.findings);
+    let expected = ["/etc/ovirt-engine-backup", "/etc/hosts", "/srv/exports", "/srv/exports-old"];
+    assert_eq!(report.extra, expected);
 }
 
 #[test]

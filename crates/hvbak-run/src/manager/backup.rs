@@ -201,7 +201,7 @@ pub(super) async fn take_home(
         let kept = keep(staging, &why).await?;
         return Err(RunError::ManagerArchive { manager: name.to_string(), why, kept });
     }
-    let warnings = warnings(&said, &report);
+    let warnings = warnings(&said, &report, look);
     for text in &warnings {
         context.warn(text.clone());
     }
@@ -262,7 +262,7 @@ fn contradiction(said: &BackupSaid, report: &Report) -> Option<String> {
     None
 }
 
-fn warnings(said: &BackupSaid, report: &Report) -> Vec<String> {
+fn warnings(said: &BackupSaid, report: &Report, look: &Look) -> Vec<String> {
     let mut warnings: Vec<String> = said
         .absent
         .iter()
@@ -272,6 +272,12 @@ fn warnings(said: &BackupSaid, report: &Report) -> Vec<String> {
         .collect();
     warnings.extend(said.noise.iter().map(|noise| format!("engine-backup says: {noise}")));
     warnings.extend(report.notes.iter().cloned());
+    if report.scopes().contains(&Scope::Files) {
+        let lost = look.extra.iter().filter(|path| !report.has_extra(path));
+        warnings.extend(lost.map(|path| {
+            format!("{path} is in the list of `hvbak manager-paths` and NOT in the backup")
+        }));
+    }
     warnings
 }
 

@@ -7,6 +7,7 @@ mod backup;
 mod dumps;
 mod hosted_engine;
 mod link;
+mod paths;
 mod pick_up;
 mod prune;
 mod restore;
@@ -31,6 +32,7 @@ use crate::{
 pub use backup::{ManagerBackupOptions, ManagerBackupReport, manager_backup};
 pub use dumps::{DumpVerdict, check_dumps};
 pub use hosted_engine::{hosted_engine_maintenance, hosted_engine_status};
+pub use paths::{ManagerPaths, ManagerPathsOptions, manager_paths};
 pub use prune::{ManagerPrune, manager_prune};
 pub use restore::{
     ManagerRestoreOptions, ManagerRestorePlan, PlannedCommand, SetupWish, manager_restore,

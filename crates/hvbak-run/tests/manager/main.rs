@@ -9,6 +9,7 @@ mod sshd;
 mod backup;
 mod hosted_engine;
 mod jump;
+mod paths;
 mod postgres;
 mod prune;
 mod restore;

@@ -35,11 +35,15 @@ pub async fn run(face: &Face, args: ManagerBackupArgs) -> Outcome {
         manifest.version,
         HumanBytes(size),
     ));
+    let extra = &report.archive.extra;
+    if !extra.is_empty() {
+        face.printer.data(&format!("  extra files: {}", super::some_of(extra)));
+    }
     let code = if manifest.absent.is_empty() { DONE } else { PARTLY };
     let scopes = &manifest.scopes;
     Ok((
         code,
-        json!({ "point": report.point.title(), "path": report.point.path, "scopes": scopes, "absent": manifest.absent, "bytes": size }),
+        json!({ "point": report.point.title(), "path": report.point.path, "scopes": scopes, "absent": manifest.absent, "extra": extra, "bytes": size }),
     ))
 }
 

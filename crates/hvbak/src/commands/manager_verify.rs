@@ -138,6 +138,9 @@ fn tell(face: &Face, path: &Path, report: &Report, dumps: &[(Scope, DumpVerdict)
             HumanBytes(part.unpacked),
         ));
     }
+    if !report.extra.is_empty() {
+        face.printer.data(&format!("  extra files: {}", super::some_of(&report.extra)));
+    }
     if let (Some(by), false) = (restored_by, report.parts.is_empty()) {
         face.printer.data(&format!("  can be restored by engine-backup {by}"));
     }

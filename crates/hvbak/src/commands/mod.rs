@@ -11,6 +11,7 @@ pub mod hosted_engine_plan;
 pub mod init;
 pub mod list;
 pub mod manager_backup;
+pub mod manager_paths;
 pub mod manager_points;
 pub mod manager_prune;
 pub mod manager_restore;
@@ -208,6 +209,16 @@ fn find_worker(config: &Config) -> Option<PathBuf> {
         .into_iter()
         .flatten()
         .find(|path| path.is_file())
+}
+
+/// The first names of a long list for people.
+pub fn some_of(names: &[String]) -> String {
+    const SHOWN: usize = 20;
+    let first: Vec<_> = names.iter().take(SHOWN).map(String::as_str).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
 }
 
 /// Names the operation that a repository call belongs to.
