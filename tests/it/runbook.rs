@@ -12,6 +12,7 @@ fn pages_hold_the_sites_facts_and_commands_that_work() {
     lab.fill_web1();
     let reference = lab.save("web1", "web1_data");
     lab.hvbak(&["backup", "--vm", "web1"]).exits(0);
+    lab.hvbak(&["verify", "web1@latest"]).exits(0);
     lab.configure(|text| text + "\n[runbook]\ncontacts = [\"Storage: 0043 1 2345\"]\n");
     let out = lab.path("pages");
     let run = lab.json(&["runbook", "--output", out.to_str().unwrap()]).exits(0);
@@ -19,7 +20,15 @@ fn pages_hold_the_sites_facts_and_commands_that_work() {
     assert_eq!(run.result()["manager_points"], 0);
     let overview = page(&lab, "overview.md");
     let point = lab.point("web1").file_name().unwrap().to_string_lossy().into_owned();
-    for fact in ["Storage: 0043 1 2345", "| web1 |", &point, "| hv1 |", "nfs1"] {
+    for fact in [
+        "Storage: 0043 1 2345",
+        "| web1 |",
+        &point,
+        "| hv1 |",
+        "nfs1",
+        "56:6f:3a:01:00:00 – ",
+        "| whole on ",
+    ] {
         assert!(overview.contains(fact), "{fact}: {overview}");
     }
     // Somebody without hvbak follows the page.

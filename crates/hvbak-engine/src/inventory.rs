@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hvbak_types::{
-    Attachment, Cluster, DataCenter, DataCenterId, Disk, Host, Inventory, Network, Nic, Snapshot,
-    StorageDomain, Tag, Template, Vm, VmId, VnicProfile,
+    Attachment, Cluster, DataCenter, DataCenterId, Disk, Host, Inventory, MacPool, Network, Nic,
+    Snapshot, StorageDomain, Tag, Template, Vm, VmId, VnicProfile,
 };
 
 use crate::{
@@ -169,6 +169,14 @@ impl Engine {
     /// As any request.
     pub async fn networks(&self) -> Result<Vec<Network>, EngineError> {
         self.list_at("/networks", None).await
+    }
+
+    /// Pools of MAC addresses. Not a part of the inventory: only people want to know them.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn mac_pools(&self) -> Result<Vec<MacPool>, EngineError> {
+        self.list_at("/macpools", None).await
     }
 
     /// vNIC profiles.

@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use hvbak_repo::{Holder, Point, Repository, RunOutcome, VerifyOptions};
 use hvbak_runbook::{
-    DiskFacts, DomainFacts, DrillFacts, EngineFacts, Facts, HostFacts, ManagerDrillFacts,
-    ManagerPointFacts, NetworkFacts, PointFacts, VmFacts,
+    DiskFacts, DomainFacts, DrillFacts, EngineFacts, Facts, HostFacts, MacPoolFacts,
+    ManagerDrillFacts, ManagerPointFacts, NetworkFacts, PointFacts, VerifyFacts, VmFacts,
 };
-use hvbak_types::{CLUSTER_SIZE, ClusterId, DataCenterId, Inventory, JobId, StorageDomain, Vm};
+use hvbak_types::{
+    CLUSTER_SIZE, ClusterId, DataCenterId, Inventory, JobId, MacPool, StorageDomain, Vm,
+};
 use jiff::Timestamp;
 
 use crate::{
-    error::Result,
+    error::{self, Result},
     gather,
     job::{Context, blocking},
     report::{self, LastRun},
@@ -37,8 +39,11 @@ pub struct RunbookWishes {
 /// As reading the inventory and the catalogue.
 pub async fn runbook_facts(context: &Context, wishes: RunbookWishes) -> Result<Facts> {
     let inventory = gather::inventory(context).await?;
+    let pools = context.engine.mac_pools().await.map_err(error::engine("list the MAC pools"))?;
     let repository = context.repository.clone();
-    blocking("read the catalogue", move || assemble(&repository, &inventory, wishes)).await
+    let facts =
+        blocking("read the catalogue", move || assemble(&repository, &inventory, wishes)).await?;
+    Ok(Facts { mac_pools: pools.iter().map(mac_pool_facts).collect(), ..facts })
 }
 
 fn assemble(
@@ -60,7 +65,12 @@ fn assemble(
         };
         let known = report.vms.iter().find(|known| known.vm == vm.id);
         let drill = known.and_then(|known| known.last_drill.as_ref()).map(drill_facts);
-        vms.push(VmFacts { drill, ..vm_facts(inventory, vm, &wishes.priority_tag, newest) });
+        let verified = known.and_then(|known| known.last_verify.as_ref()).map(verify_facts);
+        vms.push(VmFacts {
+            drill,
+            verified,
+            ..vm_facts(inventory, vm, &wishes.priority_tag, newest)
+        });
     }
     vms.sort_by(|a, b| {
         let key = |vm: &VmFacts| (vm.priority.unwrap_or(u32::MAX), vm.name.clone());
@@ -86,6 +96,7 @@ fn assemble(
         hosts: inventory.hosts.iter().map(|host| host_facts(inventory, host)).collect(),
         domains: inventory.storage_domains.iter().map(|d| domain_facts(inventory, d)).collect(),
         networks: networks(inventory),
+        mac_pools: Vec::new(),
         vms,
         manager_points: manager_points(repository)?,
         manager_drills: report
@@ -115,7 +126,16 @@ fn vm_facts(
         priority: vm.tags.iter().filter_map(priority).min(),
         highly_available: vm.high_availability == Some(true),
         newest,
+        verified: None,
         drill: None,
+    }
+}
+
+fn verify_facts(last: &LastRun) -> VerifyFacts {
+    VerifyFacts {
+        at: last.finished,
+        point: last.point.as_ref().map(ToString::to_string),
+        passed: last.outcome == RunOutcome::Done,
     }
 }
 
@@ -225,6 +245,15 @@ fn networks(inventory: &Inventory) -> Vec<NetworkFacts> {
             .collect(),
     };
     inventory.networks.iter().map(facts).collect()
+}
+
+fn mac_pool_facts(pool: &MacPool) -> MacPoolFacts {
+    MacPoolFacts {
+        name: pool.name.clone(),
+        ranges: pool.ranges.iter().map(|(from, to)| format!("{from} – {to}")).collect(),
+        duplicates: pool.allow_duplicates,
+        default: pool.default == Some(true),
+    }
 }
 
 fn manager_points(repository: &Repository) -> hvbak_repo::Result<Vec<ManagerPointFacts>> {

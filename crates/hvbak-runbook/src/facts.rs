@@ -23,6 +23,7 @@ pub struct Facts {
     pub hosts: Vec<HostFacts>,
     pub domains: Vec<DomainFacts>,
     pub networks: Vec<NetworkFacts>,
+    pub mac_pools: Vec<MacPoolFacts>,
     /// In the order of restoration.
     pub vms: Vec<VmFacts>,
     /// Stored backups of the manager, newest first.
@@ -82,6 +83,16 @@ pub struct NetworkFacts {
 }
 
 #[derive(Debug, Clone)]
+pub struct MacPoolFacts {
+    pub name: String,
+    /// `FIRST – LAST` of each range.
+    pub ranges: Vec<String>,
+    /// `None`: the engine does not say.
+    pub duplicates: Option<bool>,
+    pub default: bool,
+}
+
+#[derive(Debug, Clone)]
 pub struct VmFacts {
     pub name: String,
     pub id: String,
@@ -91,8 +102,20 @@ pub struct VmFacts {
     pub priority: Option<u32>,
     pub highly_available: bool,
     pub newest: Option<PointFacts>,
+    /// The last `verify` that looked at a point of it.
+    pub verified: Option<VerifyFacts>,
     /// The last rehearsal of a point of it.
     pub drill: Option<DrillFacts>,
+}
+
+/// What a `verify` has found.
+#[derive(Debug, Clone)]
+pub struct VerifyFacts {
+    pub at: Timestamp,
+    /// The newest point that it looked at.
+    pub point: Option<String>,
+    /// Whether every point that it looked at was whole.
+    pub passed: bool,
 }
 
 /// A rehearsal of a restore.

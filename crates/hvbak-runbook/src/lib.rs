@@ -11,8 +11,8 @@ mod pages;
 mod text;
 
 pub use facts::{
-    DiskFacts, DomainFacts, DrillFacts, EngineFacts, Facts, HostFacts, ManagerDrillFacts,
-    ManagerPointFacts, NetworkFacts, PointFacts, VmFacts,
+    DiskFacts, DomainFacts, DrillFacts, EngineFacts, Facts, HostFacts, MacPoolFacts,
+    ManagerDrillFacts, ManagerPointFacts, NetworkFacts, PointFacts, VerifyFacts, VmFacts,
 };
 pub use html::html;
 

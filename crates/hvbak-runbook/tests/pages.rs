@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 use hvbak_runbook::{
-    DiskFacts, DomainFacts, DrillFacts, EngineFacts, Facts, HostFacts, ManagerDrillFacts,
-    ManagerPointFacts, NetworkFacts, PointFacts, VmFacts, html, pages,
+    DiskFacts, DomainFacts, DrillFacts, EngineFacts, Facts, HostFacts, MacPoolFacts,
+    ManagerDrillFacts, ManagerPointFacts, NetworkFacts, PointFacts, VerifyFacts, VmFacts, html,
+    pages,
 };
 
 const HOSTILE: &str = "a|b `c` <script>alert(1)</script> $(reboot) 'q' [x](http://e) *z*\n# h";
@@ -25,6 +26,7 @@ fn empty() -> Facts {
         hosts: Vec::new(),
         domains: Vec::new(),
         networks: Vec::new(),
+        mac_pools: Vec::new(),
         vms: Vec::new(),
         manager_points: Vec::new(),
         manager_drills: Vec::new(),
@@ -81,6 +83,12 @@ fn site(name: &str) -> Facts {
             mtu: Some(9000),
             profiles: vec![name.into()],
         }],
+        mac_pools: vec![MacPoolFacts {
+            name: name.into(),
+            ranges: vec!["56:6f:3a:01:00:00 – 56:6f:3a:01:ff:ff".into()],
+            duplicates: Some(false),
+            default: true,
+        }],
         vms: vec![
             VmFacts {
                 name: name.into(),
@@ -90,6 +98,11 @@ fn site(name: &str) -> Facts {
                 priority: Some(1),
                 highly_available: true,
                 newest: Some(point),
+                verified: Some(VerifyFacts {
+                    at,
+                    point: Some("20261121T021454Z".into()),
+                    passed: true,
+                }),
                 drill: Some(DrillFacts {
                     at,
                     point: Some("20261120T021454Z".into()),
@@ -105,6 +118,7 @@ fn site(name: &str) -> Facts {
                 priority: None,
                 highly_available: false,
                 newest: None,
+                verified: None,
                 drill: None,
             },
         ],

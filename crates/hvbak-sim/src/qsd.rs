@@ -287,14 +287,13 @@ impl Running {
     /// As libvirt does with the base of a merge: read-only again, so that QEMU writes what it
     /// still keeps of the image's tables. Others could not read what was merged otherwise.
     fn freeze(&mut self, disk: &GuestDisk, child: Uuid, parent: Uuid) -> Result<()> {
-        // Not yet tried on LUNs.
-        if disk.domain.lun.is_some() || disk.domain.is_raw(disk.disk, parent)? {
+        if disk.domain.is_raw(disk.disk, parent)? {
             return Ok(());
         }
         let mut below =
             disk.domain.chain(disk.disk, child)?.into_iter().skip_while(|v| *v != parent);
         let backing = below.nth(1).map_or(Value::Null, |volume| node(volume).into());
-        let options = json!({
+        let mut options = json!({
             "driver": "qcow2",
             "node-name": node(parent),
             "read-only": true,
@@ -302,6 +301,9 @@ impl Running {
             "file": file(parent),
             "backing": backing,
         });
+        if disk.domain.lun.is_some() {
+            options["cache"] = json!({ "direct": true });
+        }
         self.call("blockdev-reopen", json!({ "options": [options] })).map(drop)
     }
 

@@ -87,6 +87,8 @@ uuid_id! {
     NetworkId = "network id";
     /// A vNIC profile.
     VnicProfileId = "vNIC profile id";
+    /// A pool of MAC addresses.
+    MacPoolId = "MAC pool id";
     /// One run of hvbak.
     JobId = "job id";
     /// A repository, made once at `init`.

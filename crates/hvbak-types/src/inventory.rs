@@ -4,8 +4,8 @@
 //! variant), never a made-up default that a plan could mistake for a fact.
 
 use crate::{
-    ClusterId, DataCenterId, DiskId, DomainId, HostId, NetworkId, NicId, SnapshotId, TagId,
-    TemplateId, VmId, VnicProfileId, VolumeId,
+    ClusterId, DataCenterId, DiskId, DomainId, HostId, MacPoolId, NetworkId, NicId, SnapshotId,
+    TagId, TemplateId, VmId, VnicProfileId, VolumeId,
 };
 
 /// An enum of the engine's lower-case words with a catch-all for words of other versions.
@@ -359,6 +359,18 @@ pub struct VnicProfile {
     pub id: VnicProfileId,
     pub name: String,
     pub network: Option<NetworkId>,
+}
+
+/// Addresses that the engine gives to NICs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MacPool {
+    pub id: MacPoolId,
+    pub name: String,
+    /// First and last address of each range.
+    pub ranges: Vec<(String, String)>,
+    pub allow_duplicates: Option<bool>,
+    /// Whether new clusters get it.
+    pub default: Option<bool>,
 }
 
 /// Everything of one inventory pass.

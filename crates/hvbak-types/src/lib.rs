@@ -13,13 +13,13 @@ mod secret;
 pub use extent::{CLUSTER_SIZE, Extent, ExtentKind};
 pub use hash::{Digest, DigestError};
 pub use ids::{
-    ClusterId, DataCenterId, DiskId, DomainId, HostId, IdError, JobId, NetworkId, NicId, PointId,
-    RepositoryId, SnapshotId, TagId, TemplateId, VmId, VnicProfileId, VolumeId,
+    ClusterId, DataCenterId, DiskId, DomainId, HostId, IdError, JobId, MacPoolId, NetworkId, NicId,
+    PointId, RepositoryId, SnapshotId, TagId, TemplateId, VmId, VnicProfileId, VolumeId,
 };
 pub use inventory::{
     Attachment, BiosType, Cluster, ContentType, DataCenter, Disk, DiskFormat, DiskInterface,
     DiskStatus, DomainKind, DomainStatus, EngineVersion, Host, HostSsh, HostStatus, Inventory,
-    Network, Nic, Snapshot, SnapshotDisk, SnapshotKind, SnapshotStatus, StorageDomain, StorageKind,
-    Tag, Template, Vm, VmStatus, VnicProfile,
+    MacPool, Network, Nic, Snapshot, SnapshotDisk, SnapshotKind, SnapshotStatus, StorageDomain,
+    StorageKind, Tag, Template, Vm, VmStatus, VnicProfile,
 };
 pub use secret::Secret;

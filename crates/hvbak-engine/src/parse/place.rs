@@ -3,7 +3,7 @@
 
 use hvbak_types::{
     Cluster, DataCenter, DataCenterId, DomainKind, DomainStatus, EngineVersion, Host, HostSsh,
-    HostStatus, Network, StorageDomain, StorageKind, Tag, VnicProfile,
+    HostStatus, MacPool, Network, StorageDomain, StorageKind, Tag, VnicProfile,
 };
 
 use super::{Entity, ParseError, level, name, own_id};
@@ -169,6 +169,21 @@ impl Entity for VnicProfile {
     const LIST: &'static str = "vnic_profiles";
     fn read(e: &Element) -> Result<Self, ParseError> {
         Ok(Self { id: own_id(e, Self::ITEM)?, name: name(e), network: e.id("network") })
+    }
+}
+
+impl Entity for MacPool {
+    const ITEM: &'static str = "mac_pool";
+    const LIST: &'static str = "mac_pools";
+    fn read(e: &Element) -> Result<Self, ParseError> {
+        let ranges = e.child("ranges").into_iter().flat_map(|ranges| ranges.all("range"));
+        Ok(Self {
+            id: own_id(e, Self::ITEM)?,
+            name: name(e),
+            ranges: ranges.filter_map(|r| Some((r.string("from")?, r.string("to")?))).collect(),
+            allow_duplicates: e.value("allow_duplicates"),
+            default: e.value("default_pool"),
+        })
     }
 }
 

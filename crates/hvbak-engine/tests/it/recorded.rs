@@ -616,3 +616,18 @@ fn damaged_documents_are_errors_or_readings_and_never_panics() {
         }
     }
 }
+
+/// No recorded answer has pools; this is the form that the API's documentation shows.
+#[test]
+fn mac_pools_are_read_with_their_ranges() {
+    let xml = r#"<mac_pools><mac_pool href="/ovirt-engine/api/macpools/123" id="58ca604b-017d-0374-0220-00000000014e">
+        <name>Default</name><description>Default MAC pool</description>
+        <allow_duplicates>false</allow_duplicates><default_pool>true</default_pool>
+        <ranges><range><from>00:1A:4A:16:01:51</from><to>00:1A:4A:16:01:E6</to></range>
+        <range><from>00:1A:4A:17:00:00</from></range></ranges></mac_pool>
+        <mac_pool id="58ca604b-017d-0374-0220-00000000014f"><name>bare</name></mac_pool></mac_pools>"#;
+    let pools = parse::list::<MacPool>(xml.as_bytes()).unwrap().items;
+    assert_eq!(pools[0].ranges, [("00:1A:4A:16:01:51".into(), "00:1A:4A:16:01:E6".into())]);
+    assert_eq!((pools[0].allow_duplicates, pools[0].default), (Some(false), Some(true)));
+    assert_eq!((pools[1].name.as_str(), pools[1].default), ("bare", None));
+}

@@ -23,6 +23,7 @@ use super::{
     DrillContext,
     child::{self, Owner, Start},
     postgres::{self, Cluster, Programs},
+    psql,
     scratch::{self, Scratch, local},
     vm::Rehearsed,
 };
@@ -100,14 +101,7 @@ async fn attempt(
     if let Some(why) = child::unfit() {
         return Ok(only_checked(why));
     }
-    let (needed, free) = (dumps.saturating_mul(GROWTH) + ROOM, scratch::free(scratch.path())?);
-    if needed > free {
-        let why = format!(
-            "not enough room in {}: {} MiB are needed, {} are free",
-            scratch.path().display(),
-            needed >> 20,
-            free >> 20
-        );
+    if let Some(why) = scratch.lacks(dumps.saturating_mul(GROWTH) + ROOM)? {
         return Ok(Rehearsed::new(RunOutcome::Failed, why));
     }
     let dir = scratch.fresh("manager")?;
@@ -140,7 +134,7 @@ async fn unpack_and_restore(
         let (path, plain) = (dir.join(file(scope)), plain(scope));
         let command = if plain {
             let path = path.clone();
-            let look = move || postgres::psql_command(BufReader::new(File::open(path)?));
+            let look = move || psql::own_command(BufReader::new(File::open(path)?));
             on_thread("read the dump", look).await?
         } else {
             None

@@ -8,10 +8,12 @@
 mod boot;
 mod child;
 mod choose;
+mod complaints;
 mod console;
 mod machine;
 mod manager;
 mod postgres;
+mod psql;
 mod qmp;
 mod scratch;
 mod vm;

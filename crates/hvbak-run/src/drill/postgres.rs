@@ -5,7 +5,6 @@
 //! Invariant: nothing of a dump is run with a superuser's rights, who could start programs.
 
 use std::{
-    io::{self, BufRead},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     child::{self, Guarded, Owner, Said, Start},
+    complaints::{Complaints, complaints},
     scratch,
 };
 use crate::error::{Result, RunError};
@@ -256,181 +256,13 @@ fn succeed(tool: &str, said: &Said) -> Result<()> {
     Err(RunError::Tool { tool: tool.to_owned(), text: said.last_line() })
 }
 
-/// What a restore has complained of.
-struct Complaints {
-    /// Errors that lose data.
-    bad: Vec<String>,
-    /// How many others there were.
-    harmless: usize,
-}
-
-fn complaints(stderr: &str) -> Complaints {
-    const SIGNS: [&str; 6] = [
-        "pg_restore: error:",
-        "pg_restore: [",
-        "psql: error:",
-        "ERROR:  ",
-        "FATAL:  ",
-        "a worker process died",
-    ];
-    // Of older versions: which entry the next line is about.
-    const CONTEXT: [&str; 2] = ["Error while PROCESSING TOC", "Error from TOC entry"];
-    let mut complaints = Complaints { bad: Vec::new(), harmless: 0 };
-    for line in stderr.lines().filter(|line| SIGNS.iter().any(|sign| line.contains(sign))) {
-        if line.split_once("ERROR:  ").is_some_and(|(_, text)| is_harmless(text.trim())) {
-            complaints.harmless += 1;
-        } else if !CONTEXT.iter().any(|words| line.contains(words)) {
-            complaints.bad.push(line.chars().take(300).collect());
-        }
-    }
-    complaints
-}
-
-/// Whether an error loses no data: objects that every new database has, extensions that are
-/// not installed here (their functions are no data), owners and rights.
-fn is_harmless(error: &str) -> bool {
-    const WHOLE: [&str; 14] = [
-        "language \"plpgsql\" already exists",
-        "must be owner of language plpgsql",
-        "permission denied for language c",
-        "extension \"plpgsql\" already exists",
-        "extension \"uuid-ossp\" already exists",
-        "must be owner of extension plpgsql",
-        "must be owner of extension uuid-ossp",
-        "schema \"public\" already exists",
-        "must be owner of schema public",
-        "must be member of role \"postgres\"",
-        "must be able to SET ROLE \"postgres\"",
-        "permission denied to change default privileges",
-        "extension \"uuid-ossp\" does not exist",
-        "extension \"uuid-ossp\" is not available",
-    ];
-    const ENDS: [(&str, &str); 10] = [
-        ("could not open extension control file \"", "\": No such file or directory"),
-        ("permission denied to create extension \"", "\""),
-        ("extension \"", "\" is not available"),
-        ("extension \"", "\" does not exist"),
-        ("role \"", "\" does not exist"),
-        ("function \"uuid_", "\" already exists with same argument types"),
-        ("function public.uuid_", " does not exist"),
-        ("function uuid_", " does not exist"),
-        ("must be owner of function uuid_", ""),
-        ("must be owner of function public.uuid_", ""),
-    ];
-    let between = |(begin, end): &(&str, &str)| {
-        let middle = error.strip_prefix(begin).and_then(|rest| rest.strip_suffix(end));
-        let name = |text: &str| !text.contains('"');
-        middle.is_some_and(name)
-    };
-    WHOLE.contains(&error) || ENDS.iter().any(between)
-}
-
-/// The number of the first line in which psql could find a command of its own: it would start
-/// programs and write files. psql finds them wherever it sees no text in quotes, and who
-/// wrote the dump decides what it sees: so every backslash of every line counts.
-///
-/// Harmless are those of data (`\N`, `\\`, `\t`, …), for no command that does anything begins
-/// so, as long as no program is named in backticks behind them. In some encodings a
-/// backslash belongs to the byte before it, if that is not ASCII.
-pub fn psql_command(dump: impl BufRead) -> io::Result<Option<u64>> {
-    for (number, line) in (1..).zip(dump.split(b'\n')) {
-        let line = line?;
-        let line = line.strip_suffix(b"\r").unwrap_or(&line);
-        // psql's line would end there, and its next one begin anywhere.
-        if line.contains(&0) {
-            return Ok(Some(number));
-        }
-        let unrestrict = line.strip_prefix(b"\\unrestrict ");
-        let end = unrestrict.is_some_and(|key| key.iter().all(u8::is_ascii_alphanumeric));
-        if !line.contains(&b'\\') || line == b"\\." || end {
-            continue;
-        }
-        if line.contains(&b'`') || !line_is_data(line) {
-            return Ok(Some(number));
-        }
-    }
-    Ok(None)
-}
-
-fn line_is_data(line: &[u8]) -> bool {
-    let mut at = 0;
-    while let Some(found) = line[at..].iter().position(|byte| *byte == b'\\') {
-        let start = at + found;
-        let length = line[start..].iter().take_while(|byte| **byte == b'\\').count();
-        at = start + length;
-        let shifted = start > 0 && line[start - 1] >= 0x80;
-        let escapes = length % 2 == 1 || shifted;
-        if escapes && !line.get(at).is_some_and(|next| b"Nbfnrtv".contains(next)) {
-            return false;
-        }
-    }
-    true
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn versions_and_complaints_are_read() {
+    fn versions_are_read() {
         assert_eq!(major("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"), Some(15));
         assert_eq!((major("9.5.25"), major("16beta1"), major("none")), (Some(9), Some(16), None));
-        let said = "pg_restore: error: could not execute query: ERROR:  schema \"public\" already exists\n\
-             pg_restore: warning: errors ignored on restore: 1\n\
-             pg_restore: error: could not uncompress data: (null)\n\
-             psql:x.sql:8: ERROR:  extension \"uuid-ossp\" is not available\n\
-             NOTICE: nothing\n";
-        let found = complaints(said);
-        assert_eq!(found.bad, ["pg_restore: error: could not uncompress data: (null)"]);
-        assert_eq!(found.harmless, 2);
-    }
-
-    #[test]
-    fn only_errors_of_exactly_that_form_are_harmless() {
-        for text in [
-            "must be owner of extension uuid-ossp",
-            "could not open extension control file \"/usr/x.control\": No such file or directory",
-            "function public.uuid_nil() does not exist",
-            "must be owner of function public.uuid_nil",
-            "role \"engine\" does not exist",
-        ] {
-            assert!(is_harmless(text), "{text}");
-        }
-        for text in [
-            "relation \"vm_static\" already exists",
-            "schema \"dwh\" already exists",
-            "invalid input: \"schema \"public\" already exists\"",
-            "duplicate key value: extension \"x\" is not available",
-            "must be owner of function insert_uuid_vm",
-            "must be superuser or a member of the pg_execute_server_program role to COPY",
-        ] {
-            assert!(!is_harmless(text), "{text}");
-        }
-    }
-
-    #[test]
-    fn commands_of_psql_are_found_wherever_they_hide() {
-        let found = |text: &[u8]| psql_command(text).unwrap();
-        for good in [
-            &b"\\restrict abc1\nCOPY a FROM stdin;\n\\N\tb\\tc\\\\d\n\\.\n\\unrestrict abc1\n"[..],
-            b"select E'\\\\d+';\r\n\\.\r\n",
-            b"f\xc3\xbc\\n\n`a`\n",
-            b"",
-        ] {
-            assert_eq!(found(good), None, "{}", String::from_utf8_lossy(good));
-        }
-        for bad in [
-            &b"\n\\! id\n"[..],
-            b"\n  \\connect x",
-            b"\nselect 1; \\! id",
-            b"\n\\.\\! id",
-            b"\n\\f `id`",
-            b"\n\\unrestrict a \\! id",
-            b"\n\x81\\\\! id",
-            b"\n\\\0\n",
-            b"\nx\\",
-        ] {
-            assert_eq!(found(bad), Some(2), "{}", String::from_utf8_lossy(bad));
-        }
     }
 }

@@ -97,6 +97,15 @@ impl Scratch {
         &self.path
     }
 
+    /// In words, when fewer than `needed` bytes are free.
+    pub fn lacks(&self, needed: u64) -> Result<Option<String>> {
+        let free = free(&self.path)?;
+        Ok((needed > free).then(|| {
+            let (path, needed, free) = (self.path.display(), needed >> 20, free >> 20);
+            format!("not enough room in {path}: {needed} MiB are needed, {free} are free")
+        }))
+    }
+
     /// A directory in it for this process alone, to be filled before it is given away; an
     /// earlier one of the name goes.
     pub fn fresh(&self, name: &str) -> Result<PathBuf> {

@@ -120,14 +120,7 @@ async fn attempt(drill: &DrillContext, scratch: &Scratch, point: &Point) -> Resu
     }
     let (repository, at) = (drill.repository.clone(), point.clone());
     let needed = blocking("read the catalogue", move || Ok(self::needed(&repository, &at))).await?;
-    let free = scratch::free(scratch.path())?;
-    if needed > free {
-        let why = format!(
-            "not enough room in {}: {} MiB are needed, {} are free",
-            scratch.path().display(),
-            needed >> 20,
-            free >> 20
-        );
+    if let Some(why) = scratch.lacks(needed)? {
         return Ok(Rehearsed::new(RunOutcome::Failed, why));
     }
     let owner = Owner::find(&drill.settings.user)?;

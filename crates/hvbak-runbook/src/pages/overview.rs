@@ -101,7 +101,20 @@ pub fn networks(facts: &Facts) -> String {
         ]
     };
     let head = ["Network", "Data center", "VLAN", "MTU", "vNIC profiles"];
-    table(&head, facts.networks.iter().map(row), "The engine listed no networks.")
+    let networks = table(&head, facts.networks.iter().map(row), "The engine listed no networks.");
+    let row = |pool: &crate::MacPoolFacts| {
+        vec![
+            format!("{}{}", words(&pool.name), if pool.default { " (default)" } else { "" }),
+            pool.ranges.iter().map(|range| words(range)).collect::<Vec<_>>().join(", "),
+            match pool.duplicates {
+                Some(true) => "allowed".into(),
+                Some(false) => "refused".into(),
+                None => "unknown".into(),
+            },
+        ]
+    };
+    let head = ["MAC pool", "Addresses", "Duplicates"];
+    networks + &table(&head, facts.mac_pools.iter().map(row), "The engine listed no MAC pools.")
 }
 
 pub fn managers(facts: &Facts) -> String {
@@ -134,6 +147,18 @@ fn drilled(drill: &crate::DrillFacts) -> String {
     format!("{}{point}: {seen}", day(drill.at))
 }
 
+/// When a `verify` read the newest point, or which one it read.
+fn verified(vm: &VmFacts) -> String {
+    let Some(verify) = &vm.verified else { return "**never**".into() };
+    let newest = vm.newest.as_ref().is_some_and(|newest| Some(&newest.id) == verify.point.as_ref());
+    let which = match &verify.point {
+        Some(point) if !newest => format!("{}: ", words(point)),
+        _ => String::new(),
+    };
+    let seen = if verify.passed { "whole" } else { "**damage found**" };
+    format!("{which}{seen} on {}", day(verify.at))
+}
+
 /// VMs and their newest points.
 pub fn vms(facts: &Facts, which: impl Fn(&VmFacts) -> bool) -> String {
     let row = |vm: &VmFacts| {
@@ -151,6 +176,7 @@ pub fn vms(facts: &Facts, which: impl Fn(&VmFacts) -> bool) -> String {
                 expected(point.content, facts.speed),
             ]),
         }
+        row.push(verified(vm));
         row.push(vm.drill.as_ref().map_or("never".into(), drilled));
         row
     };
@@ -162,6 +188,7 @@ pub fn vms(facts: &Facts, which: impl Fn(&VmFacts) -> bool) -> String {
         "Looked at",
         "Content",
         "Expected",
+        "Last verified",
         "Last drill",
     ];
     table(&head, facts.vms.iter().filter(|vm| which(vm)).map(row), "No VM.")

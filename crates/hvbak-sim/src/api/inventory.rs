@@ -11,6 +11,9 @@ use crate::{
     xml::{X, at},
 };
 
+/// Of its only pool of MAC addresses.
+const MAC_POOL: Uuid = Uuid::from_u128(0x58ca_604b_017d_0374_0220_0000_0000_014e);
+
 pub(super) fn get(lab: &Lab, q: &Request, parts: &[&str]) -> Reply {
     let s = lab.state();
     let ok = |x| Ok((200, x));
@@ -149,6 +152,7 @@ pub(super) fn get(lab: &Lab, q: &Request, parts: &[&str]) -> Reply {
                 X::default().n("network", &at("networks", n.id), inner)
             }),
         )),
+        ["macpools"] => ok(X::list("mac_pools", [mac_pool()])),
         ["vnicprofiles"] => ok(X::list(
             "vnic_profiles",
             s.profiles.iter().map(|p| {
@@ -213,4 +217,16 @@ fn disk_snapshot(s: &State, snapshot: Uuid, d: &Disk, volume: Uuid) -> Option<X>
     }
     let path = format!("storagedomains/{}/disksnapshots", domain.id);
     Some(X::default().n("disk_snapshot", &at(&path, volume), inner))
+}
+
+/// The pool that an engine is installed with.
+fn mac_pool() -> X {
+    let range = X::default().t("from", "56:6f:3a:01:00:00").t("to", "56:6f:3a:01:ff:ff");
+    let inner = X::default()
+        .t("name", "Default")
+        .t("description", "Default MAC pool")
+        .t("allow_duplicates", false)
+        .t("default_pool", true)
+        .n("ranges", "", X::default().n("range", "", range));
+    X::default().n("mac_pool", &at("macpools", MAC_POOL), inner)
 }

@@ -88,6 +88,7 @@ mod tests {
             hosts: Vec::new(),
             domains: Vec::new(),
             networks: Vec::new(),
+            mac_pools: Vec::new(),
             vms: Vec::new(),
             manager_points: Vec::new(),
             manager_drills: Vec::new(),
