@@ -22,6 +22,7 @@ mod manager;
 mod mid_stream;
 mod network;
 mod nfs;
+mod policy;
 mod prune;
 mod report;
 mod repository;

@@ -9,6 +9,7 @@ use hvbak_types::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    disk_rules::DiskRules,
     host::{HostChoice, choose_host},
     level::{Base, Level, Wish, disk_level},
     resume::{Left, Resume, may_continue},
@@ -236,6 +237,8 @@ pub struct VmFacts {
     pub snapshots: Vec<Snapshot>,
     /// The newest point whose snapshot was kept.
     pub base: Option<Base>,
+    /// How many points were made after the newest full one.
+    pub deltas: usize,
     /// What a transfer that was cut has left.
     pub left: Option<Left>,
 }
@@ -246,11 +249,13 @@ pub struct BackupInput<'a> {
     pub inventory: &'a Inventory,
     pub vms: &'a [VmFacts],
     pub quiesce: Quiesce,
-    /// Disks to leave out: ids or aliases.
-    pub exclude_disks: &'a [String],
+    /// Disks to leave out.
+    pub exclude_disks: &'a DiskRules,
     /// A host that the user insists on.
     pub host: Option<&'a str>,
     pub wish: Wish,
+    /// After how many points, the full included, another full is due.
+    pub full_every: Option<usize>,
     /// How the descriptions of our own snapshots begin.
     pub own: &'a str,
 }
@@ -271,6 +276,12 @@ pub fn plan_backup(input: &BackupInput<'_>) -> BackupPlan {
     let expected_bytes =
         vms.iter().filter(|v| v.action == VmAction::Backup).map(|v| v.expected_bytes).sum();
     BackupPlan { vms, expected_bytes }
+}
+
+/// What is asked for, or the full that the cycle wants.
+fn wish(input: &BackupInput<'_>, facts: &VmFacts) -> Wish {
+    let due = input.full_every.is_some_and(|every| facts.deltas + 1 >= every);
+    if due && input.wish != Wish::Full { Wish::Due } else { input.wish }
 }
 
 /// `load`: bytes that are read through each host so far.
@@ -297,7 +308,7 @@ fn plan_vm(input: &BackupInput<'_>, facts: &VmFacts, load: &mut HashMap<HostId, 
         expected_bytes: 0,
         warnings: Vec::new(),
         disks,
-        wish: input.wish,
+        wish: wish(input, facts),
         base: None,
         base_stays: false,
         resume: None,
@@ -438,9 +449,7 @@ fn plan_disk(input: &BackupInput<'_>, vm: &Vm, attachment: &Attachment) -> DiskP
     let domain_id = disk.storage_domains.first().copied();
     let domain = find_domain(input.inventory, domain_id);
     let content = disk.content_type.as_ref().unwrap_or(&ContentType::Data);
-    let excluded =
-        input.exclude_disks.iter().any(|x| *x == disk.alias || *x == disk.id.to_string());
-    let skip = if excluded {
+    let skip = if input.exclude_disks.exclude(vm, &disk.alias, disk.id) {
         Some(DiskSkip::Excluded)
     } else {
         match disk.storage_type.as_deref().unwrap_or("image") {

@@ -146,6 +146,7 @@ fn plan_of(change: impl FnOnce(&mut Inventory, &mut VmFacts)) -> VmPlan {
         attachments: vec![attachment],
         snapshots: vec![],
         base: None,
+        deltas: 0,
         left: None,
     };
     change(&mut inv, &mut facts);
@@ -154,9 +155,10 @@ fn plan_of(change: impl FnOnce(&mut Inventory, &mut VmFacts)) -> VmPlan {
         inventory: &inv,
         vms: &vms,
         quiesce: Quiesce::Auto,
-        exclude_disks: &["excluded".to_owned()],
+        exclude_disks: &DiskRules::new(&["excluded".to_owned()], None).unwrap(),
         host: None,
         wish: Wish::Auto,
+        full_every: None,
         own: "hvbak:r:",
     };
     plan_backup(&input).vms.remove(0)

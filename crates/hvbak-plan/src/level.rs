@@ -27,6 +27,9 @@ pub enum Wish {
     #[default]
     Auto,
     Full,
+    /// As full, because the cycle of a policy is complete; unlike one that was asked for, it is
+    /// gone on with when it was cut.
+    Due,
     Incremental,
     Differential,
 }
@@ -57,6 +60,8 @@ pub struct BaseDisk {
 pub enum WhyFull {
     #[error("asked for")]
     Asked,
+    #[error("the policy's cycle is complete")]
+    Due,
     #[error("no earlier point has kept its snapshot")]
     NoBase,
     #[error("the snapshot of point {point} is gone: somebody deleted it")]
@@ -92,6 +97,9 @@ pub fn disk_level(
 ) -> Result<Level, WhyFull> {
     if wish == Wish::Full {
         return Err(WhyFull::Asked);
+    }
+    if wish == Wish::Due {
+        return Err(WhyFull::Due);
     }
     let base = base.ok_or(WhyFull::NoBase)?;
     let point = || base.point.clone();

@@ -5,22 +5,27 @@
 //! Invariant: whatever is left out of a plan is in it by name, with its reason.
 
 mod backup;
+mod disk_rules;
 mod explain;
 mod host;
 mod level;
+mod policy;
 mod restore;
 mod resume;
 mod retention;
 mod schedule;
 mod select;
+mod window;
 
 pub use backup::{
     BackupInput, BackupPlan, DiskAction, DiskPlan, DiskSkip, Held, Quiesce, VmAction, VmFacts,
     VmPlan, VmSkip, plan_again, plan_backup,
 };
+pub use disk_rules::DiskRules;
 pub use explain::{explain_backup, explain_restore};
 pub use host::{HostChoice, choose_host};
 pub use level::{Base, BaseDisk, LayerFacts, Level, WhyFull, Wish, disk_level, sub_chain};
+pub use policy::{Assignment, Assignments, Why, assign_vms};
 pub use restore::{
     MacRule, NicFacts, NicTarget, PointDisk, PointFacts, RestoreDisk, RestoreError, RestoreFormat,
     RestoreOptions, RestorePlan, plan_restore,
@@ -28,4 +33,5 @@ pub use restore::{
 pub use resume::{Left, RESUME_DAYS, Resume, WhyAnew, may_continue};
 pub use retention::{KeepFacts, KeepRules, Verdict, judge_points};
 pub use schedule::{Limits, Queue};
-pub use select::{SelectError, Selection, select_vms};
+pub use select::{Picked, SelectError, Selection, pick_vms, select_vms};
+pub use window::{Window, WindowError, window_closes, window_opens};

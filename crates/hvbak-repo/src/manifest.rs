@@ -199,6 +199,9 @@ pub struct Manifest {
     pub documents: Vec<DocumentEntry>,
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// The policy that asked for the point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
     /// The expired points whose content was merged into this one, in the order in which it
     /// happened.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -234,6 +237,7 @@ impl Manifest {
             skipped: Vec::new(),
             documents: Vec::new(),
             warnings: Vec::new(),
+            policy: None,
             merged: Vec::new(),
         }
     }

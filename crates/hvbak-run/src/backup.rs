@@ -8,9 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hvbak_plan::{BackupInput, BackupPlan, Queue, Quiesce, VmAction, VmPlan, Wish};
+use hvbak_plan::{BackupInput, BackupPlan, DiskRules, Queue, Quiesce, VmAction, VmPlan, Wish};
 use hvbak_repo::{Level, Manifest, RunKind, RunOutcome, RunRecord, RunVm};
 use hvbak_types::{Inventory, PointId, VmId};
+use jiff::Timestamp;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
@@ -18,6 +19,7 @@ use crate::{
     backup_vm::backup_vm,
     error::{Result, RunError},
     event::{Event, Events},
+    hook::{HookMoment, Hooks, Told},
     job::{Context, Job, blocking},
     pump::Rate,
 };
@@ -52,6 +54,10 @@ pub struct BackupReport {
     pub skipped: usize,
     /// Of these, the ones whose state may be another next time.
     pub passing: usize,
+    /// VMs whose turn did not come before the window closed.
+    pub not_begun: usize,
+    /// Commands of the policy that failed without failing anything else.
+    pub hooks_failed: usize,
     /// What could not be undone yet, in words.
     pub left_behind: Vec<String>,
 }
@@ -73,14 +79,27 @@ pub fn single_exit(failed: &[VmFailed]) -> Option<u8> {
 #[derive(Debug, Clone)]
 pub struct Wishes {
     pub quiesce: Quiesce,
-    pub exclude_disks: Vec<String>,
+    pub exclude_disks: DiskRules,
     pub host: Option<String>,
     pub wish: Wish,
+    /// After how many points, the full included, another full is due.
+    pub full_every: Option<usize>,
+    /// The policy that asks, for the points' records.
+    pub policy: Option<String>,
+    /// When the last VM may be begun.
+    pub closes: Option<Timestamp>,
+    /// Commands around the run and its VMs.
+    pub hooks: Hooks,
     /// How the descriptions of our own snapshots begin.
     pub own: String,
 }
 
 impl Wishes {
+    /// What commands are told of the run.
+    pub(crate) fn told(&self) -> Told {
+        Told::default().with("HVBAK_POLICY", self.policy.as_deref().unwrap_or(""))
+    }
+
     /// The plan's input, without VMs.
     pub fn input<'a>(&'a self, inventory: &'a Inventory) -> BackupInput<'a> {
         BackupInput {
@@ -90,6 +109,7 @@ impl Wishes {
             exclude_disks: &self.exclude_disks,
             host: self.host.as_deref(),
             wish: self.wish,
+            full_every: self.full_every,
             own: &self.own,
         }
     }
@@ -118,12 +138,22 @@ pub async fn backup(
             context.events.event(&Event::VmSkipped { vm: vm.id, name: vm.name.clone(), reason });
         }
     }
+    if let Err(cause) = wishes.hooks.run(context, HookMoment::Before, None, &wishes.told()).await {
+        // What it has begun may have to be undone by its counterpart.
+        wishes.hooks.run(context, HookMoment::After, None, &wishes.told()).await?;
+        if let Some(job) = Arc::into_inner(job) {
+            job.end().await?;
+        }
+        return Err(cause);
+    }
     let rate = Rate::new(context.settings.transfer.rate_limit);
     let mut queue = Queue::new(&plan.vms, context.settings.limits);
     let mut tasks = JoinSet::new();
     let mut cancelled = false;
+    let open = || wishes.closes.is_none_or(|closes| Timestamp::now() < closes);
     loop {
         while !context.cancel.is_cancelled()
+            && open()
             && let Some(vm) = queue.start()
         {
             let (job, inventory) = (job.clone(), inventory.clone());
@@ -152,16 +182,24 @@ pub async fn backup(
             }
         }
     }
-    cancelled |= queue.waiting() > 0;
+    // Either somebody stops the run, or its window has closed.
+    let stopped = context.cancel.is_cancelled();
+    cancelled |= stopped && queue.waiting() > 0;
+    let why = if stopped { "the run was stopped" } else { "the policy's window has closed" };
     if let Some(job) = Arc::into_inner(job) {
         report.left_behind = job.end().await?;
     }
     context.tell_left_behind(&report.left_behind);
     for vm in &plan.vms {
         if !record.vms.iter().any(|known| known.id == vm.id) {
-            record.vms.push(run_vm(vm, RunOutcome::Stopped, "the run was stopped".into()));
+            record.vms.push(run_vm(vm, RunOutcome::Stopped, why.into()));
+            report.not_begun += 1;
         }
     }
+    let told = wishes.told();
+    let told = told.with("HVBAK_DONE", report.done.len()).with("HVBAK_FAILED", report.failed.len());
+    wishes.hooks.run(context, HookMoment::After, None, &told).await?;
+    report.hooks_failed = wishes.hooks.failed();
     record.left_behind = report.left_behind.clone();
     note(context, record).await;
     if cancelled { Err(RunError::Cancelled) } else { Ok(report) }

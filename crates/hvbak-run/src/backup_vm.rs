@@ -21,7 +21,9 @@ use crate::{
     documents::{self, Documents},
     error::{self, Result, RunError},
     event::Event,
-    gather, hosts,
+    gather,
+    hook::{HookMoment, Told},
+    hosts,
     job::{Context, Job, Open, blocking},
     journal::Step,
     pump::Rate,
@@ -51,15 +53,23 @@ pub(crate) async fn backup_vm(
     let (repository, vm, id) = (context.repository.clone(), plan.id, context.job);
     let lock = Arc::new(blocking("lock the VM", move || repository.lock_vm(vm, id)).await?);
     let (plan, snapshots) = &look_again(job, inventory, plan, wishes).await?;
-    let turn = Turn { job, inventory, plan, rate, lock: &lock, snapshots };
-    match &plan.resume {
+    let turn = Turn { job, inventory, plan, rate, lock: &lock, snapshots, wishes };
+    let made = match &plan.resume {
         None => turn.anew(None).await,
         Some(Resume::Discard { point, why }) => turn.anew(Some((point, why))).await,
         Some(Resume::Continue { point, .. }) => match turn.go_on(point).await {
             Err(RunError::Stale { what }) => turn.anew(Some((point, &what))).await,
             other => other,
         },
-    }
+    };
+    let told = match &made {
+        Ok(manifest) => {
+            turn.told().with("HVBAK_OUTCOME", "done").with("HVBAK_POINT", &manifest.point)
+        }
+        Err(_) => turn.told().with("HVBAK_OUTCOME", "failed"),
+    };
+    wishes.hooks.run(context, HookMoment::AfterVm, Some(&plan.name), &told).await?;
+    made
 }
 
 /// The VM is planned once more: since the run began hours may have passed, disks may have
@@ -91,6 +101,7 @@ struct Turn<'a> {
     lock: &'a Arc<VmLock>,
     /// The VM's, as of the plan.
     snapshots: &'a [Snapshot],
+    wishes: &'a Wishes,
 }
 
 /// A half-made point, ready for its disks.
@@ -338,6 +349,7 @@ impl Turn<'_> {
         manifest.vm.status = Some(docs.vm.status.to_string());
         manifest.engine_version = Some(context.engine.version().full.clone());
         manifest.warnings = plan.warnings.clone();
+        manifest.policy = self.wishes.policy.clone();
         for disk in &plan.disks {
             if let DiskAction::Skip { skip } = &disk.action {
                 manifest.skipped.push(SkippedDisk {
@@ -355,7 +367,7 @@ impl Turn<'_> {
         // A host that cannot be reached is noticed before the guest is touched.
         let (access, center) = connect(job, inventory, plan).await?;
         let running = docs.vm.status != VmStatus::Down;
-        let taken = match snapshot::take(job, plan, &manifest.point, running).await {
+        let taken = match self.take(&manifest.point, running).await {
             Ok(taken) => taken,
             Err(cause) => {
                 close(job, plan, access).await;
@@ -374,6 +386,28 @@ impl Turn<'_> {
             return Err(cause);
         }
         Ok(Begun { staging, manifest, reader: Some(Reader { access, center, taken, docs }) })
+    }
+
+    /// Takes the snapshot between the commands that want to know of it.
+    async fn take(&self, point: &PointId, running: bool) -> Result<Taken> {
+        let Self { job, plan, wishes, .. } = *self;
+        let (context, vm) = (&job.context, Some(plan.name.as_str()));
+        let told = self.told().with("HVBAK_POINT", point);
+        let hooks = &wishes.hooks;
+        let ready = hooks.run(context, HookMoment::BeforeSnapshot, vm, &told).await;
+        let taken = match ready {
+            Ok(()) => snapshot::take(job, plan, point, running).await,
+            Err(cause) => Err(cause),
+        };
+        let outcome = if taken.is_ok() { "done" } else { "failed" };
+        let told = told.with("HVBAK_OUTCOME", outcome);
+        hooks.run(context, HookMoment::AfterSnapshot, vm, &told).await?;
+        taken
+    }
+
+    /// What commands are told of the VM.
+    fn told(&self) -> Told {
+        self.wishes.told().with("HVBAK_VM", &self.plan.name).with("HVBAK_VM_ID", self.plan.id)
     }
 
     /// Everything between the begun and the complete staging directory. The worker is gone

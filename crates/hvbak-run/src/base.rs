@@ -21,12 +21,16 @@ pub fn own_prefix(repository: RepositoryId) -> String {
     format!("hvbak:{repository}:")
 }
 
-/// The newest point of the VM that kept its snapshot.
-pub async fn find(context: &Context, vm: VmId) -> Result<Option<Base>> {
+/// The newest point of the VM that kept its snapshot, and how many points were made after the
+/// newest full one.
+pub async fn find(context: &Context, vm: VmId) -> Result<(Option<Base>, usize)> {
     let repository = context.repository.clone();
     blocking("look for the last point", move || {
         let listing = repository.points(vm)?;
-        Ok(listing.base(jiff::Timestamp::now()).and_then(|point| describe(&repository, point)))
+        let base = listing.base(jiff::Timestamp::now());
+        let newer = listing.points.iter().rev();
+        let deltas = newer.take_while(|point| point.manifest.level != Level::Full).count();
+        Ok((base.and_then(|point| describe(&repository, point)), deltas))
     })
     .await
 }
@@ -101,7 +105,7 @@ pub async fn retire(job: &Job, plan: &VmPlan, description: &str) -> Result<()> {
 
 /// Whether this is the snapshot that the next delta stands on.
 pub async fn is_base(context: &Context, vm: VmId, description: &str) -> Result<bool> {
-    Ok(find(context, vm).await?.is_some_and(|base| base.description == description))
+    Ok(find(context, vm).await?.0.is_some_and(|base| base.description == description))
 }
 
 /// Whether a published point wants this snapshot to stay.

@@ -156,6 +156,16 @@ pub enum RunError {
     },
     #[error("no drill can be held here: {why}")]
     DrillUnfit { why: String },
+    #[error("command {program} ({moment}) failed {place}: {why}")]
+    Hook {
+        moment: crate::hook::HookMoment,
+        program: String,
+        place: String,
+        why: String,
+        hint: Option<String>,
+    },
+    #[error("the configuration does not say how the guest of {vm} is reached")]
+    UnknownGuest { vm: String },
     #[error("{tool} failed: {text}")]
     Tool { tool: String, text: String },
     #[error("cancelled")]
@@ -249,6 +259,10 @@ impl RunError {
             }
             Self::ManagerPaths { cause, .. } => return cause.hint(),
             Self::HostedEngine { cause, .. } => cause.hint(),
+            Self::Hook { hint, .. } => return hint.clone(),
+            Self::UnknownGuest { vm } => {
+                return Some(format!("add `[guests.\"{vm}\"]` with `address` and `host_key`"));
+            }
             Self::HostedEngineUnchanged { .. } => {
                 "look at ovirt-ha-agent and the shared storage of the self-hosted engine"
             }

@@ -85,13 +85,11 @@ pub async fn vm_facts(context: &Context, wanted: &[VmId]) -> Result<Vec<VmFacts>
     let mut facts = Vec::new();
     for w in found {
         // A site that keeps no snapshots wants the last one that was kept gone, too.
-        let base = match context.settings.keep_snapshot {
-            true => base::find(context, w.vm.id).await?,
-            false => None,
-        };
+        let (base, deltas) = base::find(context, w.vm.id).await?;
+        let base = base.filter(|_| context.settings.keep_snapshot);
         let left = resume::find(context, w.vm.id).await?;
         let (vm, attachments, snapshots) = (w.vm, w.attachments, w.snapshots);
-        facts.push(VmFacts { vm, attachments, snapshots, base, left });
+        facts.push(VmFacts { vm, attachments, snapshots, base, deltas, left });
     }
     Ok(facts)
 }

@@ -16,6 +16,7 @@ mod enroll;
 mod error;
 mod event;
 mod gather;
+mod hook;
 mod hosts;
 mod job;
 mod journal;
@@ -46,6 +47,7 @@ pub use gather::{
     fetch_ca, find_point, inventory, list_inventory, list_snapshots, login, older_than,
     open_repository, vm_facts,
 };
+pub use hook::{Hook, HookMoment, Hooks};
 pub use hvbak_ssh::enroll::KeyKind;
 pub use job::{Context, blocking};
 pub use manager::{
@@ -60,7 +62,7 @@ pub use report::{LastRun, ManagerDrill, NewestPoint, Report, VmReport, note_veri
 pub use restore::{Restored, RestoredDisk, point_facts, restore};
 pub use runbook::{RunbookWishes, runbook_facts};
 pub use settings::{
-    HostOverride, Settings, SshSettings, Timeouts, TransferSettings, WorkerSettings,
+    GuestSettings, HostOverride, Settings, SshSettings, Timeouts, TransferSettings, WorkerSettings,
 };
 
 /// An error and its causes on one line, each part once.

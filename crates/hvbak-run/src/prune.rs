@@ -5,7 +5,7 @@
 //! removal, so nobody adds a point in between.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -30,7 +30,10 @@ const TELL_EVERY: Duration = Duration::from_millis(200);
 /// What is kept, and where room must stay.
 #[derive(Debug, Clone)]
 pub struct PruneWishes {
+    /// For VMs whose policy has no rules of its own; empty: all their points stay.
     pub rules: KeepRules,
+    /// By the policy that asked for a VM's newest point.
+    pub policies: BTreeMap<String, KeepRules>,
     /// Whose hours and days are meant.
     pub zone: TimeZone,
     /// Bytes that stay free while points are rewritten.
@@ -148,7 +151,13 @@ impl Prune {
 
     fn plan(&self, vm: VmId) -> hvbak_repo::Result<(Vec<Verdict>, ExpiryPlan)> {
         let facts = facts(&self.repository, vm, Timestamp::now())?;
-        let verdicts = judge_points(&facts, &self.wishes.rules, &self.wishes.zone);
+        let newest = self.repository.points(vm)?.points.pop();
+        let own = newest.and_then(|point| self.wishes.policies.get(&point.manifest.policy?));
+        let rules = own.unwrap_or(&self.wishes.rules);
+        if rules.is_empty() {
+            return Ok((Vec::new(), self.repository.plan_expiry(vm, &[], &[])?));
+        }
+        let verdicts = judge_points(&facts, rules, &self.wishes.zone);
         let damaged: Vec<_> =
             facts.into_iter().filter(|f| f.damage.is_some()).map(|f| f.point).collect();
         let expired: Vec<_> =

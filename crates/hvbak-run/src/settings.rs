@@ -21,6 +21,20 @@ pub struct Settings {
     pub manager: Option<crate::manager::ManagerSettings>,
     /// Overrides by host name.
     pub hosts: BTreeMap<String, HostOverride>,
+    /// How guests are reached in which commands run, by the VM's name.
+    pub guests: BTreeMap<String, GuestSettings>,
+}
+
+/// The way into a guest.
+#[derive(Debug, Clone)]
+pub struct GuestSettings {
+    pub address: String,
+    pub port: u16,
+    pub user: String,
+    /// hvbak's own key without it.
+    pub key_file: Option<PathBuf>,
+    /// OpenSSH line or `SHA256:…`.
+    pub host_key: String,
 }
 
 /// How hosts are logged in to.

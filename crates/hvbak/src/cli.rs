@@ -49,6 +49,8 @@ pub enum Command {
     List(ListArgs),
     /// Back up virtual machines
     Backup(BackupArgs),
+    /// Show the policies of the configuration, and which VMs they mean
+    Policy(PolicyArgs),
     /// Show the stored points
     Points(PointsArgs),
     /// Show one point
@@ -212,6 +214,9 @@ pub struct SelectArgs {
     /// VMs whose name matches a shell pattern
     #[arg(long = "match", value_name = "GLOB")]
     pub globs: Vec<String>,
+    /// VMs whose whole name matches a regular expression
+    #[arg(long, value_name = "REGEX")]
+    pub regex: Vec<String>,
     /// VMs with a tag
     #[arg(long, value_name = "TAG")]
     pub tag: Vec<String>,
@@ -221,27 +226,62 @@ pub struct SelectArgs {
     /// VMs of a data center
     #[arg(long, value_name = "NAME")]
     pub datacenter: Vec<String>,
+    /// VMs made from a template
+    #[arg(long, value_name = "NAME")]
+    pub template: Vec<String>,
     /// Every VM
     #[arg(long)]
     pub all: bool,
     /// Leave out VMs by name, id or shell pattern
     #[arg(long, value_name = "NAME|ID|GLOB")]
     pub exclude_vm: Vec<String>,
+    /// Leave out VMs with a tag
+    #[arg(long, value_name = "TAG")]
+    pub exclude_tag: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  hvbak backup --vm web1 --dry-run\n  hvbak backup --all --exclude-vm 'test*' --json\n  hvbak backup --tag gold --quiesce require"
+    after_help = "Examples:\n  hvbak policy list\n  hvbak policy test\n  hvbak policy test nightly --json\n\nA policy is a section of the configuration; `hvbak backup --policy nightly` runs it:\n  [policy.nightly]\n  tags = [\"gold\"]\n  exclude_vms = [\"test*\"]\n  full_every = 7\n  windows = [\"22:00-06:00\"]"
+)]
+pub struct PolicyArgs {
+    #[command(subcommand)]
+    pub command: PolicyCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Show the policies: level, cycle, windows, commands
+    List,
+    /// Show which VMs they mean now and why, and which VMs none means (exit code 3)
+    Test {
+        /// Only this one
+        name: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  hvbak backup --vm web1 --dry-run\n  hvbak backup --all --exclude-vm 'test*' --json\n  hvbak backup --tag gold --quiesce require\n  hvbak backup --policy nightly"
 )]
 pub struct BackupArgs {
     #[command(flatten)]
     pub select: SelectArgs,
-    /// Leave out disks by alias or id
-    #[arg(long, value_name = "ALIAS|ID")]
+    /// What a policy of the configuration says: its VMs, level, window and commands
+    #[arg(long, value_name = "NAME", conflicts_with_all = [
+        "vm", "id", "globs", "regex", "tag", "cluster", "datacenter", "template", "all",
+        "exclude_vm", "exclude_tag", "exclude_disk",
+    ])]
+    pub policy: Option<String>,
+    /// Begin VMs although the policy's windows are closed
+    #[arg(long, requires = "policy")]
+    pub ignore_windows: bool,
+    /// Leave out disks by alias, id or shell pattern
+    #[arg(long, value_name = "ALIAS|ID|GLOB")]
     pub exclude_disk: Vec<String>,
-    /// How much to read
-    #[arg(long, value_enum, default_value = "auto")]
-    pub level: LevelArg,
+    /// How much to read; the policy's, or as much as changed
+    #[arg(long, value_enum)]
+    pub level: Option<LevelArg>,
     /// Whether guests are frozen for the snapshot
     #[arg(long, value_enum)]
     pub quiesce: Option<QuiesceArg>,

@@ -11,6 +11,8 @@ use std::{
 use hvbak_types::Secret;
 use serde::Deserialize;
 
+use crate::policy::{self, Policies, PolicyError};
+
 /// `hvbak.toml`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,6 +40,12 @@ pub struct Config {
     /// Overrides per host, by the engine's name of it.
     #[serde(default)]
     pub hosts: BTreeMap<String, HostSection>,
+    /// What is backed up together, by name.
+    #[serde(default, rename = "policy")]
+    pub policies: Policies,
+    /// The way into guests in which commands of policies run, by the VM's name.
+    #[serde(default)]
+    pub guests: BTreeMap<String, GuestSection>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -251,6 +259,20 @@ pub struct HostSection {
     pub host_key: Option<String>,
 }
 
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestSection {
+    pub address: String,
+    #[serde(default = "default_ssh_port")]
+    pub port: u16,
+    #[serde(default = "default_manager_user")]
+    pub user: String,
+    /// Private key; hvbak's own without it.
+    pub key_file: Option<PathBuf>,
+    /// OpenSSH line or `SHA256:…`.
+    pub host_key: String,
+}
+
 /// Where the manager is.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -311,6 +333,12 @@ pub enum ConfigError {
     },
     #[error("{what} {} can be read by others (mode {mode:o})", path.display())]
     SecretOpen { what: &'static str, path: PathBuf, mode: u32 },
+    #[error("configuration {} is wrong", path.display())]
+    Policy {
+        path: PathBuf,
+        #[source]
+        cause: PolicyError,
+    },
     #[error("configuration {} names no password_file", path.display())]
     NoPassword { path: PathBuf },
 }
@@ -326,7 +354,7 @@ impl ConfigError {
             Self::NoPassword { .. } => {
                 "set engine.password_file, or pass the systemd credential `engine.password`".into()
             }
-            Self::SecretFile { .. } => return None,
+            Self::SecretFile { .. } | Self::Policy { .. } => return None,
         })
     }
 }
@@ -351,6 +379,9 @@ impl Config {
             &mut config.drill.scratch,
         ];
         optional.into_iter().flatten().for_each(fix);
+        config.guests.values_mut().filter_map(|guest| guest.key_file.as_mut()).for_each(fix);
+        policy::check(&config.policies)
+            .map_err(|cause| ConfigError::Policy { path: path.to_owned(), cause })?;
         Ok(config)
     }
 

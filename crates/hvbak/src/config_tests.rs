@@ -92,6 +92,8 @@ fn keys_of(section: &str) -> &'static [&'static str] {
         "runbook" => keys::<RunbookSection>(),
         "drill" => keys::<DrillSection>(),
         "hosts" => keys::<HostSection>(),
+        "policy" => keys::<crate::policy::PolicySection>(),
+        "guests" => keys::<GuestSection>(),
         other => panic!("say here which struct section {other} is"),
     }
 }

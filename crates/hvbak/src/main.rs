@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod config;
 mod exit;
+mod policy;
 mod printer;
 
 use std::{process::ExitCode, sync::Arc};
@@ -79,6 +80,7 @@ async fn dispatch(face: &Face, command: Command) -> Outcome {
         Command::ManagerPoints => commands::manager_points::run(face),
         Command::ManagerVerify(args) => commands::manager_verify::run(face, args).await,
         Command::Drill(args) => commands::drill::run(face, args).await,
+        Command::Policy(args) => commands::policy::run(face, args).await,
         Command::Prune(args) => commands::prune::run(face, args).await,
         Command::Report(args) => commands::report::run(face, args).await,
         Command::Runbook(args) => commands::runbook::run(face, args).await,

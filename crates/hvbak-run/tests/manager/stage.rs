@@ -214,6 +214,7 @@ impl Stage {
             limits: hvbak_plan::Limits { total: 1, per_host: 1, per_domain: 1 },
             manager: None,
             hosts: std::collections::BTreeMap::new(),
+            guests: std::collections::BTreeMap::new(),
         };
         ManagerContext {
             repository: Arc::new(Repository::open(repository).unwrap()),

@@ -2,34 +2,74 @@
 
 use std::sync::Arc;
 
-use hvbak_plan::{BackupInput, Quiesce, Selection, Wish, explain_backup, plan_backup, select_vms};
-use hvbak_run::Wishes;
+use hvbak_plan::{
+    BackupInput, DiskRules, Quiesce, SelectError, Selection, Wish, explain_backup, pick_vms,
+    plan_backup, select_vms,
+};
+use hvbak_run::{Context, Wishes};
+use hvbak_types::{Inventory, VmId};
+use jiff::Timestamp;
 use serde_json::json;
 
-use super::{Face, Outcome};
+use super::{
+    Face, Outcome,
+    policy::{self, Hours},
+};
 use crate::{
     cli::{BackupArgs, LevelArg, QuiesceArg, SelectArgs},
     config::QuiesceSetting,
-    exit::{DONE, FAILED, PARTLY},
+    exit::{CliError, DONE, FAILED, PARTLY},
+    policy::PolicySection,
 };
 
 pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
-    let quiesce = match (args.quiesce, face.config()?.backup.quiesce) {
+    let config = face.config()?;
+    let named = match &args.policy {
+        None => None,
+        Some(name) => Some((name.as_str(), policy::find(&config.policies, name)?)),
+    };
+    let section = named.map(|(_, section)| section);
+    let set = section.and_then(|policy| policy.quiesce).unwrap_or(config.backup.quiesce);
+    let quiesce = match (args.quiesce, set) {
         (Some(QuiesceArg::Auto), _) | (None, QuiesceSetting::Auto) => Quiesce::Auto,
         (Some(QuiesceArg::Require), _) | (None, QuiesceSetting::Require) => Quiesce::Require,
         (Some(QuiesceArg::Never), _) | (None, QuiesceSetting::Never) => Quiesce::Never,
     };
     let wish = match args.level {
-        LevelArg::Auto => Wish::Auto,
-        LevelArg::Full => Wish::Full,
-        LevelArg::Incremental => Wish::Incremental,
-        LevelArg::Differential => Wish::Differential,
+        None => section.map_or(Wish::Auto, PolicySection::wish),
+        Some(LevelArg::Auto) => Wish::Auto,
+        Some(LevelArg::Full) => Wish::Full,
+        Some(LevelArg::Incremental) => Wish::Incremental,
+        Some(LevelArg::Differential) => Wish::Differential,
     };
-    let context = face.context().await?;
+    let hours = match named {
+        None => None,
+        Some((name, section)) => Some(Hours::of(name, section, Timestamp::now())?),
+    };
+    if let (Some(hours), false, false) = (&hours, args.ignore_windows, args.dry_run)
+        && !hours.open
+    {
+        face.printer
+            .say(&format!("the policy is {hours}; nothing is begun (`--ignore-windows` does)"));
+        return Ok((PARTLY, json!({ "closed": true, "opens": hours.opens })));
+    }
+    let rules = match named {
+        None => DiskRules::new(&args.exclude_disk, None)?,
+        Some((name, section)) => {
+            section.disk_rules(name).map_err(|cause| CliError::usage(cause.to_string()))?
+        }
+    };
+    let mut context = face.context().await?;
+    if let Some(section) = section {
+        limit(&mut context, section);
+    }
     let result = async {
         let own = hvbak_run::own_prefix(context.repository.id());
         let inventory = Arc::new(hvbak_run::inventory(&context).await?);
-        let ids = select_vms(&inventory, &selection(&args.select))?;
+        let (ids, missing) = match named {
+            None => (select_vms(&inventory, &selection(&args.select))?, Vec::new()),
+            Some((name, section)) => picked(face, &inventory, name, section)?,
+        };
         let ids = match args.max_age {
             Some(age) => hvbak_run::older_than(&context, &ids, age).await?,
             None => ids,
@@ -37,9 +77,13 @@ pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
         let vms = hvbak_run::vm_facts(&context, &ids).await?;
         let wishes = Arc::new(Wishes {
             quiesce,
-            exclude_disks: args.exclude_disk.clone(),
+            exclude_disks: rules,
             host: args.host.clone(),
             wish,
+            full_every: section.and_then(|policy| policy.full_every),
+            policy: args.policy.clone(),
+            closes: hours.filter(|_| !args.ignore_windows).and_then(|hours| hours.closes),
+            hooks: section.map(PolicySection::hooks).unwrap_or_default().into(),
             own,
         });
         let plan = plan_backup(&BackupInput { vms: &vms, ..wishes.input(&inventory) });
@@ -49,19 +93,49 @@ pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
             return Ok((DONE, json!({ "dry_run": true, "expected_bytes": plan.expected_bytes })));
         }
         let report = hvbak_run::backup(&context, &inventory, &plan, &wishes).await?;
-        let code = match (report.done.len(), report.failed.len() + report.passing + report.left_behind.len()) {
+        let short = report.failed.len() + report.passing + report.left_behind.len();
+        let other = report.not_begun + report.hooks_failed + missing.len();
+        let code = match (report.done.len(), short + other) {
             (_, 0) => DONE,
-            (0, _) => report.single_exit().unwrap_or(FAILED),
+            (0, _) if short > 0 => report.single_exit().unwrap_or(FAILED),
             _ => PARTLY,
         };
         Ok((
             code,
-            json!({ "job": context.job, "done": report.done, "failed": report.failed, "skipped": report.skipped, "left_behind": report.left_behind }),
+            json!({ "job": context.job, "done": report.done, "failed": report.failed, "skipped": report.skipped, "left_behind": report.left_behind, "not_begun": report.not_begun, "commands_failed": report.hooks_failed, "missing": missing }),
         ))
     }
     .await;
     context.engine.logout().await;
     result
+}
+
+/// What a policy means now. VMs that are gone do not keep the others from being backed up.
+fn picked(
+    face: &Face,
+    inventory: &Inventory,
+    name: &str,
+    section: &PolicySection,
+) -> Result<(Vec<VmId>, Vec<String>), CliError> {
+    let picked = pick_vms(inventory, &section.selection())?;
+    let missing: Vec<_> = picked.missing.iter().map(ToString::to_string).collect();
+    for text in &missing {
+        face.printer.say(&format!("warning: policy {name}: {text}"));
+    }
+    if picked.vms.is_empty() {
+        return Err(SelectError::Empty.into());
+    }
+    Ok((picked.vms.into_iter().map(|(vm, _)| vm).collect(), missing))
+}
+
+/// The policy's limits instead of the configuration's.
+fn limit(context: &mut Context, section: &PolicySection) {
+    let own = section.limits;
+    let settings = Arc::make_mut(&mut context.settings);
+    let limits = &mut settings.limits;
+    limits.total = own.vms.unwrap_or(limits.total);
+    limits.per_host = own.vms_per_host.unwrap_or(limits.per_host);
+    limits.per_domain = own.vms_per_storage_domain.unwrap_or(limits.per_domain);
 }
 
 /// The typed selection as the plan wants it.
@@ -70,10 +144,13 @@ pub fn selection(args: &SelectArgs) -> Selection {
         names: args.vm.clone(),
         ids: args.id.clone(),
         globs: args.globs.clone(),
+        regexes: args.regex.clone(),
         tags: args.tag.clone(),
         clusters: args.cluster.clone(),
         data_centers: args.datacenter.clone(),
+        templates: args.template.clone(),
         all: args.all,
         exclude: args.exclude_vm.clone(),
+        exclude_tags: args.exclude_tag.clone(),
     }
 }

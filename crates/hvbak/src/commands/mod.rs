@@ -18,6 +18,7 @@ pub mod manager_restore;
 pub mod manager_verify;
 pub mod manual;
 pub mod points;
+pub mod policy;
 pub mod prune;
 pub mod report;
 pub mod restore;
@@ -27,8 +28,8 @@ pub mod verify;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use hvbak_run::{
-    Context, HostOverride, ManagerContext, ManagerSettings, RunError, Settings, SshSettings,
-    Timeouts, TransferSettings, WorkerSettings,
+    Context, GuestSettings, HostOverride, ManagerContext, ManagerSettings, RunError, Settings,
+    SshSettings, Timeouts, TransferSettings, WorkerSettings,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -177,7 +178,18 @@ fn settings(config: &Config) -> Result<Settings, ConfigError> {
                 (name.clone(), host)
             })
             .collect(),
+        guests: config.guests.iter().map(|(name, guest)| (name.clone(), way_in(guest))).collect(),
     })
+}
+
+fn way_in(guest: &crate::config::GuestSection) -> GuestSettings {
+    GuestSettings {
+        address: guest.address.clone(),
+        port: guest.port,
+        user: guest.user.clone(),
+        key_file: guest.key_file.clone(),
+        host_key: guest.host_key.clone(),
+    }
 }
 
 fn manager_settings(section: &crate::config::ManagerSection) -> ManagerSettings {

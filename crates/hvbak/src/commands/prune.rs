@@ -1,6 +1,6 @@
 //! `hvbak prune`: which rules of command line and configuration count, and the job's words.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use hvbak_plan::KeepRules;
 use hvbak_run::{Events, PruneWishes};
@@ -13,11 +13,16 @@ use crate::{
     cli::{KeepArgs, PruneArgs},
     config::RetentionSection,
     exit::{CliError, DONE, FAILED, PARTLY},
+    policy::{Policies, PolicySection},
 };
 
 pub async fn run(face: &Face, args: PruneArgs) -> Outcome {
     let config = face.config()?;
-    let rules = rules(&args.keep, &config.retention)?;
+    let policies = policy_rules(&args.keep, &config.policies);
+    let rules = match rules(&args.keep, &config.retention) {
+        Err(_) if !policies.is_empty() => KeepRules::default(),
+        other => other?,
+    };
     let zone = zone(&config.retention)?;
     let repository = Arc::new(hvbak_run::open_repository(&config.repository.path)?);
     let mut vms = repository.vms().map_err(repo_error("list the VMs"))?;
@@ -29,7 +34,7 @@ pub async fn run(face: &Face, args: PruneArgs) -> Outcome {
         vms.retain(|vm| wanted.contains(&vm.id));
     }
     let reserve = config.repository.reserve_gib << 30;
-    let wishes = PruneWishes { rules, zone, reserve, dry_run: args.dry_run };
+    let wishes = PruneWishes { rules, policies, zone, reserve, dry_run: args.dry_run };
     let events: Events = face.printer.clone();
     let report = hvbak_run::prune(&repository, &vms, wishes, &events, &face.cancel).await?;
     let word = if report.dry_run { "would be removed" } else { "removed" };
@@ -48,6 +53,18 @@ pub async fn run(face: &Face, args: PruneArgs) -> Outcome {
     Ok((code, json!(report)))
 }
 
+/// The rules of policies that have some; what is typed counts for all VMs.
+fn policy_rules(args: &KeepArgs, policies: &Policies) -> BTreeMap<String, KeepRules> {
+    if typed(args) != KeepRules::default() {
+        return BTreeMap::new();
+    }
+    let own = |(name, policy): (&String, &PolicySection)| {
+        let rules = policy.retention.as_ref()?.rules();
+        (!rules.is_empty()).then(|| (name.clone(), rules))
+    };
+    policies.iter().filter_map(own).collect()
+}
+
 /// Whose hours and days are meant.
 pub fn zone(section: &RetentionSection) -> Result<TimeZone, CliError> {
     match &section.time_zone {
@@ -61,16 +78,20 @@ pub fn zone(section: &RetentionSection) -> Result<TimeZone, CliError> {
     }
 }
 
-/// The command line's rules, or all of the configuration's.
-pub fn rules(args: &KeepArgs, section: &RetentionSection) -> Result<KeepRules, CliError> {
-    let typed = KeepRules {
+fn typed(args: &KeepArgs) -> KeepRules {
+    KeepRules {
         last: args.keep_last,
         hourly: args.keep_hourly,
         daily: args.keep_daily,
         weekly: args.keep_weekly,
         monthly: args.keep_monthly,
         yearly: args.keep_yearly,
-    };
+    }
+}
+
+/// The command line's rules, or all of the configuration's.
+pub fn rules(args: &KeepArgs, section: &RetentionSection) -> Result<KeepRules, CliError> {
+    let typed = typed(args);
     let rules = if typed == KeepRules::default() { section.rules() } else { typed };
     if rules.is_empty() {
         return Err(CliError::Usage {
