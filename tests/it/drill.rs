@@ -239,12 +239,16 @@ fn a_drill_that_is_stopped_or_killed_leaves_no_machine_and_no_image() {
 /// Puts a recorded archive into the repository, as FORMAT.md says.
 fn store(lab: &Lab, archive: &str) {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/engine-backup");
+    store_file(lab, &fixtures.join(archive));
+}
+
+fn store_file(lab: &Lab, archive: &Path) {
     let manager = lab.path("repository/manager/engine.example.test");
     let _ = fs::remove_dir_all(&manager);
     let point = manager.join("20991121T021454Z");
     fs::create_dir_all(&point).unwrap();
     let file = point.join("engine.backup");
-    fs::copy(fixtures.join(archive), &file).unwrap();
+    fs::copy(archive, &file).unwrap();
     let sum = run_tool("sha256sum", &[file.to_str().unwrap()]);
     let manifest = json!({
         "format": 1, "manager": "engine.example.test", "point": "20991121T021454Z",
@@ -298,6 +302,47 @@ fn real_archives_are_restored_into_a_real_postgresql_and_counted() {
     assert!(seen(&run).contains("not what was stored"), "{run}");
     let shown = lab.hvbak(&["report"]).exits(0);
     assert!(shown.stdout.contains("failed: damaged"), "{shown}");
+}
+
+/// The engine's recorded dump as SQL with lines of somebody else's in it, in an archive whose
+/// sums hold.
+fn store_hostile(lab: &Lab, lines: &str) {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/engine-backup");
+    let dir = lab.scratch("hostile");
+    fs::create_dir_all(&dir).unwrap();
+    let script = format!(
+        "set -e; cd {dir}; rm -rf ./*; tar xf {archive}; sed -i 's/^DB_DUMP_FORMAT=custom/DB_DUMP_FORMAT=plain/' config
+         restore=$(ls /usr/lib/postgresql/*/bin/pg_restore /usr/pgsql-*/bin/pg_restore /usr/bin/pg_restore 2>/dev/null | head -n 1)
+         \"$restore\" -f sql db/engine_backup.db
+         {{ sed '/^-- PostgreSQL database dump complete/,$d' sql; printf '%s\\n' {lines} '-- PostgreSQL database dump complete' '--'; }} > db/engine_backup.db
+         rm sql; sha256sum config os_version version db/engine_backup.db > sha256sum; tar czf ../hostile.backup .",
+        dir = dir.display(),
+        archive = fixtures.join("4.5.7-db.backup").display(),
+    );
+    run_tool("bash", &["-c", &script]);
+    store_file(lab, &dir.with_file_name("hostile.backup"));
+}
+
+#[test]
+fn a_hostile_dump_gets_no_rights_and_starts_no_program() {
+    if !has("initdb") {
+        return;
+    }
+    let (lab, scratch) = lab();
+    let mark = scratch.join("../hvbak-hostile-mark");
+    let touch = |how: &str| how.replace("MARK", mark.to_str().unwrap());
+    for (line, outcome, says) in [
+        ("\"COPY public.vm_static FROM PROGRAM 'touch MARK';\"", "failed", "program"),
+        ("'alter role restorer superuser;'", "failed", "must be superuser"),
+        ("'\\! touch MARK'", "done", "could give psql a command to run"),
+    ] {
+        store_hostile(&lab, &touch(line));
+        let run = lab.json(&["drill", "--manager"]);
+        assert_eq!(run.of("drilled")[0]["outcome"], outcome, "{run}");
+        assert!(seen(&run).contains(says), "{says}: {run}");
+        assert!(!mark.exists(), "{line} was run");
+        assert!(is_empty(&scratch) && at_work(&scratch).is_empty());
+    }
 }
 
 #[test]
