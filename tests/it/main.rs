@@ -17,6 +17,7 @@ mod fleet;
 mod gluster;
 mod history;
 mod hosted_engine_plan;
+mod hosted_engine_walk;
 mod incremental;
 mod manager;
 mod mid_stream;

@@ -42,6 +42,7 @@ mod sums;
 #[cfg(test)]
 mod testing;
 mod verify;
+mod walk;
 
 pub use catalogue::{DamagedPoint, Listing, Point, VmEntry};
 pub use disk_reader::{Buffers, Content, DiskReader};
@@ -67,3 +68,4 @@ pub use runs::{RunKind, RunListing, RunManager, RunOutcome, RunRecord, RunVm};
 pub use salvage::Salvage;
 pub use stage::Staging;
 pub use verify::{Finding, FindingKind, VerifyOptions, VerifyProgress, VerifyReport};
+pub use walk::{WalkLock, WalkRecord, WalkStep};

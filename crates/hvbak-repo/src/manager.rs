@@ -196,7 +196,7 @@ impl Repository {
         self.path().join(MANAGER)
     }
 
-    fn manager_dir(&self, name: &ManagerName) -> PathBuf {
+    pub(crate) fn manager_dir(&self, name: &ManagerName) -> PathBuf {
         self.managers_dir().join(&name.0)
     }
 
@@ -284,6 +284,30 @@ impl Repository {
             }
         }
         Ok(listing)
+    }
+
+    /// What came of restores of all managers, by the time they began.
+    ///
+    /// # Errors
+    /// That a directory cannot be read. An outcome that cannot be read tells nothing.
+    pub fn manager_outcomes(&self) -> Result<Vec<(PointId, serde_json::Value)>> {
+        let mut found = Vec::new();
+        for name in self.manager_names()? {
+            let dir = self.manager_dir(&name);
+            for entry in fs::read_dir(&dir).reading(&dir)? {
+                let path = entry.reading(&dir)?.path();
+                let id = path.file_name().and_then(|name| name.to_str());
+                let id = id.and_then(|name| name.strip_prefix(RESTORE)?.parse().ok());
+                let Some(id) = id else { continue };
+                let text = File::open(path.join(OUTCOME)).and_then(|file| {
+                    let mut text = Vec::new();
+                    file.take(MANIFEST_MAX).read_to_end(&mut text).map(|_| text)
+                });
+                let outcome = text.ok().and_then(|text| serde_json::from_slice(&text).ok());
+                found.extend(outcome.map(|outcome| (id, outcome)));
+            }
+        }
+        Ok(found)
     }
 
     /// Finds `FQDN`, `FQDN@latest`, `FQDN@20261121T021454Z` or `FQDN@2026-11-21`.

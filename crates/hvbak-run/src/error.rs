@@ -143,6 +143,25 @@ pub enum RunError {
     },
     #[error("host {host} took the maintenance `{mode}` and does not show it")]
     HostedEngineUnchanged { host: String, mode: &'static str },
+    #[error("the configuration has no section [manager], which step `{step}` needs")]
+    WalkNoManager { step: &'static str },
+    #[error("{cause}")]
+    WalkSite { cause: hvbak_manager::sequence::SequenceError },
+    #[error("a sequence `{sequence}` is open for this manager, with {what}")]
+    WalkOther { sequence: String, what: String },
+    #[error("this sequence has no step `{step}`")]
+    WalkNoStep { step: String, names: String },
+    #[error("the sequence cannot go back")]
+    WalkBack {
+        #[source]
+        cause: hvbak_manager::sequence::Irrevocable,
+    },
+    #[error("step `{step}` is not seen to be done: {why}")]
+    WalkUnseen { step: &'static str, sign: &'static str, why: String },
+    #[error("host {host} cannot be given a file: {}", refused_text(*.code))]
+    WalkRefused { host: String, code: u32 },
+    #[error("host {host} cannot take the engine: {}", stops_text(.findings))]
+    FreshHost { host: String, findings: Vec<hvbak_manager::restore::Finding> },
     #[error("{file} of manager {manager} never arrived as it is there")]
     ManagerTransfer { manager: String, file: String },
     #[error("the half-made point cannot be gone on with: {what}")]
@@ -210,7 +229,13 @@ impl RunError {
             Self::ManagerPassword { .. } => 2,
             Self::ManagerPaths { cause: hvbak_manager::extra::ExtraError::Path { .. }, .. } => 2,
             Self::ManagerBusy { .. } => 11,
-            Self::ManagerCommand { .. } | Self::DrillUnfit { .. } => 2,
+            Self::ManagerCommand { .. }
+            | Self::DrillUnfit { .. }
+            | Self::WalkNoManager { .. }
+            | Self::WalkSite { .. }
+            | Self::WalkOther { .. }
+            | Self::WalkNoStep { .. }
+            | Self::WalkBack { .. } => 2,
             Self::Cut { cause, .. } => cause.exit_code(),
             Self::Cancelled => 130,
             _ => 1,
@@ -249,7 +274,24 @@ impl RunError {
             Self::ManagerOtherRestore { .. } => {
                 "see what is on the manager now; give the command again if it is still wished"
             }
-            Self::ManagerPreflight { findings, .. } => {
+            Self::WalkNoManager { .. } => "add `[manager]` with `host = \"engine.example.com\"`",
+            Self::WalkOther { .. } => {
+                "give the same options to go on with it, or `--restart` to begin anew"
+            }
+            Self::WalkNoStep { names, .. } => return Some(format!("its steps: {names}")),
+            Self::WalkBack { .. } => {
+                "go on where it is; `--restart` begins anew, when you know what that step left"
+            }
+            Self::WalkUnseen { sign, .. } => {
+                return Some(if sign.is_empty() {
+                    "the same command goes on there".to_owned()
+                } else {
+                    format!("it is done when {sign}; the same command goes on there")
+                });
+            }
+            Self::WalkRefused { code: 64, .. } => "look at what lies there, and remove it",
+            Self::WalkRefused { .. } => "free space there",
+            Self::ManagerPreflight { findings, .. } | Self::FreshHost { findings, .. } => {
                 let remedies: Vec<_> =
                     findings.iter().filter_map(|f| f.remedy.as_deref()).collect();
                 return (!remedies.is_empty()).then(|| remedies.join("; "));
@@ -323,6 +365,10 @@ impl RunError {
 
 fn kept_text(kept: &Option<std::path::PathBuf>) -> String {
     kept.as_ref().map_or_else(String::new, |path| format!(" (log kept in {})", path.display()))
+}
+
+fn refused_text(code: u32) -> &'static str {
+    if code == 64 { "a link or a directory has its name" } else { "it could not be written" }
 }
 
 fn changed_text(cleaned: bool) -> &'static str {

@@ -51,11 +51,12 @@ pub use hook::{Hook, HookMoment, Hooks};
 pub use hvbak_ssh::enroll::KeyKind;
 pub use job::{Context, blocking};
 pub use manager::{
-    DumpVerdict, ManagerBackupOptions, ManagerBackupReport, ManagerContext, ManagerPaths,
-    ManagerPathsOptions, ManagerPrune, ManagerRestoreOptions, ManagerRestorePlan, ManagerRestored,
-    ManagerSettings, PickedUp, PlannedCommand, SetupDone, SetupWish, check_dumps,
-    hosted_engine_maintenance, hosted_engine_status, manager_as_host, manager_backup,
-    manager_paths, manager_prune, manager_restore, manager_restore_pick_up, manager_restore_plan,
+    Answer, Ask, Companion, DumpVerdict, ManagerBackupOptions, ManagerBackupReport, ManagerContext,
+    ManagerPaths, ManagerPathsOptions, ManagerPrune, ManagerRestoreOptions, ManagerRestorePlan,
+    ManagerRestored, ManagerSettings, PickedUp, PlannedCommand, Position, SetupDone, SetupWish,
+    WalkContext, WalkEnd, WalkOptions, check_dumps, hosted_engine_maintenance,
+    hosted_engine_status, manager_as_host, manager_backup, manager_paths, manager_prune,
+    manager_restore, manager_restore_pick_up, manager_restore_plan, walk,
 };
 pub use prune::{PruneReport, PruneWishes, prune};
 pub use report::{LastRun, ManagerDrill, NewestPoint, Report, VmReport, note_verify, report};

@@ -1,14 +1,20 @@
 //! What can be typed. Help, completions and the manual come from these definitions.
 
+mod hosted_engine;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use hosted_engine::{
+    HostedEngineArgs, HostedEngineCommand, HostedEnginePlanArgs, MaintenanceArg, SequenceArg,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0 done · 1 failed · 2 usage · 3 partly done · 10 no repository · 11 locked
   12 login refused · 13 host key mismatch · 14 engine unreachable
-  15 damage found · 130/143 cancelled";
+  15 damage found · 16 it is your turn · 130/143 cancelled";
 
 /// Backup and restore for oVirt, RHV and Oracle Linux Virtualization Manager, over SSH
 #[derive(Debug, Parser)]
@@ -597,67 +603,6 @@ pub enum CompressorArg {
     Gzip,
     Bzip2,
     Xz,
-    None,
-}
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  hvbak hosted-engine status --host hv1.example.com\n  hvbak hosted-engine maintenance --host hv1.example.com --mode global\n  hvbak hosted-engine plan recover --host hv1.example.com --to hv9.example.com"
-)]
-pub struct HostedEngineArgs {
-    #[command(subcommand)]
-    pub command: HostedEngineCommand,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum HostedEngineCommand {
-    /// What the hosts say of the engine's VM; ends with 1 unless it runs and answers
-    Status {
-        /// A host of the self-hosted engine: its name in [hosts], or its address
-        #[arg(long, value_name = "HOST")]
-        host: String,
-    },
-    /// Print a long sequence with this site's names, archive and sums filled in; does nothing
-    Plan {
-        /// What is to happen
-        #[arg(value_enum)]
-        sequence: SequenceArg,
-        /// A host of the self-hosted engine: its name in [hosts], or its address
-        #[arg(long, value_name = "HOST")]
-        host: String,
-        /// The fresh host; for move and recover
-        #[arg(long, value_name = "HOST")]
-        to: Option<String>,
-        /// The engine's archive: FQDN, FQDN@latest, FQDN@20261121T021454Z; the newest with files
-        /// and database without it
-        #[arg(long, value_name = "POINT")]
-        archive: Option<String>,
-    },
-    /// Set the maintenance and wait until the hosts show it
-    Maintenance {
-        /// A host of the self-hosted engine: its name in [hosts], or its address
-        #[arg(long, value_name = "HOST")]
-        host: String,
-        /// global before work on the engine's VM, none afterwards, local for one host
-        #[arg(long, value_enum)]
-        mode: MaintenanceArg,
-    },
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum SequenceArg {
-    /// A sound engine, to new storage by way of a fresh host
-    Move,
-    /// A lost engine, onto a fresh host and new storage
-    Recover,
-    /// A broken engine in a sound VM
-    Overwrite,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum MaintenanceArg {
-    Global,
-    Local,
     None,
 }
 

@@ -13,6 +13,8 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 pub const PARTLY: u8 = 3;
 pub const DAMAGE: u8 = 15;
+/// It is a person's turn.
+pub const WAITING: u8 = 16;
 
 /// Whatever a command can fail with.
 #[derive(Debug, thiserror::Error)]

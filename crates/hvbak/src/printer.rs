@@ -72,6 +72,15 @@ impl Printer {
         }
     }
 
+    /// A question for people, on stderr, whatever else is silent.
+    pub fn ask(&self, text: &str) {
+        let write = || {
+            let mut err = std::io::stderr().lock();
+            let _ = write!(err, "{text} ").and_then(|()| err.flush());
+        };
+        if self.live { self.bars.suspend(write) } else { write() }
+    }
+
     /// Ends a command well or badly: the last line of `--json`, the error for people.
     pub fn finish(&self, code: u8, result: serde_json::Value, error: Option<&CliError>) {
         if self.json {
@@ -79,6 +88,7 @@ impl Printer {
                 0 => "done",
                 3 => "partly",
                 15 => "damage",
+                16 => "waiting",
                 130 | 143 => "cancelled",
                 _ => "failed",
             };

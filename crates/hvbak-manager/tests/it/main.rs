@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod archives;
+mod fresh;
 mod hostile;
 mod restore;
+mod sequence;
 mod support;
 mod transcripts;
 mod vm_status;

@@ -17,6 +17,8 @@ const STATUS: &str = r#"sudo=; [ "$(id -u)" = 0 ] || sudo="sudo -n"
 exec $sudo "${HVBAK_HOST_ROOT:-}/usr/sbin/hosted-engine" --vm-status --json"#;
 const SET: &str = r#"sudo=; [ "$(id -u)" = 0 ] || sudo="sudo -n"
 exec $sudo "${HVBAK_HOST_ROOT:-}/usr/sbin/hosted-engine" --set-maintenance --mode="$1""#;
+const SHUT_DOWN: &str = r#"sudo=; [ "$(id -u)" = 0 ] || sudo="sudo -n"
+exec $sudo "${HVBAK_HOST_ROOT:-}/usr/sbin/hosted-engine" --vm-shutdown"#;
 /// How long the shared metadata may take to show a change.
 const SETTLE: Duration = Duration::from_secs(90);
 
@@ -38,6 +40,19 @@ pub async fn hosted_engine_maintenance(
     let result = set(&connection, host, mode).await;
     connection.close().await;
     result
+}
+
+/// Asks the engine's VM to go down. Whether it does is seen by the status alone.
+pub(super) async fn shut_down(settings: &Settings, host: &str) -> Result<()> {
+    let doing = "shut down the engine's VM";
+    let connection = login(settings, host).await?;
+    let result = connection
+        .exec(&hvbak_ssh::script(SHUT_DOWN, &[]))
+        .await
+        .and_then(|output| output.check(doing))
+        .map_err(error::ssh(host, doing));
+    connection.close().await;
+    result.map(drop)
 }
 
 async fn set(connection: &Connection, host: &str, mode: Maintenance) -> Result<VmStatus> {

@@ -3,11 +3,15 @@
 //!
 //! Only scripts that may be repeated go through [`Link::script`]; a start is not one.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hvbak_manager::remote::{self, Look};
-use hvbak_ssh::{Connection, HostTrust, Identity, Output, Pin, PinStore, Process, Target};
+use hvbak_ssh::{
+    Connection, ExitStatus, HostTrust, Identity, Output, Pin, PinStore, Process, Target,
+};
+use tokio::io::AsyncReadExt as _;
+use tokio_util::sync::CancellationToken;
 
 use super::ManagerSettings;
 use crate::{
@@ -18,6 +22,13 @@ use crate::{
 
 /// How long a connection that broke is tried again.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// Bytes of one write towards the other side.
+const PIECE: usize = 256 << 10;
+
+/// The way was lost, or what stood at its end.
+pub fn is_broken(cause: &hvbak_ssh::Error) -> bool {
+    cause.retryable() || matches!(cause, hvbak_ssh::Error::CommandGone { .. })
+}
 
 /// A connection to the manager that is made anew when it breaks.
 pub struct Link {
@@ -57,6 +68,16 @@ impl Link {
         let name = manager.address.clone();
         let connection = Connection::connect(&target).await.map_err(error::ssh(&name, "log in"))?;
         Ok(Self { name, target, sudo: manager.user != "root", connection: Some(connection) })
+    }
+
+    /// Logs in to a host by its name in the configuration, or by its address. The engine,
+    /// which would know its key, may be down: the key is the configured one or the one
+    /// accepted earlier.
+    pub async fn to_host(settings: &Settings, name: &str) -> Result<Self> {
+        let target = hosts::target(settings, &hosts::unlisted(name))?;
+        let connection = Connection::connect(&target).await.map_err(error::ssh(name, "log in"))?;
+        let sudo = target.user != "root";
+        Ok(Self { name: name.to_owned(), target, sudo, connection: Some(connection) })
     }
 
     /// Looks around.
@@ -130,6 +151,45 @@ impl Link {
         let connection = Connection::connect(&self.target).await?;
         let process = connection.spawn(&self.line(body, args)).await?;
         Ok((connection, process))
+    }
+
+    /// A script that takes a file of this machine on standard input, once, over a connection
+    /// of its own. The outer error is of this machine, the inner one of the way.
+    pub async fn pour(
+        &self,
+        body: &str,
+        args: &[&str],
+        from: &Path,
+        cancel: &CancellationToken,
+    ) -> Result<std::result::Result<ExitStatus, hvbak_ssh::Error>> {
+        let local = |cause| RunError::Local { doing: "read the archive".into(), cause };
+        let mut file = tokio::fs::File::open(from).await.map_err(local)?;
+        let (connection, process) = match self.stream(body, args).await {
+            Ok(parts) => parts,
+            Err(cause) => return Ok(Err(cause)),
+        };
+        let (mut stdin, stdout, exit) = process.split();
+        drop(stdout);
+        let sent = loop {
+            let mut piece = BytesMut::with_capacity(PIECE);
+            let count = file.read_buf(&mut piece).await.map_err(local)?;
+            if count == 0 {
+                break stdin.finish().await;
+            }
+            let written = tokio::select! {
+                written = stdin.write_all(piece.freeze()) => written,
+                () = cancel.cancelled() => return Err(RunError::Cancelled),
+            };
+            if let Err(cause) = written {
+                break Err(cause);
+            }
+        };
+        let ended = match sent {
+            Ok(()) => exit.wait().await,
+            Err(cause) => Err(cause),
+        };
+        connection.close().await;
+        Ok(ended)
     }
 
     /// Hangs up.

@@ -15,6 +15,7 @@ mod restore_part;
 mod restore_source;
 mod restored;
 mod run;
+mod walk;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -40,6 +41,7 @@ pub use restore::{
 };
 pub use restored::{ManagerRestored, PickedUp, SetupDone};
 pub(crate) use run::undo;
+pub use walk::{Answer, Ask, Companion, Position, WalkContext, WalkEnd, WalkOptions, walk};
 
 /// Where the manager is and how hvbak works there.
 #[derive(Debug, Clone)]

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hvbak_manager::{
     remote::{self, Kind, Poll, State},
     restore::RECEIVE,
@@ -20,9 +20,11 @@ use hvbak_repo::{ManagerFile, ManagerStaging};
 use hvbak_ssh::ExitStatus;
 use hvbak_types::PointId;
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncReadExt as _;
 
-use super::{ManagerContext, ManagerSettings, link::Link};
+use super::{
+    ManagerContext, ManagerSettings,
+    link::{Link, is_broken},
+};
 use crate::{
     error::{self, Result, RunError},
     job::blocking,
@@ -31,8 +33,6 @@ use crate::{
 
 /// Bytes of log and output that are kept of a run.
 const TEXT_MAX: u64 = 64 << 20;
-/// Bytes of one write towards the manager.
-const PIECE: usize = 256 << 10;
 /// Attempts to move a file whole.
 const ATTEMPTS: u32 = 5;
 const POLL: Duration = Duration::from_millis(500);
@@ -148,7 +148,8 @@ impl Run<'_> {
     pub async fn send(&mut self, name: &str, from: &Path, sum: &str) -> Result<()> {
         let doing = "send the archive";
         for attempt in 1_u32.. {
-            let sent = self.send_once(name, from, sum).await?;
+            let args = [self.base.as_str(), self.point.as_str(), name, sum];
+            let sent = self.link.pour(RECEIVE, &args, from, &self.context.cancel).await?;
             match sent {
                 Ok(ExitStatus::Code(0)) => break,
                 Ok(_) if attempt >= ATTEMPTS => {
@@ -170,43 +171,6 @@ impl Run<'_> {
             return Ok(());
         }
         Err(RunError::ManagerTransfer { manager: self.link.name.clone(), file: name.to_owned() })
-    }
-
-    async fn send_once(
-        &mut self,
-        name: &str,
-        from: &Path,
-        sum: &str,
-    ) -> Result<std::result::Result<ExitStatus, hvbak_ssh::Error>> {
-        let local = |cause| RunError::Local { doing: "read the archive".into(), cause };
-        let mut file = tokio::fs::File::open(from).await.map_err(local)?;
-        let args = [self.base.as_str(), self.point.as_str(), name, sum];
-        let (connection, process) = match self.link.stream(RECEIVE, &args).await {
-            Ok(parts) => parts,
-            Err(cause) => return Ok(Err(cause)),
-        };
-        let (mut stdin, stdout, exit) = process.split();
-        drop(stdout);
-        let sent = loop {
-            let mut piece = BytesMut::with_capacity(PIECE);
-            let count = file.read_buf(&mut piece).await.map_err(local)?;
-            if count == 0 {
-                break stdin.finish().await;
-            }
-            let written = tokio::select! {
-                written = stdin.write_all(piece.freeze()) => written,
-                () = self.context.cancel.cancelled() => return Err(RunError::Cancelled),
-            };
-            if let Err(cause) = written {
-                break Err(cause);
-            }
-        };
-        let ended = match sent {
-            Ok(()) => exit.wait().await,
-            Err(cause) => Err(cause),
-        };
-        connection.close().await;
-        Ok(ended)
     }
 
     /// Fetches a file into the staging area and compares its sum. `None`: there is none.
@@ -333,11 +297,6 @@ impl Run<'_> {
     pub async fn sweep(&mut self) -> Result<()> {
         sweep(self.link, &self.base, &self.point).await
     }
-}
-
-/// The way was lost, or what stood at its end.
-fn is_broken(cause: &hvbak_ssh::Error) -> bool {
-    cause.retryable() || matches!(cause, hvbak_ssh::Error::CommandGone { .. })
 }
 
 async fn sweep(link: &mut Link, base: &str, point: &PointId) -> Result<()> {

@@ -13,10 +13,10 @@ pub async fn run(face: &Face, args: HostedEngineArgs) -> Outcome {
     let config = face.config()?;
     let settings = super::settings(&config)?;
     match args.command {
-        HostedEngineCommand::Plan { sequence, host, to, archive } => {
-            let archive = archive.as_deref();
-            super::hosted_engine_plan::run(face, &config, sequence, (host, to), archive)
+        HostedEngineCommand::Plan(args) if args.run => {
+            super::hosted_engine_walk::run(face, &config, settings, args).await
         }
+        HostedEngineCommand::Plan(args) => super::hosted_engine_plan::run(face, &config, args),
         HostedEngineCommand::Status { host } => {
             let status = hvbak_run::hosted_engine_status(&settings, &host).await?;
             let healthy = tell(face, &status);

@@ -1,30 +1,24 @@
 //! `hvbak hosted-engine plan`: the long sequences, printed. Nothing is asked of any host.
 
-use hvbak_manager::sequence::{Archive, Sequence, Site};
+use hvbak_manager::sequence::{Archive, Sequence, Site, Step};
 use hvbak_repo::{ManagerPoint, Repository};
 use serde_json::json;
 
 use super::{Face, Outcome, repo_error};
 use crate::{
-    cli::SequenceArg,
+    cli::{HostedEnginePlanArgs, SequenceArg},
     config::Config,
     exit::{CliError, DONE},
 };
 
-pub fn run(
-    face: &Face,
-    config: &Config,
-    sequence: SequenceArg,
-    (host, to): (String, Option<String>),
-    archive: Option<&str>,
-) -> Outcome {
+pub fn run(face: &Face, config: &Config, args: HostedEnginePlanArgs) -> Outcome {
     let repository = hvbak_run::open_repository(&config.repository.path)?;
     let fqdn = engine_name(&config.engine.url);
-    let point = match archive {
-        Some(selector) => {
-            Some(repository.find_manager_point(selector).map_err(repo_error("find the archive"))?)
-        }
-        None => newest(&repository, &fqdn).map_err(repo_error("list the archives"))?,
+    let sequence = sequence(args.sequence);
+    let point = match &args.archive {
+        // Its own archive is made by one of its steps.
+        None if sequence.makes_archive() => None,
+        named => choose(&repository, &fqdn, named.as_deref())?,
     };
     if let Some(point) = &point {
         // What is printed is typed by somebody in a hurry: only sums that hold.
@@ -40,28 +34,53 @@ pub fn run(
         known.unwrap_or(name)
     };
     let archive = point.as_ref().and_then(facts);
-    let site = Site { host: address(host), to: to.map(address), fqdn, archive };
-    let sequence = match sequence {
-        SequenceArg::Move => Sequence::Move,
-        SequenceArg::Recover => Sequence::Recover,
-        SequenceArg::Overwrite => Sequence::Overwrite,
-    };
+    let site = Site { host: args.host.map(address), to: args.to.map(address), fqdn, archive };
     let steps = sequence.steps(&site).map_err(|cause| CliError::usage(cause.to_string()))?;
     for (number, step) in steps.iter().enumerate() {
         face.printer.record("step", step);
-        face.printer.data(&format!("{}. {} ({})", number + 1, step.title, step.place.words()));
-        for line in &step.commands {
-            face.printer.data(&format!("     {line}"));
-        }
-        if let Some(sign) = step.sign.words() {
-            face.printer.data(&format!("   done when {sign}"));
-        }
+        show(face, number + 1, step);
     }
     let archive = site.archive.as_ref().map(|archive| &archive.title);
     Ok((DONE, json!({ "sequence": sequence, "steps": steps.len(), "archive": archive })))
 }
 
-fn engine_name(url: &str) -> String {
+/// For people.
+pub fn show(face: &Face, number: usize, step: &Step) {
+    let (name, title, place) = (step.name, &step.title, step.place.words());
+    face.printer.data(&format!("{number}. {name}: {title} ({place})"));
+    for line in &step.commands {
+        face.printer.data(&format!("     {line}"));
+    }
+    if let Some(sign) = step.sign.words() {
+        face.printer.data(&format!("   done when {sign}"));
+    }
+}
+
+pub fn sequence(arg: SequenceArg) -> Sequence {
+    match arg {
+        SequenceArg::Move => Sequence::Move,
+        SequenceArg::Recover => Sequence::Recover,
+        SequenceArg::Overwrite => Sequence::Overwrite,
+        SequenceArg::ToHosted => Sequence::ToHosted,
+        SequenceArg::ToStandalone => Sequence::ToStandalone,
+    }
+}
+
+/// The named archive, or the newest with files and database.
+pub fn choose(
+    repository: &Repository,
+    fqdn: &str,
+    named: Option<&str>,
+) -> Result<Option<ManagerPoint>, CliError> {
+    Ok(match named {
+        Some(selector) => {
+            Some(repository.find_manager_point(selector).map_err(repo_error("find the archive"))?)
+        }
+        None => newest(repository, fqdn).map_err(repo_error("list the archives"))?,
+    })
+}
+
+pub fn engine_name(url: &str) -> String {
     let rest = url.split("://").nth(1).unwrap_or(url);
     rest.split(['/', ':']).next().unwrap_or(rest).to_owned()
 }

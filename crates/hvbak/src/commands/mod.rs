@@ -8,6 +8,7 @@ pub mod enroll;
 pub mod export;
 pub mod hosted_engine;
 pub mod hosted_engine_plan;
+pub mod hosted_engine_walk;
 pub mod init;
 pub mod list;
 pub mod manager_backup;

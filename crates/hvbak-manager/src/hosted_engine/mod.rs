@@ -4,6 +4,9 @@
 //! still shows; a broker that is down makes the program print a Python traceback and no
 //! JSON; a host that never joined says so in one sentence.
 
+pub mod fresh;
+pub mod remote;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -35,6 +38,9 @@ impl Maintenance {
 #[serde(rename_all = "kebab-case")]
 pub struct HaHost {
     pub host_id: u32,
+    /// When it last said something, in seconds of its own clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ts: Option<i64>,
     pub hostname: String,
     /// 3400 at best; 0: it will not run the VM.
     pub score: i64,
