@@ -20,6 +20,17 @@ const ANSWERS: &str = "root/hvbak-he-answers.conf";
 const ON_HOSTS: [&str; 7] =
     ["hosted-engine", "systemctl", "rpm", "getent", "pgrep", "tmux", "sha256sum"];
 
+const RESTORING: [&str; 8] = [
+    "curl",
+    "engine-cleanup",
+    "engine-setup",
+    "locale",
+    "pg_dump",
+    "postgresql-setup",
+    "psql",
+    "runuser",
+];
+
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/engine-backup")
 }
@@ -97,13 +108,53 @@ impl Site {
         let program = root.join("usr/bin/engine-backup");
         fs::copy(fixtures().join("stand-in.sh"), program).unwrap();
         fs::copy(fixtures().join("4.5.7-all.backup"), root.join("play/archive")).unwrap();
+        self.play("b_ok_all");
+    }
+
+    /// What the stand-in for engine-backup says next.
+    fn play(&self, name: &str) {
+        let play = self.roots[MANAGER].join("play");
         let text = fs::read_to_string(fixtures().join("transcripts.jsonl")).unwrap();
         let mut runs = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let run = runs.find(|run| run["name"] == "b_ok_all").unwrap();
+        let run = runs.find(|run| run["name"] == name).unwrap();
         for (file, value) in [("stdout", &run["stdout"]), ("stderr", &run["stderr"])] {
-            fs::write(root.join("play").join(file), value.as_str().unwrap()).unwrap();
+            fs::write(play.join(file), value.as_str().unwrap()).unwrap();
         }
-        fs::write(root.join("play/rc"), run["rc"].to_string()).unwrap();
+        fs::write(play.join("rc"), run["rc"].to_string()).unwrap();
+    }
+
+    /// The manager's machine takes a restore of everything.
+    fn restorable(&self) {
+        let root = &self.roots[MANAGER];
+        for tool in RESTORING {
+            fs::copy(fixtures().join("stand-in-tools.sh"), root.join("usr/bin").join(tool))
+                .unwrap();
+        }
+        fs::create_dir_all(root.join("play/machine")).unwrap();
+        fs::create_dir_all(root.join("etc")).unwrap();
+        let release = "ID=centos\nID_LIKE=\"rhel fedora\"\nVERSION_ID=9\n";
+        fs::write(root.join("etc/os-release"), release).unwrap();
+        fs::remove_file(root.join("play/archive")).unwrap();
+        self.play("r_ok_perm");
+    }
+
+    /// How often the manager's programs were called so.
+    fn manager_calls(&self, text: &str) -> usize {
+        let calls = fs::read_to_string(self.roots[MANAGER].join("calls")).unwrap_or_default();
+        calls.lines().filter(|line| *line == text).count()
+    }
+
+    /// Changes the record as if hvbak had died before it noted a step's end.
+    fn unnote(&self, step: &str) {
+        let path = self.lab.path("repository/manager/engine.example.test/.walk.json");
+        let mut record = self.record();
+        for one in record["steps"].as_array_mut().unwrap() {
+            if one["name"] == step {
+                one["state"] = "begun".into();
+                one["at"] = "2026-01-01T00:00:00Z".into();
+            }
+        }
+        fs::write(path, record.to_string()).unwrap();
     }
 
     /// A file of a stand-in's state.
@@ -383,6 +434,32 @@ fn a_host_that_is_not_heard_is_not_believed_to_be_without_the_vm() {
 }
 
 #[test]
+fn a_host_that_is_gone_stops_the_walk_which_goes_on_when_it_is_back() {
+    let site = Site::new();
+    site.waits_at("spm", "move", &["--yes"]);
+    let port = |at: usize| format!("port = {}\n", site.lab.up["hosts"][at]["port"]);
+    let sure = ["--yes", "--confirm", "spm", "--confirm", "stop-engine", "--confirm", "shutdown"];
+    for (gone, state) in [(OLD, "spm"), (MANAGER, "stop-engine"), (FRESH, "copy")] {
+        site.lab.configure(|text| text.replace(&port(gone), "port = 1\n"));
+        let run = site.walk("move", &sure).exits(1);
+        let named = if gone == MANAGER { "127.0.0.1" } else { &site.names[gone] };
+        run.says(&format!("cannot log in on host {named}"));
+        site.lab.configure(|text| text.replace("port = 1\n", &port(gone)));
+        let next = site.record()["steps"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|s| s["state"] != "done")
+            .cloned();
+        let next = next.unwrap()["name"].as_str().unwrap().to_owned();
+        assert!([state, "maintenance"].contains(&next.as_str()), "{next}");
+    }
+    assert!(!site.is(OLD, "down"), "it went down before the archive was away");
+    site.waits_at("deploy", "move", &sure);
+    assert_eq!((site.calls(OLD, "--mode=global"), site.calls(MANAGER, "disable --now")), (1, 1));
+}
+
+#[test]
 fn a_fresh_host_that_cannot_take_the_engine_stops_it_before_anything_stops() {
     let site = Site::new();
     for (name, said) in [
@@ -503,4 +580,80 @@ fn steps_that_are_done_elsewhere_are_passed_and_what_they_left_is_looked_at() {
     let run = site.waits_at("shutdown", "move", &["--yes"]);
     drop(run);
     assert!(site.is(OLD, "maintained"));
+}
+
+#[test]
+fn a_broken_engine_is_restored_once_whenever_hvbak_dies() {
+    let site = Site::new();
+    site.lab.hvbak(&["manager-backup"]).exits(0);
+    site.restorable();
+    let root = &site.roots[MANAGER];
+    let setup = root.join("etc/ovirt-engine-setup.conf.d");
+    fs::create_dir_all(&setup).unwrap();
+    let text = "OVESETUP_ENGINE_CORE/enable=bool:True\n";
+    fs::write(setup.join("20-setup-ovirt-post.conf"), text).unwrap();
+    let names = root.join("etc/ovirt-engine/engine.conf.d");
+    fs::create_dir_all(&names).unwrap();
+    let text = "ENGINE_FQDN=engine.example.test\n";
+    fs::write(names.join("10-setup-protocols.conf"), text).unwrap();
+    fs::write(root.join("play/machine/nonempty"), "").unwrap();
+    let run = site.waits_at("restore", "overwrite", &["--yes"]);
+    run.says(&format!("--engine-setup --hosted-engine-host {}", site.names[OLD]));
+    assert!(site.is(OLD, "maintained") && site.manager_calls("engine-cleanup") == 0);
+    fs::write(root.join("play/wait"), "").unwrap();
+    let sure = ["--yes", "--confirm", "restore"];
+    let reached = |_: &Lab| site.manager_calls("--mode=restore") == 1;
+    let walk = site.lab.start_until(&site.args("overwrite", &sure), reached);
+    walk.signal(Signal::SIGKILL);
+    walk.wait();
+    assert_eq!(site.state_of("restore"), "begun");
+    fs::write(root.join("play/go"), "").unwrap();
+    site.waits_at("shutdown", "overwrite", &sure);
+    let counts = || {
+        ["engine-cleanup", "--mode=restore", "engine-setup"].map(|call| site.manager_calls(call))
+    };
+    assert_eq!(counts(), [1, 1, 1]);
+    // It was judged, and hvbak died before it noted that.
+    site.unnote("restore");
+    site.waits_at("shutdown", "overwrite", &sure);
+    assert_eq!(counts(), [1, 1, 1], "it was restored twice");
+    site.unnote("restore");
+    fs::write(root.join("play/machine/health"), "not yet").unwrap();
+    let run = site.walk("overwrite", &sure).exits(1);
+    run.says("was restored, and the engine does not answer");
+    assert_eq!(counts(), [1, 1, 1], "it was restored twice");
+    fs::remove_file(root.join("play/machine/health")).unwrap();
+    // The agent starts the VM when it may, and not at once.
+    let run = site.walk("overwrite", &["--yes", "--confirm", "restore", "--confirm", "shutdown"]);
+    run.exits(1).says("step `healthy` is not seen to be done: no host runs the engine's VM");
+    assert!(!site.is(OLD, "maintained"));
+    site.set(OLD, "down", false);
+    site.waits_at("again", "overwrite", &["--yes"]);
+    site.walk("overwrite", &["--confirm", "again"]).exits(0);
+    assert_eq!(site.calls(OLD, "--vm-shutdown"), 1);
+}
+
+#[test]
+fn a_self_hosted_engine_gets_a_machine_of_its_own() {
+    let site = Site::new();
+    site.waits_at("spm", "to-standalone", &["--yes"]);
+    site.waits_at("evacuate", "to-standalone", &["--yes", "--confirm", "spm"]);
+    let sure = ["--yes", "--confirm", "evacuate", "--confirm", "stop-engine"];
+    site.waits_at("shutdown", "to-standalone", &sure);
+    site.waits_at("machine", "to-standalone", &["--yes", "--confirm", "shutdown"]);
+    site.restorable();
+    site.waits_at("restore", "to-standalone", &["--yes", "--confirm", "machine"]);
+    // Agents that are let loose would start the old VM.
+    site.set(OLD, "maintained", false);
+    let run = site.waits_at("undeploy", "to-standalone", &["--yes", "--confirm", "restore"]);
+    run.says("`maintenance` no longer holds");
+    assert!(site.is(OLD, "maintained"));
+    for call in ["--provision-all-databases", "--he-remove-storage-vm", "--he-remove-hosts"] {
+        assert_eq!(site.manager_calls(call), 1, "{call}");
+    }
+    for step in ["undeploy", "hosts", "old-domain"] {
+        site.walk("to-standalone", &["--confirm", step]).exits(WAITING);
+    }
+    site.walk("to-standalone", &["--confirm", "again"]).exits(0).says("all steps are done");
+    assert_eq!((site.calls(FRESH, ""), site.calls(OLD, "--vm-shutdown")), (0, 1));
 }

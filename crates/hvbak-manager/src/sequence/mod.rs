@@ -46,8 +46,10 @@ pub enum Sequence {
 /// What is known of the site.
 #[derive(Debug, Clone)]
 pub struct Site {
-    /// A host of the self-hosted engine that is there now.
+    /// A host of the self-hosted engine that is there now: its address, and how hvbak's
+    /// configuration calls it.
     pub host: Option<String>,
+    pub host_name: Option<String>,
     /// The fresh host, where there is to be one.
     pub to: Option<String>,
     /// The engine's name.

@@ -8,7 +8,7 @@ use super::{
 
 pub(super) fn steps(site: &Site) -> Vec<Step> {
     let title = site.archive.as_ref().map_or("", |archive| &archive.title);
-    let host = site.host.as_deref().unwrap_or_default();
+    let host = site.host_name.as_deref().unwrap_or_default();
     let restore = format!(
         "hvbak manager-restore {} --engine-cleanup --restore-permissions --engine-setup --hosted-engine-host {}",
         quoted(title),

@@ -28,6 +28,7 @@ fn site() -> Site {
     };
     Site {
         host: Some("hv1".into()),
+        host_name: Some("hv1".into()),
         to: Some("hv9".into()),
         fqdn: "engine.example.com".into(),
         archive: Some(archive),
@@ -241,6 +242,7 @@ fn hostile_names_cannot_leave_their_words() {
     let mut hostile = site();
     hostile.to = Some("hv9; reboot".into());
     hostile.host = Some("hv1' $(id)".into());
+    hostile.host_name = Some("hv1' $(id)".into());
     hostile.fqdn = "e\nx=1 $(id)".into();
     if let Some(archive) = &mut hostile.archive {
         archive.title = "t'; id #".into();

@@ -20,7 +20,7 @@ pub fn lost(facts: &Facts) -> String {
          broken:\n{}## A new one\n\nA **fresh** host, whose name the site does not use, the engine's own name {} in \
          DNS forward and reverse, and **new, empty** storage: never the old hosted-engine \
          domain. `hvbak hosted-engine plan recover --host OLD --to FRESH` prints all steps with the \
-         archive that is the newest then.\n{}{}## Afterwards\n{}",
+         archive that is the newest then; with `--run` it walks through them.\n{}{}## Afterwards\n{}",
         words(vm),
         commands(&[
             "hosted-engine --vm-status".into(),

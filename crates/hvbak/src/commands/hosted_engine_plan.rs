@@ -34,14 +34,30 @@ pub fn run(face: &Face, config: &Config, args: HostedEnginePlanArgs) -> Outcome 
         known.unwrap_or(name)
     };
     let archive = point.as_ref().and_then(facts);
-    let site = Site { host: args.host.map(address), to: args.to.map(address), fqdn, archive };
+    let host_name = args.host.clone();
+    let site =
+        Site { host_name, host: args.host.map(address), to: args.to.map(address), fqdn, archive };
     let steps = sequence.steps(&site).map_err(|cause| CliError::usage(cause.to_string()))?;
     for (number, step) in steps.iter().enumerate() {
         face.printer.record("step", step);
         show(face, number + 1, step);
     }
+    if let Some(open) = open_walk(&repository, &site.fqdn) {
+        face.printer.say(&open);
+    }
     let archive = site.archive.as_ref().map(|archive| &archive.title);
     Ok((DONE, json!({ "sequence": sequence, "steps": steps.len(), "archive": archive })))
+}
+
+/// Where a walk is that nobody has ended.
+fn open_walk(repository: &Repository, fqdn: &str) -> Option<String> {
+    let record = repository.walk(&fqdn.parse().ok()?).ok()??;
+    let step = record.steps.iter().find(|step| !matches!(step.state.as_str(), "done" | "passed"));
+    let step = step.map_or("its end", |step| &step.name);
+    Some(format!(
+        "a walk through `{}` is open at `{step}`; `--run` goes on with it",
+        record.sequence
+    ))
 }
 
 /// For people.

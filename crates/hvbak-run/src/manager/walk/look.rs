@@ -63,9 +63,12 @@ impl Walker<'_> {
                     Err(cause) if sign == Sign::NotSeenUp => {
                         Ok(Seen::Unknown(crate::chain(&cause)))
                     }
-                    Err(RunError::HostedEngine { host, cause }) if step.hand.is_person() => {
-                        let why = crate::chain(&cause);
-                        Ok(Seen::No(format!("{host}: {why} ({})", cause.hint())))
+                    Err(RunError::Cancelled) => Err(RunError::Cancelled),
+                    // Told, and the person is asked again.
+                    Err(cause) if step.hand.is_person() => {
+                        let hint =
+                            cause.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
+                        Ok(Seen::No(crate::chain(&cause) + &hint))
                     }
                     Err(cause) => Err(cause),
                 }

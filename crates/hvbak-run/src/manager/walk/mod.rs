@@ -234,6 +234,7 @@ impl Walker<'_> {
         };
         let site = Site {
             host: self.options.host.as_ref().map(address),
+            host_name: self.options.host.clone(),
             to: self.options.to.as_ref().map(address),
             fqdn: self.context.name.to_string(),
             archive: self.record.archive(&self.context.repository)?,
