@@ -31,4 +31,5 @@ mod restore;
 mod resume;
 mod runbook;
 mod sectors;
+mod service;
 mod trust;

@@ -31,6 +31,8 @@ pub const TEST: &[Need] = &[
     ("xml2-config", "libxml2-dev", "libxml2-devel"),
     ("git", "git", "git"),
     ("ip", "iproute2", "iproute"),
+    ("systemd-analyze", "systemd", "systemd"),
+    ("strace", "strace", "strace"),
     ("mandoc", "mandoc", "mandoc"),
     ("groff", "groff-base", "groff-base"),
     ("pg_restore", "postgresql-client", "postgresql"),

@@ -280,6 +280,7 @@ pub(crate) fn vm_failed(events: &Events, vm: VmId, name: &str, cause: &RunError)
         name: name.to_owned(),
         error: failed.error.clone(),
         hint: failed.hint.clone(),
+        correlation: cause.correlation().map(str::to_owned),
     });
     failed
 }

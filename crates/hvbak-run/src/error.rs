@@ -253,6 +253,15 @@ impl RunError {
         }
     }
 
+    /// The id under which the engine logged the request that failed.
+    pub fn correlation(&self) -> Option<&str> {
+        match self {
+            Self::Engine { cause, .. } | Self::Freeze { cause, .. } => cause.correlation(),
+            Self::Cut { cause, .. } => cause.correlation(),
+            _ => None,
+        }
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         let text = match self {

@@ -77,6 +77,9 @@ pub enum Event {
         name: String,
         error: String,
         hint: Option<String>,
+        /// Of the engine's request that failed; the engine's log has it, too.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        correlation: Option<String>,
     },
     /// What becomes of a point, and why.
     Verdict {

@@ -10,6 +10,8 @@ pub use hosted_engine::{
     HostedEngineArgs, HostedEngineCommand, HostedEnginePlanArgs, MaintenanceArg, SequenceArg,
 };
 
+use crate::share::Share;
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0 done · 1 failed · 2 usage · 3 partly done · 10 no repository · 11 locked
@@ -342,13 +344,19 @@ pub struct ShowArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  hvbak verify web1@latest\n  hvbak verify --all")]
+#[command(
+    after_help = "Examples:\n  hvbak verify web1@latest\n  hvbak verify --all\n  hvbak verify --all --share 7     # every day: all in a week\n  hvbak verify --all --share 3/7"
+)]
 pub struct VerifyArgs {
     #[arg(help = POINT_HELP)]
     pub points: Vec<String>,
     /// Every point of the repository
     #[arg(long, conflicts_with = "points")]
     pub all: bool,
+    /// Of all points one of N shares: the K-th, or today's (in UTC), so that N days in a row
+    /// walk through all of them; a point keeps its share
+    #[arg(long, value_name = "[K/]N", requires = "all", conflicts_with = "points")]
+    pub share: Option<Share>,
 }
 
 #[derive(Debug, Args)]

@@ -339,6 +339,10 @@ pub enum ConfigError {
         #[source]
         cause: PolicyError,
     },
+    #[error("{what} is the credential `{name}`, which was not passed")]
+    NoCredential { what: &'static str, name: String },
+    #[error("configuration {}: ssh.key_file cannot be a credential", path.display())]
+    KeyCredential { path: PathBuf },
     #[error("configuration {} names no password_file", path.display())]
     NoPassword { path: PathBuf },
 }
@@ -354,6 +358,12 @@ impl ConfigError {
             Self::NoPassword { .. } => {
                 "set engine.password_file, or pass the systemd credential `engine.password`".into()
             }
+            Self::NoCredential { name, .. } => {
+                format!("systemd passes it: `LoadCredential={name}:FILE` in the service")
+            }
+            Self::KeyCredential { .. } => {
+                "the hosts' keys are kept beside it; a credential can be its passphrase".into()
+            }
             Self::SecretFile { .. } | Self::Policy { .. } => return None,
         })
     }
@@ -368,7 +378,14 @@ impl Config {
             .map_err(|cause| ConfigError::Parse { path: path.to_owned(), cause })?;
         let base = std::path::absolute(path).map_err(read)?;
         let base = base.parent().unwrap_or(Path::new("/"));
-        let fix = |p: &mut PathBuf| *p = base.join(&*p);
+        let fix = |p: &mut PathBuf| {
+            if credential(p).is_none() {
+                *p = base.join(&*p);
+            }
+        };
+        if credential(&config.ssh.key_file).is_some() {
+            return Err(ConfigError::KeyCredential { path: path.to_owned() });
+        }
         fix(&mut config.repository.path);
         fix(&mut config.ssh.key_file);
         let optional = [
@@ -404,8 +421,26 @@ pub fn read_secret(what: &'static str, path: &Path) -> Result<Secret, ConfigErro
     Ok(Secret::new(text.expose().lines().next().unwrap_or("")))
 }
 
+/// The name in `credential:NAME`.
+fn credential(path: &Path) -> Option<&str> {
+    path.to_str()?.strip_prefix("credential:")
+}
+
+/// Where a secret is: `credential:NAME` lies in the directory that systemd passed.
+fn locate(what: &'static str, path: &Path, passed: Option<&Path>) -> Result<PathBuf, ConfigError> {
+    let Some(name) = credential(path) else { return Ok(path.to_owned()) };
+    let plain = !name.is_empty() && !name.starts_with('.') && !name.contains('/');
+    passed
+        .filter(|_| plain)
+        .map(|dir| dir.join(name))
+        .filter(|path| path.is_file())
+        .ok_or_else(|| ConfigError::NoCredential { what, name: name.to_owned() })
+}
+
 /// All of a file that nobody else may read.
 pub fn read_secret_text(what: &'static str, path: &Path) -> Result<Secret, ConfigError> {
+    let passed = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let path = &locate(what, path, passed.as_deref())?;
     let fail = |cause| ConfigError::SecretFile { what, path: path.to_owned(), cause };
     let mode = std::fs::metadata(path).map_err(fail)?.mode();
     if mode & 0o007 != 0 {

@@ -42,6 +42,29 @@ fn a_password_that_others_can_read_is_refused() {
     assert_eq!(read_secret("password file", &path).unwrap().expose(), "secret");
 }
 
+#[test]
+fn a_secret_can_be_a_credential_of_systemd() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("pw"), "x").unwrap();
+    let place = |text: &str, passed| locate("password file", Path::new(text), passed);
+    assert_eq!(place("/etc/pw", None).unwrap(), Path::new("/etc/pw"));
+    assert_eq!(place("credential:pw", Some(dir.path())).unwrap(), dir.path().join("pw"));
+    std::fs::create_dir(dir.path().join("in")).unwrap();
+    let hostile = ["credential:../pw", "credential:in/../pw", "credential:", "credential:.."];
+    for text in hostile.iter().chain(&["credential:other"]) {
+        let error = place(text, Some(dir.path())).unwrap_err();
+        assert!(matches!(error, ConfigError::NoCredential { .. }), "{text}");
+    }
+    assert!(
+        place("credential:pw", None).unwrap_err().hint().unwrap().contains("LoadCredential=pw:")
+    );
+    // Told when the secret is used, not before: `hvbak points` needs none.
+    let config = load(&SMALLEST.replace("engine.password\"", "credential:engine\"")).unwrap();
+    assert!(config.engine.password_file.unwrap() == Path::new("credential:engine"));
+    let key = format!("{SMALLEST}[ssh]\nkey_file = \"credential:key\"\n");
+    assert!(matches!(load(&key).unwrap_err(), ConfigError::KeyCredential { .. }));
+}
+
 const EXAMPLE: &str = include_str!("../../../packaging/hvbak.example.toml");
 
 /// Answers nothing but which fields a struct asks for.

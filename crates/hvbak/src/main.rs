@@ -7,6 +7,8 @@ mod config;
 mod exit;
 mod policy;
 mod printer;
+mod service;
+mod share;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -21,7 +23,7 @@ use crate::{
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    init_log(&cli);
+    let journal = init_log(&cli);
     // Two crypto providers could be linked one day; the choice is made here, once.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         eprintln!("error: a TLS provider is installed already");
@@ -34,14 +36,15 @@ fn main() -> ExitCode {
             return ExitCode::from(exit::FAILED);
         }
     };
-    let code = runtime.block_on(run(cli));
+    let code = runtime.block_on(run(cli, journal));
     // Threads that wait for a dead peer must not keep the process.
     runtime.shutdown_background();
     ExitCode::from(code)
 }
 
-async fn run(cli: Cli) -> u8 {
-    let printer = Arc::new(Printer::new(cli.json, cli.quiet));
+async fn run(cli: Cli, journal: bool) -> u8 {
+    let printer = Arc::new(Printer::new(cli.json, cli.quiet, journal));
+    printer.service.ready();
     let cancel = CancellationToken::new();
     let signal = watch_signals(cancel.clone(), printer.clone());
     let face = Face { config_path: cli.config.clone(), printer: printer.clone(), cancel };
@@ -118,6 +121,7 @@ fn watch_signals(
                 std::process::exit(i32::from(code));
             }
             *shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(code);
+            printer.service.stopping();
             printer.say("stopping and undoing; once more to leave at once");
             cancel.cancel();
         }
@@ -125,8 +129,9 @@ fn watch_signals(
     seen
 }
 
-fn init_log(cli: &Cli) {
-    use tracing_subscriber::EnvFilter;
+/// Whether words go to the journal: it is what stderr is, and it listens.
+fn init_log(cli: &Cli) -> bool {
+    use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
     let level = match (cli.quiet, cli.verbose) {
         (true, _) => "error",
         (_, 0) => "hvbak=warn,error",
@@ -146,10 +151,19 @@ fn init_log(cli: &Cli) {
         );
         EnvFilter::new(level)
     });
+    if service::stderr_is_journal()
+        && let Ok(layer) = tracing_journald::layer()
+        && let Ok(talk) = format!("{}=info", service::TALK).parse()
+    {
+        let layer = layer.with_field_prefix(Some("HVBAK".into()));
+        tracing_subscriber::registry().with(filter.add_directive(talk)).with(layer).init();
+        return true;
+    }
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(colour)
         .with_writer(std::io::stderr)
         .init();
+    false
 }

@@ -15,11 +15,16 @@ use hvbak_types::DiskId;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::exit::{CliError, chain};
+use crate::{
+    exit::{CliError, chain},
+    service::Service,
+};
 
 /// How a command speaks.
 pub struct Printer {
     pub json: bool,
+    /// Who started us, when that is systemd.
+    pub service: Service,
     quiet: bool,
     bars: MultiProgress,
     disks: Mutex<HashMap<DiskId, ProgressBar>>,
@@ -30,10 +35,11 @@ pub struct Printer {
 }
 
 impl Printer {
-    pub fn new(json: bool, quiet: bool) -> Self {
+    pub fn new(json: bool, quiet: bool, journal: bool) -> Self {
         let live = !json && !quiet && std::io::stderr().is_terminal();
         Self {
             json,
+            service: Service::new(journal),
             quiet,
             bars: MultiProgress::new(),
             disks: Mutex::default(),
@@ -121,6 +127,9 @@ impl Printer {
     }
 
     fn err(&self, text: &str) {
+        if self.service.line(text) {
+            return;
+        }
         let write = || {
             let _ = writeln!(std::io::stderr().lock(), "{text}");
         };
@@ -175,6 +184,12 @@ impl Printer {
 
 impl Sink for Printer {
     fn event(&self, event: &Event) {
+        self.service.during(event, || self.tell(event));
+    }
+}
+
+impl Printer {
+    fn tell(&self, event: &Event) {
         if self.json {
             self.record("event", event);
             return;

@@ -58,7 +58,10 @@ fn page(command: &Command, date: &str) -> std::io::Result<Vec<u8>> {
     let version = format!("hvbak {}", env!("CARGO_PKG_VERSION"));
     let man = Man::new(command.clone()).date(date).source(version).manual("hvbak");
     let mut out = Vec::new();
-    man.render_title(&mut out)?;
+    let mut title = Vec::new();
+    man.render_title(&mut title)?;
+    // The generator leaves an empty date out, so that the version would take its place.
+    out.extend(String::from_utf8_lossy(&title).replace(" 1  ", " 1 \"\" ").into_bytes());
     man.render_name_section(&mut out)?;
     man.render_synopsis_section(&mut out)?;
     man.render_description_section(&mut out)?;
@@ -167,6 +170,8 @@ mod tests {
         root.build();
         let mut seen = 0;
         walk(&root, &mut |command| {
+            let undated = String::from_utf8(page(command, "")?).unwrap();
+            assert!(undated.lines().any(|l| l.starts_with(".TH") && l.contains(" 1 \"\" \"hvbak")));
             let page = String::from_utf8(page(command, "2026-11-21")?).unwrap();
             for option in command.get_arguments().filter_map(|a| a.get_long()) {
                 let shown = format!("\\-\\-{}", option.replace('-', "\\-"));

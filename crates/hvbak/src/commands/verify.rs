@@ -24,6 +24,11 @@ pub async fn run(face: &Face, args: VerifyArgs) -> Outcome {
     if args.all {
         let listing = repository.all_points().map_err(repo_error("list the points"))?;
         points = listing.points;
+        if let Some(share) = args.share {
+            let whole = points.len();
+            points.retain(|p| share.has(&format!("{}@{}", p.vm(), p.id()), started));
+            face.printer.say(&format!("{} of {whole} points are in this share", points.len()));
+        }
         for bad in &listing.damaged {
             damaged += 1;
             let finding = repository.damage_of(bad);
@@ -45,8 +50,9 @@ pub async fn run(face: &Face, args: VerifyArgs) -> Outcome {
         }
     }
     let (mut clusters, count) = (0, points.len());
-    for point in points {
+    for (at, point) in points.into_iter().enumerate() {
         let title = point.title();
+        face.printer.service.status(&format!("{title}, {} of {count}", at + 1));
         // A prune may be at work beside this; what it removed is no damage.
         let (vm, name, id) = (point.vm(), point.manifest.vm.name.clone(), point.id().clone());
         let gone = || args.all && repository.point(vm, &id).is_err_and(|e| e.is_no_point());
