@@ -8,6 +8,7 @@
 
 pub mod archive;
 pub mod command;
+pub mod dwh;
 pub mod extra;
 pub mod hosted_engine;
 pub mod remote;

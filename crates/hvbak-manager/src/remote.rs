@@ -214,6 +214,8 @@ pub enum Kind {
     Restore,
     /// engine-setup, after one.
     Setup,
+    /// The Data Warehouse's database to another place.
+    DwhCopy,
 }
 
 impl Kind {
@@ -224,6 +226,16 @@ impl Kind {
             Self::Cleanup => "cleanup",
             Self::Restore => "restore",
             Self::Setup => "setup",
+            Self::DwhCopy => "dwhcopy",
+        }
+    }
+
+    /// The command whose next run takes such a part home.
+    pub fn picked_up_by(self) -> &'static str {
+        match self {
+            Self::Backup => "hvbak manager-backup",
+            Self::Cleanup | Self::Restore | Self::Setup => "hvbak manager-restore --pick-up",
+            Self::DwhCopy => "hvbak dwh move-database",
         }
     }
 
@@ -233,12 +245,13 @@ impl Kind {
             Self::Backup | Self::Restore => "engine-backup",
             Self::Cleanup => "engine-cleanup",
             Self::Setup => "engine-setup",
+            Self::DwhCopy => "copy of the Data Warehouse",
         }
     }
 
     /// `None`: of a later hvbak.
     fn of(word: &str) -> Option<Self> {
-        let all = [Self::Backup, Self::Cleanup, Self::Restore, Self::Setup];
+        let all = [Self::Backup, Self::Cleanup, Self::Restore, Self::Setup, Self::DwhCopy];
         all.into_iter().find(|kind| kind.word() == word)
     }
 }

@@ -29,6 +29,7 @@ mod lock;
 mod manager;
 mod manifest;
 mod merge;
+mod notes;
 mod parallel;
 mod progress;
 mod repository;
@@ -62,6 +63,7 @@ pub use manifest::{
     ManifestVm, SkippedDisk,
 };
 pub use merge::{Extents, StoredRun, StoredRuns};
+pub use notes::ManagerNotes;
 pub use repository::Repository;
 pub use resume::Resumable;
 pub use runs::{RunKind, RunListing, RunManager, RunOutcome, RunRecord, RunVm};

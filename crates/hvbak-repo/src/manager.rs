@@ -227,12 +227,18 @@ impl Repository {
         Ok(ManagerLock { name: name.clone(), file, _repository: repository })
     }
 
-    /// Begins a point; a half-made one of the same name is replaced.
-    pub fn stage_manager(&self, lock: &ManagerLock, point: &PointId) -> Result<ManagerStaging> {
+    /// The manager's directory, which may not be there yet.
+    pub(crate) fn make_manager_dir(&self, lock: &ManagerLock) -> Result<PathBuf> {
         let dir = self.manager_dir(&lock.name);
         durable::create_dir(&self.managers_dir())?;
         durable::create_dir(&dir)?;
         durable::sync_parent(&dir)?;
+        Ok(dir)
+    }
+
+    /// Begins a point; a half-made one of the same name is replaced.
+    pub fn stage_manager(&self, lock: &ManagerLock, point: &PointId) -> Result<ManagerStaging> {
+        let dir = self.make_manager_dir(lock)?;
         let target = dir.join(point.as_str());
         if target.symlink_metadata().is_ok() {
             return Err(Error::OutputExists { path: target });

@@ -124,7 +124,7 @@ pub enum RunError {
         kept: Option<std::path::PathBuf>,
     },
     #[error(
-        "a restore was started on manager {manager} and nobody has seen what came of it: `hvbak manager-restore --pick-up` waits for it and judges it"
+        "a restore, or a move of the Data Warehouse, was started on manager {manager} and nobody has seen what came of it: `hvbak manager-restore --pick-up`, or the same `hvbak dwh` command, waits for it and judges it"
     )]
     ManagerUnjudged { manager: String },
     #[error("password for {scope} cannot be used: {why}")]
@@ -135,6 +135,29 @@ pub enum RunError {
         #[source]
         cause: hvbak_manager::extra::ExtraError,
     },
+    #[error("the configuration of the Data Warehouse on manager {manager} cannot be changed")]
+    DwhEdit {
+        manager: String,
+        #[source]
+        cause: hvbak_manager::dwh::EditError,
+    },
+    #[error("nothing was changed: the Data Warehouse of manager {manager} cannot be moved now: {}", stops_text(.findings))]
+    DwhPreflight { manager: String, findings: Vec<hvbak_manager::restore::Finding> },
+    #[error("the copy of the Data Warehouse of manager {manager} failed{}", kept_text(kept))]
+    DwhCopy {
+        manager: String,
+        #[source]
+        cause: hvbak_manager::dwh::CopyFailed,
+        kept: Option<std::path::PathBuf>,
+        /// The service works on the old database again.
+        taken_back: bool,
+    },
+    #[error("{path} on manager {manager} {why}")]
+    DwhFile { manager: String, path: String, why: String },
+    #[error("another move of the Data Warehouse of manager {manager} is not ended: {what}")]
+    DwhOther { manager: String, what: String },
+    #[error("there is no move of the Data Warehouse of manager {manager} that could be put back")]
+    DwhNone { manager: String },
     #[error("host {host} tells nothing of the self-hosted engine")]
     HostedEngine {
         host: String,
@@ -226,7 +249,8 @@ impl RunError {
                 hvbak_manager::restore::RestoreFailed::Run(_) => 1,
                 _ => 15,
             },
-            Self::ManagerPassword { .. } => 2,
+            Self::ManagerPassword { .. }
+            | Self::DwhEdit { cause: hvbak_manager::dwh::EditError::Value { .. }, .. } => 2,
             Self::ManagerPaths { cause: hvbak_manager::extra::ExtraError::Path { .. }, .. } => 2,
             Self::ManagerBusy { .. } => 11,
             Self::ManagerCommand { .. }
@@ -300,7 +324,21 @@ impl RunError {
             }
             Self::WalkRefused { code: 64, .. } => "look at what lies there, and remove it",
             Self::WalkRefused { .. } => "free space there",
-            Self::ManagerPreflight { findings, .. } | Self::FreshHost { findings, .. } => {
+            Self::DwhCopy { taken_back: true, .. } => {
+                "the service works on the old database again, and the new one is as it was; begin again when the cause is gone"
+            }
+            Self::DwhCopy { .. } => {
+                "the service is stopped: the same command again goes on, `hvbak dwh move-database --revert` puts back"
+            }
+            Self::DwhOther { .. } => {
+                "end it by its own command, or put it back with `hvbak dwh move-database --revert`"
+            }
+            Self::DwhFile { .. } => {
+                "the originals are in the repository, in the newest manager/FQDN/.dwh-*"
+            }
+            Self::ManagerPreflight { findings, .. }
+            | Self::FreshHost { findings, .. }
+            | Self::DwhPreflight { findings, .. } => {
                 let remedies: Vec<_> =
                     findings.iter().filter_map(|f| f.remedy.as_deref()).collect();
                 return (!remedies.is_empty()).then(|| remedies.join("; "));

@@ -26,8 +26,8 @@ pub enum Step {
     Partial { vm: VmId, point: PointId },
     /// A directory of a run of engine-backup lies on the manager, below `base`.
     ManagerRun { manager: String, base: String, point: PointId },
-    /// A directory of a restore of the manager lies on it, below `base`; `kind` is what of
-    /// it runs there: engine-cleanup, engine-backup or engine-setup.
+    /// A directory of a restore of the manager, or of a move of its Data Warehouse, lies on
+    /// it, below `base`; `kind` is what runs there.
     ManagerRestore { manager: String, base: String, run: PointId, kind: String },
     /// A disk made by a restore.
     Disk { id: DiskId, alias: String },
@@ -50,7 +50,7 @@ impl Step {
                 format!("run {point} of engine-backup on {manager}")
             }
             Self::ManagerRestore { manager, run, kind, .. } => {
-                format!("{kind} {run} of a restore of manager {manager}")
+                format!("{kind} {run} on manager {manager}")
             }
             Self::Disk { id, alias } => format!("disk `{alias}` ({id})"),
             Self::Vm { id, name } => format!("VM `{name}` ({id})"),

@@ -75,6 +75,8 @@ pub enum Command {
     ManagerPoints,
     /// Files that every backup of the manager takes along beyond engine-backup's own
     ManagerPaths(ManagerPathsArgs),
+    /// Move the Data Warehouse away from the manager's machine, or back
+    Dwh(DwhArgs),
     /// The self-hosted engine, through one of its hosts
     HostedEngine(HostedEngineArgs),
     /// Prove offline that archives of engine-backup are whole
@@ -604,6 +606,49 @@ pub enum ManagerPathsCommand {
         #[arg(long)]
         dry_run: bool,
     },
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Everything that can be known is looked at first, and the changes of files are shown before they\nare made. Originals and progress are kept in the repository (manager/FQDN/.dwh-…): when a move\ndied, the same command goes on, and `--revert` puts every file back byte for byte. The old\ndatabase is read and nothing else.\n\nExamples:\n  hvbak dwh move-database --to db.example.com --password-file /root/dwh.pw --dry-run\n  hvbak dwh move-database --to db.example.com:5433 --user dwh --database history \\\n      --password-file /root/dwh.pw --tls-validated\n  hvbak dwh move-database --revert"
+)]
+pub struct DwhArgs {
+    #[command(subcommand)]
+    pub command: DwhCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DwhCommand {
+    /// Copy the database to an empty one elsewhere, and let service and engine use it
+    MoveDatabase(DwhDatabaseArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct DwhDatabaseArgs {
+    /// The PostgreSQL that it moves to, as the manager reaches it
+    #[arg(long, value_name = "HOST[:PORT]", required_unless_present = "revert")]
+    pub to: Option<String>,
+    /// Its role, which owns the database
+    #[arg(long, default_value = "ovirt_engine_history")]
+    pub user: String,
+    /// Its database, which is there and empty
+    #[arg(long, default_value = "ovirt_engine_history")]
+    pub database: String,
+    /// The role's password, in a file of mode 0600
+    #[arg(long, value_name = "FILE", required_unless_present = "revert")]
+    pub password_file: Option<PathBuf>,
+    /// Reach it with TLS
+    #[arg(long)]
+    pub tls: bool,
+    /// Reach it with TLS and check its certificate
+    #[arg(long)]
+    pub tls_validated: bool,
+    /// Put the newest move back; what was collected since stays in the new database
+    #[arg(long, conflicts_with_all = ["to", "password_file", "tls", "tls_validated"])]
+    pub revert: bool,
+    /// Look, print every change and command, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -78,6 +78,7 @@ async fn dispatch(face: &Face, command: Command) -> Outcome {
         Command::HostedEngine(args) => commands::hosted_engine::run(face, args).await,
         Command::ManagerBackup(args) => commands::manager_backup::run(face, args).await,
         Command::ManagerRestore(args) => commands::manager_restore::run(face, args).await,
+        Command::Dwh(args) => commands::dwh::run(face, args).await,
         Command::ManagerPaths(args) => commands::manager_paths::run(face, args).await,
         Command::ManagerPrune(args) => commands::manager_prune::run(face, args).await,
         Command::ManagerPoints => commands::manager_points::run(face),

@@ -5,6 +5,8 @@
 
 mod backup;
 mod dumps;
+mod dwh;
+mod dwh_files;
 mod hosted_engine;
 mod link;
 mod paths;
@@ -32,6 +34,10 @@ use crate::{
 
 pub use backup::{ManagerBackupOptions, ManagerBackupReport, manager_backup};
 pub use dumps::{DumpVerdict, check_dumps};
+pub use dwh::{
+    DwhDatabaseOptions, DwhMoved, DwhPlan, DwhReverted, dwh_database_plan, dwh_move_database,
+    dwh_revert_database,
+};
 pub use hosted_engine::{hosted_engine_maintenance, hosted_engine_status};
 pub use paths::{ManagerPaths, ManagerPathsOptions, manager_paths};
 pub use prune::{ManagerPrune, manager_prune};

@@ -31,10 +31,11 @@ pub async fn pick_up(
     for Seen { name: run, owner, kind } in &look.runs {
         let Ok(point) = run.parse::<PointId>() else { continue };
         if *kind != Kind::Backup {
-            // Only a restore can tell what became of a restore.
+            // Only a restore can tell what became of a restore, only a move what of a move.
             context.warn(format!(
-                "{} of a restore lies in {base} on the manager: `hvbak manager-restore --pick-up` takes it home",
-                kind.program()
+                "{} of an earlier hvbak lies in {base} on the manager: `{}` takes it home",
+                kind.program(),
+                kind.picked_up_by()
             ));
             continue;
         }

@@ -10,11 +10,12 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use bytes::Bytes;
 use hvbak_manager::{
     Scope,
-    remote::{Kind, Look, State},
+    remote::{self, Kind, Look, State},
     restore::{self, DbFacts, MachineFacts, Probe},
     transcript::Ended,
 };
 use hvbak_repo::{Journal, ManagerLock, ManagerName, ManagerStaging, StepId};
+use hvbak_ssh::Output;
 use hvbak_types::PointId;
 use serde::Serialize;
 
@@ -51,6 +52,8 @@ pub enum Gift {
     File { name: String, path: PathBuf, sum: String },
     /// Removed on the manager as soon as the part ends.
     Secret { name: String, bytes: Bytes },
+    /// What the part runs.
+    Script { name: &'static str, text: &'static str },
 }
 
 /// A part that has ended.
@@ -200,6 +203,9 @@ impl<'a> Session<'a> {
                         part.send(name, path, sum).await?;
                     }
                     Gift::Secret { name, bytes } => part.give(name, bytes).await?,
+                    Gift::Script { name, text } => {
+                        part.give(name, &Bytes::from_static(text.as_bytes())).await?;
+                    }
                 }
             }
             let command = command?;
@@ -233,8 +239,9 @@ impl<'a> Session<'a> {
             Ok(end) => end,
             Err(cause) => {
                 part.context.warn(format!(
-                    "{} goes on on the manager; `hvbak manager-restore --pick-up` waits for it and judges it",
-                    kind.program()
+                    "{} goes on on the manager; `{}` waits for it and judges it",
+                    kind.program(),
+                    kind.picked_up_by()
                 ));
                 return Err(cause);
             }
@@ -271,6 +278,31 @@ impl<'a> Session<'a> {
         Run { context: self.context, link: &mut self.link, base, point: run.clone() }.sweep().await
     }
 
+    /// Ends a part that is at work.
+    pub async fn stop(&mut self, run: &PointId) -> Result<()> {
+        let (base, doing) = (self.base(), "stop what runs on the manager");
+        let args = [base.as_str(), run.as_str()];
+        let output = self.link.script(remote::STOP, &args, doing).await?;
+        output.check(doing).map(drop).map_err(error::ssh(&self.link.name, doing))
+    }
+
+    /// A script that may be repeated, with standard input.
+    pub async fn feed(
+        &mut self,
+        script: &str,
+        args: &[&str],
+        input: &Bytes,
+        doing: &'static str,
+    ) -> Result<Output> {
+        self.link.feed(script, args, input, doing).await
+    }
+
+    /// The manager, as it is held in the repository.
+    pub fn held(&self) -> Result<&ManagerLock> {
+        let text = "the manager is not locked";
+        self.lock.as_ref().ok_or_else(|| RunError::Task { text: text.into() })
+    }
+
     /// Whether a part was started.
     pub async fn is_started(&mut self, run: &PointId) -> Result<bool> {
         let base = self.base();
@@ -284,7 +316,7 @@ impl<'a> Session<'a> {
         let doing = "read what the run is about";
         let base = self.base();
         let args = [base.as_str(), run.as_str(), "of"];
-        let output = self.link.script(hvbak_manager::remote::SEND, &args, doing).await?;
+        let output = self.link.script(remote::SEND, &args, doing).await?;
         Ok(output.text().trim().to_owned())
     }
 

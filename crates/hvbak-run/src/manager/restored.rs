@@ -208,6 +208,14 @@ pub async fn pick_up(session: &mut Session<'_>) -> Result<PickedUp> {
             session.context.warn(format!("another hvbak's {program} {run} lies on the manager"));
             continue;
         }
+        if kind == Kind::DwhCopy {
+            session.context.warn(format!(
+                "a {} is not ended: `{}` goes on with it",
+                kind.program(),
+                kind.picked_up_by()
+            ));
+            continue;
+        }
         if !session.is_started(&run).await? {
             session.forget(&run).await?;
             super::pick_up::settle(session.context, &session.name, &run).await?;

@@ -7,6 +7,7 @@
 mod sshd;
 
 mod backup;
+mod dwh;
 mod hosted_engine;
 mod jump;
 mod paths;

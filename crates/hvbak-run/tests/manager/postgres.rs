@@ -27,11 +27,11 @@ use crate::{
 const NOBODY: u32 = 65534;
 
 /// A PostgreSQL of the test's own, on loopback; stopped and gone on drop.
-struct Postgres {
+pub struct Postgres {
     server: Child,
     dir: tempfile::TempDir,
-    bin: PathBuf,
-    port: u16,
+    pub bin: PathBuf,
+    pub port: u16,
 }
 
 impl Drop for Postgres {
@@ -59,7 +59,7 @@ fn as_nobody(command: &mut Command) -> &mut Command {
 
 impl Postgres {
     /// `None`: there is no server on this machine.
-    fn start() -> Option<Self> {
+    pub fn start() -> Option<Self> {
         let Some(bin) = bin() else {
             let why = "SKIPPED: no PostgreSQL server; apt-get install postgresql";
             assert!(std::env::var_os("HVBAK_NO_SKIP").is_none(), "{why}");
@@ -93,21 +93,26 @@ impl Postgres {
         panic!("PostgreSQL does not come up");
     }
 
-    fn client(&self, program: &str, database: &str) -> Command {
+    pub fn client(&self, program: &str, database: &str) -> Command {
         let mut command = Command::new(self.bin.join(program));
         command.env("PGPASSWORD", "super").args(["-h", "127.0.0.1", "-U", "postgres", "-w"]);
         command.args(["-p", &self.port.to_string(), "-d", database]).current_dir("/");
         command
     }
 
-    fn psql(&self, database: &str, sql: &str) -> Output {
+    pub fn psql(&self, database: &str, sql: &str) -> Output {
         self.client("psql", database).args(["-XAtq", "-c", sql]).output().unwrap()
     }
 
     #[track_caller]
-    fn sql(&self, database: &str, sql: &str) {
+    pub fn sql(&self, database: &str, sql: &str) {
         let done = self.psql(database, sql);
         assert!(done.status.success(), "{done:?}");
+    }
+
+    /// An empty database as it should be for an engine.
+    pub fn database(&self, name: &str, owner: &str) {
+        self.sql("postgres", &format!("create database {name} owner {owner} encoding 'UTF8' template template0 lc_collate 'C' lc_ctype 'C'"));
     }
 
     fn connection(&self, password: &str) -> Connection {

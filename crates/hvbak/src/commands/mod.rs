@@ -4,6 +4,7 @@ pub mod backup;
 pub mod cleanup;
 pub mod doctor;
 pub mod drill;
+pub mod dwh;
 pub mod enroll;
 pub mod export;
 pub mod hosted_engine;

@@ -1,0 +1,47 @@
+//! A move of the Data Warehouse as data: which files change and how, what is asked before,
+//! what speaks against it, what is run, and how far a move is.
+//!
+//! Nothing here runs or connects. Invariants: a configuration file is changed in the values
+//! that move and nowhere else, so that what an administrator wrote in it stays; no text that
+//! is shown holds a password.
+
+mod conf;
+mod facts;
+mod preflight;
+mod record;
+mod remote;
+
+use serde::{Deserialize, Serialize};
+
+pub use conf::{EditError, check_target, diff, point_at};
+pub use facts::{DwhFacts, FACTS, Place, SourceFacts, TargetFacts, target_lines};
+pub use preflight::preflight;
+pub use record::{Edit, Record, State};
+pub use remote::{
+    CAT, COPY, COPY_FILE, CopyFailed, CopySaid, PASSFILE, SERVICE, WRITE, judge_copy,
+};
+
+/// The service.
+pub const UNIT: &str = "ovirt-engine-dwhd";
+/// Where the engine reads how to reach the Data Warehouse's database.
+pub const ENGINE_CONF: &str = "/etc/ovirt-engine/engine.conf.d/10-setup-dwh-database.conf";
+/// Where the service reads how to reach both databases.
+pub const DWHD_CONF: &str = "/etc/ovirt-engine-dwh/ovirt-engine-dwhd.conf.d/10-setup-database.conf";
+
+/// The database that the Data Warehouse moves to. Its password lies in a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    pub host: String,
+    pub port: u16,
+    pub user: String,
+    pub database: String,
+    /// TLS, and whether the server's certificate is checked.
+    pub secured: bool,
+    pub validated: bool,
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}:{}/{}", self.user, self.host, self.port, self.database)
+    }
+}

@@ -1,0 +1,397 @@
+//! `dwh move-database` between databases of a real PostgreSQL, over a real sshd, with the
+//! stock tools; systemctl is a stand-in.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use hvbak_manager::{
+    Scope,
+    archive::each_dump,
+    dwh::{CopyFailed, Target},
+};
+use hvbak_run::{
+    DwhDatabaseOptions, RunError, dwh_database_plan, dwh_move_database, dwh_revert_database,
+};
+use hvbak_types::Secret;
+use nix::sys::signal::Signal;
+
+use crate::{
+    postgres::Postgres,
+    stage::{Stage, fixture, text},
+};
+
+const DWHD: &str = "etc/ovirt-engine-dwh/ovirt-engine-dwhd.conf.d/10-setup-database.conf";
+const ENGINE: &str = "etc/ovirt-engine/engine.conf.d/10-setup-dwh-database.conf";
+/// Every character that pgpass, shell or SQL could take for something else.
+const OLD: &str = "a:b\\c'd\"e$f g";
+const NEW: &str = "N3w-Pass+word%!";
+
+struct Site {
+    stage: Stage,
+    postgres: Postgres,
+    before: [Vec<u8>; 2],
+}
+
+fn section(prefix: &str, port: u16, user: &str, database: &str) -> String {
+    let password = OLD.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "\\$");
+    format!(
+        "{prefix}_DB_HOST=\"localhost\"\n{prefix}_DB_PORT=\"{port}\"\n{prefix}_DB_USER=\"{user}\"\n{prefix}_DB_PASSWORD=\"{password}\"\n{prefix}_DB_DATABASE=\"{database}\"\n{prefix}_DB_SECURED=\"False\"\n{prefix}_DB_SECURED_VALIDATION=\"False\"\n{prefix}_DB_DRIVER=\"org.postgresql.Driver\"\n{prefix}_DB_URL=\"jdbc:postgresql://localhost:{port}/{database}?sslfactory=org.postgresql.ssl.NonValidatingFactory\"\n"
+    )
+}
+
+fn dump(dir: &Path) -> PathBuf {
+    let path = dir.join("dwh.dump");
+    each_dump(fs::File::open(fixture("4.5.7-all.backup")).unwrap(), |scope, dump| {
+        if scope == Scope::DwhDb {
+            std::io::copy(dump, &mut fs::File::create(&path)?)?;
+        }
+        Ok(())
+    })
+    .unwrap();
+    path
+}
+
+impl Site {
+    /// A manager with a Data Warehouse that is at work, and an empty database for it.
+    fn new() -> Option<Self> {
+        let postgres = Postgres::start()?;
+        let stage = Stage::new("4.5.7");
+        let root = stage.sshd.root();
+        let quoted = OLD.replace('\'', "''");
+        for (role, password) in [("engine", &*quoted), ("dwh_old", &*quoted), ("dwh_new", NEW)] {
+            postgres.sql("postgres", &format!("create role {role} login password '{password}'"));
+        }
+        for (database, owner) in [("engine", "engine"), ("history", "dwh_old"), ("new", "dwh_new")]
+        {
+            postgres.database(database, owner);
+        }
+        postgres.sql(
+            "engine",
+            "create table dwh_history_timekeeping (var_name text, var_value text);
+             insert into dwh_history_timekeeping values ('dwhUuid', 'u-1'), ('dwhHostname', 'e'), ('DwhCurrentlyRunning', '1');
+             grant select on dwh_history_timekeeping to engine",
+        );
+        let dump = dump(stage.sshd.path());
+        let mut restore = postgres.client("pg_restore", "history");
+        let done =
+            restore.args(["--no-owner", "--no-privileges", "--role=dwh_old"]).arg(dump).output();
+        assert!(done.as_ref().unwrap().status.success(), "{done:?}");
+        postgres.sql("history", "create table big as select g, md5(g::text) from generate_series(1, 20000) g; alter table big owner to dwh_old");
+        let dwh = section("DWH", postgres.port, "dwh_old", "history");
+        let both = section("ENGINE", postgres.port, "engine", "engine") + &dwh + "# mine\n";
+        for (file, text) in [(DWHD, &both), (ENGINE, &dwh)] {
+            let path = root.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        }
+        fs::write(root.join(DWHD).with_file_name("10-setup-uuid.conf"), "DWH_UUID=u-1\n").unwrap();
+        let systemctl = root.join("usr/bin/systemctl");
+        fs::copy(fixture("stand-in-systemctl.sh"), &systemctl).unwrap();
+        fs::set_permissions(systemctl, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir_all(root.join("play/units")).unwrap();
+        fs::write(root.join("play/units/ovirt-engine-dwhd.active"), "").unwrap();
+        let before = [DWHD, ENGINE].map(|file| fs::read(root.join(file)).unwrap());
+        Some(Self { stage, postgres, before })
+    }
+
+    fn to(&self, database: &str) -> DwhDatabaseOptions {
+        DwhDatabaseOptions {
+            target: Target {
+                host: "127.0.0.1".into(),
+                port: self.postgres.port,
+                user: "dwh_new".into(),
+                database: database.into(),
+                secured: false,
+                validated: false,
+            },
+            password: Secret::new(NEW),
+        }
+    }
+
+    fn is_active(&self) -> bool {
+        self.stage.sshd.root().join("play/units/ovirt-engine-dwhd.active").exists()
+    }
+
+    fn calls(&self) -> String {
+        self.stage.on_manager("systemctl-calls").unwrap_or_default()
+    }
+
+    fn count(&self, database: &str) -> String {
+        let sql = "select count(*) from pg_tables where schemaname = 'public'";
+        let done = self.postgres.psql(database, sql);
+        String::from_utf8(done.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Both files are as they were, byte for byte and in their mode; nothing else is there.
+    #[track_caller]
+    fn check_as_before(&self) {
+        for (file, before) in [DWHD, ENGINE].iter().zip(&self.before) {
+            let path = self.stage.sshd.root().join(file);
+            assert!(fs::read(&path).unwrap() == *before, "{file}");
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        }
+        let dir = self.stage.sshd.root().join(DWHD);
+        assert_eq!(fs::read_dir(dir.parent().unwrap()).unwrap().count(), 2);
+        assert!(self.is_active());
+        self.check_swept();
+    }
+
+    /// Nothing of ours lies there. The journal of a job that died is for `hvbak cleanup`.
+    #[track_caller]
+    fn check_swept(&self) {
+        assert_eq!(self.stage.left(), Vec::<String>::new(), "left on the manager");
+    }
+}
+
+/// Looks at every process's arguments for the passwords, until it is dropped.
+struct Watch(Arc<AtomicBool>, Option<std::thread::JoinHandle<Vec<String>>>);
+
+impl Watch {
+    fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = stop.clone();
+        let look = move || {
+            let mut found = Vec::new();
+            while !seen.load(Ordering::Relaxed) {
+                for entry in fs::read_dir("/proc").unwrap().flatten() {
+                    let argv = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+                    let argv = String::from_utf8_lossy(&argv).into_owned();
+                    if [OLD, NEW].iter().any(|secret| argv.contains(secret)) {
+                        found.push(argv);
+                    }
+                }
+            }
+            found
+        };
+        Self(stop, Some(std::thread::spawn(look)))
+    }
+
+    #[track_caller]
+    fn saw_nothing(mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        assert_eq!(self.1.take().unwrap().join().unwrap(), Vec::<String>::new());
+    }
+}
+
+fn all_text(dir: &Path) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            text.push_str(&all_text(&path));
+        } else if !path.to_string_lossy().contains("10-setup-") {
+            text.push_str(&String::from_utf8_lossy(&fs::read(path).unwrap()));
+        }
+    }
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_moves_and_comes_back_byte_for_byte() {
+    let Some(site) = Site::new() else { return };
+    let (context, options) = (site.stage.context(), site.to("new"));
+    let watch = Watch::start();
+    let plan = dwh_database_plan(&context, &options).await.unwrap();
+    assert!(plan.is_clear(), "{:?}", plan.findings);
+    assert!(plan.diffs[0].contains("+DWH_DB_DATABASE=\"new\""), "{:?}", plan.diffs);
+    assert!(plan.diffs[0].contains("/new?sslfactory"), "{:?}", plan.diffs);
+    let told = serde_json::to_string(&plan).unwrap();
+    assert!(!told.contains(NEW) && !told.contains("a:b"), "{told}");
+    assert_eq!((site.calls(), site.count("new")), (String::new(), "0".into()));
+    site.check_as_before();
+
+    let done = dwh_move_database(&context, &options).await.unwrap();
+    watch.saw_nothing();
+    assert!(done.is_active && !done.went_on && done.same.contains("tables,"), "{done:?}");
+    assert_eq!(site.count("new"), site.count("history"));
+    assert_eq!(site.calls(), "stop ovirt-engine-dwhd\nstart ovirt-engine-dwhd new\n");
+    let root = site.stage.sshd.root();
+    let dwhd = site.stage.on_manager(DWHD).unwrap();
+    assert!(dwhd.contains(&format!("DWH_DB_PASSWORD=\"{NEW}\"")) && dwhd.ends_with("# mine\n"));
+    assert!(dwhd.contains("ENGINE_DB_HOST=\"localhost\""), "{dwhd}");
+    assert_eq!(fs::metadata(root.join(DWHD)).unwrap().permissions().mode() & 0o777, 0o640);
+    site.check_swept();
+    assert_eq!(site.stage.journals(), 0, "open journals");
+    let stored = all_text(site.stage.repository.path());
+    assert!(
+        !stored.contains(NEW) && !stored.contains("a:b"),
+        "a password in the repository's texts"
+    );
+    let told = site.stage.ears.0.lock().unwrap().join("\n");
+    assert!(!told.contains(NEW) && !told.contains("a:b"), "{told}");
+
+    let dry = dwh_revert_database(&context, true).await.unwrap();
+    assert_eq!(dry.files.len(), 2);
+    // What somebody changed since is not overwritten, and nothing else either.
+    fs::write(root.join(DWHD), format!("{dwhd}# more\n")).unwrap();
+    let error = dwh_revert_database(&context, false).await.unwrap_err();
+    assert!(text(&error).contains("changed by somebody else"), "{}", text(&error));
+    assert!(site.stage.on_manager(ENGINE).unwrap().contains("127.0.0.1"));
+    fs::write(root.join(DWHD), dwhd).unwrap();
+    let back = dwh_revert_database(&context, false).await.unwrap();
+    assert!(back.files.len() == 2 && site.calls().ends_with("start ovirt-engine-dwhd history\n"));
+    site.check_as_before();
+    let error = dwh_revert_database(&context, false).await.unwrap_err();
+    assert!(matches!(error, RunError::DwhNone { .. }), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_changed_while_anything_stops_the_move() {
+    let Some(site) = Site::new() else { return };
+    site.postgres.sql("postgres", "create database latin owner dwh_new encoding 'LATIN1' template template0 lc_collate 'C' lc_ctype 'C'");
+    site.postgres.database("used", "dwh_new");
+    site.postgres.sql("used", "create table x (n int); alter table x owner to dwh_new");
+    site.postgres.database("theirs", "dwh_old");
+    site.postgres.sql("theirs", "revoke create on schema public from public");
+    let mut wrong = site.to("new");
+    wrong.password = Secret::new("wrong");
+    let mut same = site.to("history");
+    site.postgres.sql("postgres", "create role twin login superuser password 'twin'");
+    same.target.user = "twin".into();
+    same.password = Secret::new("twin");
+    for (options, expected) in [
+        (site.to("used"), "is not empty"),
+        (site.to("latin"), "the encoding LATIN1"),
+        (site.to("theirs"), "may make no tables"),
+        (site.to("none"), "does not exist"),
+        (wrong, "password authentication failed"),
+        (same, "is the old one"),
+    ] {
+        let error = dwh_move_database(&site.stage.context(), &options).await.unwrap_err();
+        assert!(matches!(error, RunError::DwhPreflight { .. }), "{error:?}");
+        assert!(text(&error).contains(expected), "{expected}: {}", text(&error));
+        assert_eq!(site.calls(), "", "{expected}");
+        site.check_as_before();
+    }
+    site.postgres.sql(
+        "engine",
+        "update dwh_history_timekeeping set var_value = 'other' where var_name = 'dwhUuid'",
+    );
+    let error = dwh_move_database(&site.stage.context(), &site.to("new")).await.unwrap_err();
+    assert!(text(&error).contains("another Data Warehouse works"), "{}", text(&error));
+    let mut hostile = site.to("new");
+    hostile.password = Secret::new("a\"; rm -rf /");
+    let error = dwh_move_database(&site.stage.context(), &hostile).await.unwrap_err();
+    assert!(error.exit_code() == 2 && !text(&error).contains("rm"), "{}", text(&error));
+    site.check_as_before();
+}
+
+/// A program of the manager's own ahead of the real one.
+fn stand_in(site: &Site, name: &str, body: &str) {
+    let path = site.stage.sshd.root().join("usr/bin").join(name);
+    fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_fails_leaves_the_service_on_the_old_database() {
+    let Some(site) = Site::new() else { return };
+    let real = site.postgres.bin.display();
+    for (name, body, expected) in [
+        (
+            "pg_dump",
+            "case $* in *--format*) echo 'pg_dump: error: no space' >&2; exit 1;; esac; exec REAL/pg_dump \"$@\"",
+            "no space",
+        ),
+        // Rows that are lost without a word are found.
+        (
+            "pg_restore",
+            "REAL/pg_restore \"$@\"; rc=$?; case $* in *--single*) PGPASSWORD=super REAL/psql -q -U postgres -h 127.0.0.1 -p PORT -d new -c 'delete from big where g = 7' >&2;; esac; exit $rc",
+            "the databases differ",
+        ),
+    ] {
+        let body = body
+            .replace("REAL", &real.to_string())
+            .replace("PORT", &site.postgres.port.to_string());
+        stand_in(&site, name, &body);
+        let error = dwh_move_database(&site.stage.context(), &site.to("new")).await.unwrap_err();
+        let RunError::DwhCopy { cause: CopyFailed::Said { why }, taken_back: true, kept, .. } =
+            &error
+        else {
+            panic!("{error:?}")
+        };
+        assert!(why.contains(expected) && kept.is_some(), "{why}");
+        assert!(site.calls().ends_with("start ovirt-engine-dwhd history\n"), "{}", site.calls());
+        site.check_as_before();
+        fs::remove_file(site.stage.sshd.root().join("usr/bin").join(name)).unwrap();
+    }
+    // The half of it is told from the whole by the next one.
+    let error = dwh_move_database(&site.stage.context(), &site.to("new")).await.unwrap_err();
+    assert!(text(&error).contains("is not empty"), "{}", text(&error));
+    // A service that does not start again: the move is not ended, and goes on.
+    site.postgres.database("other", "dwh_new");
+    let broken = site.stage.sshd.root().join("play/units/ovirt-engine-dwhd.broken");
+    fs::write(&broken, "").unwrap();
+    let error = dwh_move_database(&site.stage.context(), &site.to("other")).await.unwrap_err();
+    assert!(text(&error).contains("start the Data Warehouse's service"), "{}", text(&error));
+    fs::remove_file(broken).unwrap();
+    let error = dwh_move_database(&site.stage.context(), &site.to("new")).await.unwrap_err();
+    assert!(matches!(error, RunError::DwhOther { .. }), "{error:?}");
+    let done = dwh_move_database(&site.stage.context(), &site.to("other")).await.unwrap();
+    assert!(done.went_on && site.is_active());
+    site.check_swept();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_cut_is_made_again() {
+    let Some(site) = Site::new() else { return };
+    stand_in(
+        &site,
+        "pg_dump",
+        &format!(
+            "case $* in *--format*) sleep 2;; esac; exec {}/pg_dump \"$@\"",
+            site.postgres.bin.display()
+        ),
+    );
+    let (context, options) = (site.stage.context(), site.to("new"));
+    let moving = tokio::spawn(async move { dwh_move_database(&context, &options).await });
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        site.stage.sshd.signal_sessions(Signal::SIGKILL);
+    }
+    let done = moving.await.unwrap().unwrap();
+    assert!(done.is_active && site.count("new") == site.count("history"));
+    site.check_swept();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_dies_anywhere_goes_on_or_is_put_back() {
+    let Some(site) = Site::new() else { return };
+    site.postgres.database("first", "dwh_new");
+    let begun = Instant::now();
+    dwh_move_database(&site.stage.context(), &site.to("first")).await.unwrap();
+    let whole = begun.elapsed();
+    dwh_revert_database(&site.stage.context(), false).await.unwrap();
+    const MOMENTS: u32 = 10;
+    for n in 1..=MOMENTS {
+        let database = format!("moment{n}");
+        site.postgres.database(&database, "dwh_new");
+        let (context, options) = (site.stage.context(), site.to(&database));
+        let moving = tokio::spawn(async move { dwh_move_database(&context, &options).await });
+        tokio::time::sleep(whole * n / (MOMENTS + 1)).await;
+        moving.abort();
+        let _ = moving.await;
+        if n % 2 == 0 {
+            let done = dwh_move_database(&site.stage.context(), &site.to(&database)).await;
+            done.unwrap_or_else(|e| panic!("moment {n}: {}", text(&e)));
+            assert_eq!(site.count(&database), site.count("history"), "moment {n}");
+            site.check_swept();
+        }
+        match dwh_revert_database(&site.stage.context(), false).await {
+            Ok(_) => {}
+            // Nothing was begun.
+            Err(RunError::DwhNone { .. }) if n % 2 == 1 => {}
+            Err(error) => panic!("moment {n}: {}", text(&error)),
+        }
+        site.check_as_before();
+    }
+}
