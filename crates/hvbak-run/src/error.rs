@@ -331,7 +331,7 @@ impl RunError {
                 "the service is stopped: the same command again goes on, `hvbak dwh move-database --revert` puts back"
             }
             Self::DwhOther { .. } => {
-                "end it by its own command, or put it back with `hvbak dwh move-database --revert`"
+                "end it by its own command, or put it back with `--revert` of it"
             }
             Self::DwhFile { .. } => {
                 "the originals are in the repository, in the newest manager/FQDN/.dwh-*"

@@ -610,7 +610,7 @@ pub enum ManagerPathsCommand {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Everything that can be known is looked at first, and the changes of files are shown before they\nare made. Originals and progress are kept in the repository (manager/FQDN/.dwh-…): when a move\ndied, the same command goes on, and `--revert` puts every file back byte for byte. The old\ndatabase is read and nothing else.\n\nExamples:\n  hvbak dwh move-database --to db.example.com --password-file /root/dwh.pw --dry-run\n  hvbak dwh move-database --to db.example.com:5433 --user dwh --database history \\\n      --password-file /root/dwh.pw --tls-validated\n  hvbak dwh move-database --revert"
+    after_help = "Everything that can be known is looked at first, and the changes of files are shown before they\nare made. Originals and progress are kept in the repository (manager/FQDN/.dwh-…): when a move\ndied, the same command goes on, and `--revert` puts every file back byte for byte. The old\ndatabase is read and nothing else.\n\nExamples:\n  hvbak dwh move-database --to db.example.com --password-file /root/dwh.pw --dry-run\n  hvbak dwh move-database --to db.example.com:5433 --user dwh --database history \\\n      --password-file /root/dwh.pw --tls-validated\n  hvbak dwh move-database --revert\n  hvbak dwh move-service --to dwh.example.com --engine-db-host engine.example.com\n  hvbak dwh move-service --revert"
 )]
 pub struct DwhArgs {
     #[command(subcommand)]
@@ -621,6 +621,24 @@ pub struct DwhArgs {
 pub enum DwhCommand {
     /// Copy the database to an empty one elsewhere, and let service and engine use it
     MoveDatabase(DwhDatabaseArgs),
+    /// Let another machine run the service; its database was moved before
+    MoveService(DwhServiceArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct DwhServiceArgs {
+    /// The machine, with ovirt-engine-dwh installed: its name in [hosts], or its address
+    #[arg(long, value_name = "HOST", required_unless_present = "revert")]
+    pub to: Option<String>,
+    /// How that machine reaches the engine's database, when that is on the manager
+    #[arg(long, value_name = "HOST")]
+    pub engine_db_host: Option<String>,
+    /// Put the newest move back: the service on the manager again
+    #[arg(long, conflicts_with_all = ["to", "engine_db_host"])]
+    pub revert: bool,
+    /// Look, print every change, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Args)]

@@ -53,6 +53,12 @@ pub struct Collector {
     files: BTreeMap<String, Vec<(String, Secret)>>,
 }
 
+/// What one file says, in the same way.
+pub fn read_conf(text: &str) -> Conf {
+    let lines = text.lines().filter_map(assignment).collect();
+    Collector { files: BTreeMap::from([(String::new(), lines)]) }.finish()
+}
+
 /// Whether a file of `files` says something of databases.
 pub fn is_wanted(name: &[u8]) -> bool {
     let dirs =

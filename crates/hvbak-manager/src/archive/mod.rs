@@ -21,7 +21,7 @@ use serde::Serialize;
 use sha2::Sha256;
 
 pub use compress::Compression;
-pub use conf::{Conf, Connection};
+pub use conf::{Conf, Connection, read_conf};
 pub use dump::Format;
 pub use small::Setting;
 

@@ -10,6 +10,7 @@ mod facts;
 mod preflight;
 mod record;
 mod remote;
+mod service;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,11 @@ pub use preflight::preflight;
 pub use record::{Edit, Record, State};
 pub use remote::{
     CAT, COPY, COPY_FILE, CopyFailed, CopySaid, PASSFILE, SERVICE, WRITE, judge_copy,
+};
+
+pub use service::{
+    CONF_DIR, CREATE, HOSTNAME, MACHINE, Machine, NewFile, REMOVE, SETUP_CONF, ServiceCase,
+    ServiceRecord, reach_engine, service_preflight, without_dwh,
 };
 
 /// The service.

@@ -31,10 +31,12 @@ mv -f "$new" "$f" || exit 73
 sync "$(dirname "$f")" 2>/dev/null || sync
 "#;
 
-/// `$1` `start` or `stop`: the service, until it is so, for two minutes. May be repeated.
+/// `$1` `start` or `stop`: the service, until it is so, for two minutes; `enable` or
+/// `disable`. May be repeated.
 pub const SERVICE: &str = r#"R=${HVBAK_HOST_ROOT:-}
 [ -n "$R" ] && PATH=$R/usr/bin:$R/usr/sbin:$PATH
 systemctl "$1" ovirt-engine-dwhd </dev/null || exit 70
+case $1 in enable|disable) exit 0;; esac
 n=0
 while [ "$n" -lt 120 ]; do
   case $1:$(systemctl is-active ovirt-engine-dwhd 2>/dev/null | head -n 1) in

@@ -95,7 +95,7 @@ pub async fn dwh_database_plan(
     check(context, options)?;
     let mut session = Session::open(context).await?;
     let result = async {
-        let open = files::newest(&session).await?.filter(|m| m.record.state.is_open());
+        let open = files::newest(&session)?.filter(|m| m.record.state.is_open());
         let (facts, findings) = look(&mut session, options, open.as_ref()).await?;
         let (planned, from) = match &open {
             Some(open) => {
@@ -189,7 +189,7 @@ async fn look(
     Ok((facts, findings))
 }
 
-async fn facts(
+pub(super) async fn facts(
     session: &mut Session<'_>,
     options: Option<&DwhDatabaseOptions>,
 ) -> Result<DwhFacts> {
@@ -219,7 +219,8 @@ fn fits(session: &Session<'_>, open: &Move, options: &DwhDatabaseOptions) -> Res
 
 async fn move_with(session: &mut Session<'_>, options: &DwhDatabaseOptions) -> Result<DwhMoved> {
     session.lock().await?;
-    let open = files::newest(session).await?.filter(|m| m.record.state.is_open());
+    refuse_away(session)?;
+    let open = files::newest(session)?.filter(|m| m.record.state.is_open());
     if let Some(open) = &open {
         fits(session, open, options)?;
         files::plan_again(session, open, &options.target, &options.password)?;
@@ -260,6 +261,15 @@ async fn move_with(session: &mut Session<'_>, options: &DwhDatabaseOptions) -> R
     })
 }
 
+/// The service elsewhere has the database's place in files of its own.
+fn refuse_away(session: &Session<'_>) -> Result<()> {
+    if super::dwh_service::is_away(session)? {
+        let what = "its service is not on the manager; `hvbak dwh move-service --revert` first";
+        return Err(RunError::DwhOther { manager: session.name.to_string(), what: what.into() });
+    }
+    Ok(())
+}
+
 async fn begin(
     session: &mut Session<'_>,
     options: &DwhDatabaseOptions,
@@ -285,9 +295,11 @@ async fn begin(
     Ok((begun, planned))
 }
 
-async fn service(session: &mut Session<'_>, verb: &'static str) -> Result<()> {
+pub(super) async fn service(session: &mut Session<'_>, verb: &'static str) -> Result<()> {
     let doing = match verb {
         "start" => "start the Data Warehouse's service",
+        "enable" => "enable the Data Warehouse's service",
+        "disable" => "disable the Data Warehouse's service",
         _ => "stop the Data Warehouse's service",
     };
     let output = session.feed(dwh::SERVICE, &[verb], &Bytes::new(), doing).await?;
@@ -427,9 +439,10 @@ pub async fn dwh_revert_database(context: &ManagerContext, dry_run: bool) -> Res
 
 async fn revert_with(session: &mut Session<'_>, dry_run: bool) -> Result<DwhReverted> {
     session.lock().await?;
+    refuse_away(session)?;
     session.look_again().await?;
     let manager = session.name.to_string();
-    let newest = files::newest(session).await?.filter(|m| m.record.state != State::Reverted);
+    let newest = files::newest(session)?.filter(|m| m.record.state != State::Reverted);
     let Some(mut this) = newest else { return Err(RunError::DwhNone { manager }) };
     let mut changed = Vec::new();
     for edit in &this.record.edits {

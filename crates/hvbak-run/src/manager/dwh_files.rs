@@ -11,12 +11,11 @@ use hvbak_types::{PointId, Secret};
 use sha2::{Digest as _, Sha256};
 
 use super::restore_part::Session;
-use crate::{
-    error::{self, Result, RunError},
-    job::blocking,
-};
+use crate::error::{self, Result, RunError};
 
 const RECORD: &str = "record.json";
+/// Why a file cannot be read that is not there.
+pub const MISSING: &str = "does not exist";
 
 /// A file that is to be changed.
 pub struct Planned {
@@ -104,7 +103,7 @@ pub async fn read(session: &mut Session<'_>, path: &str) -> Result<Vec<u8>> {
     let doing = "read the configuration of the Data Warehouse";
     let output = session.feed(dwh::CAT, &[path], &Bytes::new(), doing).await?;
     let why = match output.status {
-        ExitStatus::Code(66) => "does not exist",
+        ExitStatus::Code(66) => MISSING,
         ExitStatus::Code(76) => "is no plain, small file",
         _ => {
             let manager = session.context.manager.address.clone();
@@ -141,22 +140,28 @@ pub async fn write(
     Err(RunError::DwhFile { manager, path: path.to_owned(), why: why.into() })
 }
 
-/// The newest move of this manager.
-pub async fn newest(session: &Session<'_>) -> Result<Option<Move>> {
-    let (repository, name) = (session.context.repository.clone(), session.name.clone());
-    let doing = "read the record of the move";
-    let found = blocking(doing, move || {
+/// The newest notes that hold a record of this name, and the record.
+pub fn newest_note(
+    session: &Session<'_>,
+    name: &'static str,
+) -> Result<Option<(ManagerNotes, Vec<u8>)>> {
+    let failed = error::repository("read the record of the move");
+    let find = || {
         let mut newest = None;
-        for notes in repository.notes(&name)? {
+        for notes in session.context.repository.notes(&session.name)? {
             // Without a record nothing was done yet.
-            if let Some(bytes) = notes.get(RECORD)? {
+            if let Some(bytes) = notes.get(name)? {
                 newest = Some((notes, bytes));
             }
         }
         Ok(newest)
-    })
-    .await?;
-    let Some((notes, bytes)) = found else { return Ok(None) };
+    };
+    find().map_err(failed)
+}
+
+/// The newest move of this manager's database.
+pub fn newest(session: &Session<'_>) -> Result<Option<Move>> {
+    let Some((notes, bytes)) = newest_note(session, RECORD)? else { return Ok(None) };
     let record: Record = serde_json::from_slice(&bytes).map_err(|cause| RunError::Document {
         name: notes.path().join(RECORD).display().to_string(),
         why: cause.to_string(),
@@ -168,19 +173,25 @@ pub async fn newest(session: &Session<'_>) -> Result<Option<Move>> {
     Ok(Some(Move { notes, record }))
 }
 
-/// Stores the originals, and then the record that says they are there.
-pub async fn begin(session: &Session<'_>, record: Record, planned: &[Planned]) -> Result<Move> {
-    let doing = "begin the record of the move";
+/// Begins notes.
+pub async fn new_notes(session: &Session<'_>) -> Result<ManagerNotes> {
     let lock = session.held()?;
-    let notes = loop {
+    loop {
         // They are named by seconds.
         match session.context.repository.begin_notes(lock, &PointId::at(jiff::Timestamp::now())) {
             Err(hvbak_repo::Error::OutputExists { .. }) => {
                 tokio::time::sleep(std::time::Duration::from_millis(300)).await;
             }
-            other => break other.map_err(error::repository(doing))?,
+            other => return other.map_err(error::repository("begin the record of the move")),
         }
-    };
+    }
+}
+
+/// Stores the originals, and then the record that says they are there.
+pub async fn begin(session: &Session<'_>, record: Record, planned: &[Planned]) -> Result<Move> {
+    let doing = "begin the record of the move";
+    let notes = new_notes(session).await?;
+    let lock = session.held()?;
     for (edit, file) in record.edits.iter().zip(planned) {
         notes.put(lock, &edit.kept, file.before.as_bytes()).map_err(error::repository(doing))?;
     }

@@ -7,6 +7,7 @@ mod backup;
 mod dumps;
 mod dwh;
 mod dwh_files;
+mod dwh_service;
 mod hosted_engine;
 mod link;
 mod paths;
@@ -37,6 +38,10 @@ pub use dumps::{DumpVerdict, check_dumps};
 pub use dwh::{
     DwhDatabaseOptions, DwhMoved, DwhPlan, DwhReverted, dwh_database_plan, dwh_move_database,
     dwh_revert_database,
+};
+pub use dwh_service::{
+    DwhServiceMoved, DwhServiceOptions, DwhServicePlan, dwh_move_service, dwh_revert_service,
+    dwh_service_plan,
 };
 pub use hosted_engine::{hosted_engine_maintenance, hosted_engine_status};
 pub use paths::{ManagerPaths, ManagerPathsOptions, manager_paths};

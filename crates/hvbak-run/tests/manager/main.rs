@@ -8,6 +8,7 @@ mod sshd;
 
 mod backup;
 mod dwh;
+mod dwh_service;
 mod hosted_engine;
 mod jump;
 mod paths;

@@ -80,7 +80,7 @@ impl Postgres {
         let port = free_port();
         let mut command = Command::new(bin.join("postgres"));
         command.arg("-D").arg(&data).arg("-k").arg(dir.path()).args(["-p", &port.to_string()]);
-        command.args(["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]);
+        command.args(["-c", "listen_addresses=127.0.0.1,127.0.0.2", "-c", "fsync=off"]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let server = as_nobody(&mut command).spawn().unwrap();
         let postgres = Self { server, dir, bin, port };

@@ -1,14 +1,18 @@
 //! `hvbak dwh`: the Data Warehouse to another machine.
 
-use hvbak_manager::{dwh::Target, restore::Weight};
+use hvbak_manager::{
+    dwh::Target,
+    restore::{Finding, Weight},
+};
 use hvbak_run::{
-    DwhDatabaseOptions, DwhPlan, dwh_database_plan, dwh_move_database, dwh_revert_database,
+    DwhDatabaseOptions, DwhPlan, DwhServiceOptions, dwh_database_plan, dwh_move_database,
+    dwh_move_service, dwh_revert_database, dwh_revert_service, dwh_service_plan,
 };
 use serde_json::json;
 
 use super::{Face, Outcome};
 use crate::{
-    cli::{DwhArgs, DwhCommand, DwhDatabaseArgs},
+    cli::{DwhArgs, DwhCommand, DwhDatabaseArgs, DwhServiceArgs},
     config::read_secret,
     exit::{CliError, DONE, FAILED},
 };
@@ -17,6 +21,7 @@ pub async fn run(face: &Face, args: DwhArgs) -> Outcome {
     match args.command {
         DwhCommand::MoveDatabase(args) if args.revert => revert(face, args.dry_run).await,
         DwhCommand::MoveDatabase(args) => database(face, args).await,
+        DwhCommand::MoveService(args) => service(face, args).await,
     }
 }
 
@@ -76,11 +81,53 @@ fn show(face: &Face, plan: &DwhPlan, dry_run: bool) {
     for command in &plan.commands {
         face.printer.data(&format!("  # {}\n  {}", command.what, command.line));
     }
-    for finding in &plan.findings {
+    tell(face, &plan.findings);
+}
+
+fn tell(face: &Face, findings: &[Finding]) {
+    for finding in findings {
         let word = if finding.weight == Weight::Stops { "STOPS" } else { "note" };
         let remedy = finding.remedy.as_ref().map_or_else(String::new, |r| format!("; {r}"));
         face.printer.data(&format!("{word}: {}: {}{remedy}", finding.check, finding.text));
     }
+}
+
+async fn service(face: &Face, args: DwhServiceArgs) -> Outcome {
+    let context = face.manager_context()?;
+    let Some(to) = args.to else {
+        let done = dwh_revert_service(&context, args.dry_run).await?;
+        face.printer.record("dwh-service-reverted", &done);
+        let word = if args.dry_run { "would work" } else { "works" };
+        face.printer.data(&format!("ovirt-engine-dwhd {word} on {} as before", done.manager));
+        let from = &done.to;
+        return Ok((
+            DONE,
+            json!({ "manager": done.manager, "from": from, "dry_run": args.dry_run }),
+        ));
+    };
+    let options = DwhServiceOptions { to, engine_host: args.engine_db_host };
+    let plan = dwh_service_plan(&context, &options).await?;
+    face.printer.record("dwh-service-plan", &plan);
+    for file in &plan.files {
+        face.printer.data(&format!("{}:{file}  would be made", plan.to));
+    }
+    for diff in &plan.diffs {
+        face.printer.data(diff);
+    }
+    if args.dry_run {
+        tell(face, &plan.findings);
+        let code = if plan.is_clear() { DONE } else { FAILED };
+        return Ok((code, json!({ "dry_run": true, "clear": plan.is_clear() })));
+    }
+    let done = dwh_move_service(&context, &options).await?;
+    face.printer.record("dwh-service-moved", &done);
+    let again = if done.went_on { ", begun by an earlier hvbak" } else { "" };
+    face.printer.data(&format!("ovirt-engine-dwhd of {} is on {}{again}", done.manager, done.to));
+    face.printer.say(&format!("the originals are in {}", done.kept.display()));
+    face.printer.say("the manager's service is stopped and disabled, and stays installed");
+    let next = format!("next: engine-setup on {}, which takes the files for its own", done.to);
+    face.printer.say(&next);
+    Ok((DONE, json!({ "manager": done.manager, "to": done.to, "files": done.files })))
 }
 
 fn options(args: &DwhDatabaseArgs) -> Result<DwhDatabaseOptions, CliError> {
