@@ -482,6 +482,26 @@ fn a_fresh_host_that_cannot_take_the_engine_stops_it_before_anything_stops() {
 }
 
 #[test]
+fn what_cannot_be_noted_is_not_begun() {
+    let site = Site::new();
+    site.waits_at("spm", "move", &["--yes"]);
+    site.waits_at("stop-engine", "move", &["--yes", "--confirm", "spm"]);
+    let at = site.lab.path("repository/manager/engine.example.test/.walk.json.tmp");
+    fs::create_dir(&at).unwrap();
+    site.walk("move", &["--yes", "--confirm", "stop-engine"]).exits(1).says(".walk.json");
+    assert!(!site.is(MANAGER, "off"), "the engine was stopped and nobody knows it");
+    fs::remove_dir(&at).unwrap();
+    // A record that is cut tells nothing; nothing is guessed from it.
+    let record = site.lab.path("repository/manager/engine.example.test/.walk.json");
+    let whole = fs::read_to_string(&record).unwrap();
+    fs::write(&record, &whole[..whole.len() / 2]).unwrap();
+    site.walk("move", &["--yes", "--confirm", "stop-engine"]).exits(15).says(".walk.json");
+    assert!(!site.is(MANAGER, "off"));
+    fs::write(&record, whole).unwrap();
+    site.waits_at("shutdown", "move", &["--yes", "--confirm", "stop-engine"]);
+}
+
+#[test]
 fn an_archive_that_arrives_otherwise_never_counts() {
     let site = Site::new();
     site.waits_at("spm", "move", &["--yes"]);

@@ -12,7 +12,7 @@ use super::{
 
 /// What is known to go wrong, and what helps. Shown with the step, and again when it is asked
 /// for and the engine does not answer.
-pub(super) const TROUBLES: [&str; 14] = [
+pub(super) const TROUBLES: [&str; 15] = [
     "# It asks for passwords and for the new, empty storage. If it stops on its way:",
     "# - `Pause execution` after a failed restore names a lock file /tmp/ansible.*_he_setup_lock. Log in",
     "#   to the local VM (its address is in the output), read /var/log/ovirt-engine/setup/restore-backup-*.log.",
@@ -22,7 +22,8 @@ pub(super) const TROUBLES: [&str; 14] = [
     "#   networks in the portal of the local VM (https://HOST:6900/ovirt-engine), wait for Up, delete the lock file.",
     "# - Asked for data centre and cluster: exactly the old names, or there will be two of each.",
     "# - The appliance's /tmp is 2 GiB: a restore that finds no space needs `--tmpdir=/var/tmp` in that command.",
-    "# - `The host name is already in use`: the host keeps the name that the archive knows: give it another.",
+    "# - A host of the same name or hardware is deleted from the restored engine and its VMs are set Down: none",
+    "#   may run on this host, and its name must be new.",
     "# - The storage is refused as not empty: never the old hosted-engine domain, never a directory with one.",
     "# - An old hosted-engine domain that was renamed breaks the restore: rename it back, back up, begin again.",
     "# - It ended with an error: /var/log/ovirt-hosted-engine-setup/*.log, then `ovirt-hosted-engine-cleanup`,",

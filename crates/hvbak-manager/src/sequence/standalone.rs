@@ -82,7 +82,6 @@ pub(super) fn to_standalone(site: &Site) -> Vec<Step> {
             &[
                 "# on each of them, while global maintenance is still there:",
                 "systemctl disable --now ovirt-ha-agent ovirt-ha-broker",
-                "hosted-engine --clean-metadata --force-clean --host-id=N   # N as --vm-status shows it",
             ],
         ),
         person(
