@@ -1,4 +1,4 @@
-//! Chores of the project: `cargo xtask tidy|worker|docs|test|demo|bench`.
+//! Chores of the project: `cargo xtask tidy|worker|docs|rpm|test|demo|bench`.
 //!
 //! CI and people run the same commands; nothing is checked by CI alone. Kept small: what a
 //! program on the machine does well is called, not rewritten.
@@ -9,6 +9,7 @@ mod demo;
 mod docs;
 mod fuzz;
 mod needs;
+mod rpm;
 mod test;
 mod tidy;
 
@@ -31,6 +32,10 @@ enum Command {
     Worker,
     /// Write manual pages and completions into target/docs
     Docs,
+    /// Build the packages of hvbak and hvbak-worker for Enterprise Linux
+    Rpm(rpm::RpmArgs),
+    /// Build packages fast and install, upgrade and remove them in a root of their own
+    RpmTrial,
     /// Run every test there is
     Test {
         /// Install missing programs
@@ -65,6 +70,8 @@ fn execute() -> Result<()> {
         Command::Tidy => tidy::run(),
         Command::Worker => build::worker().map(|path| println!("{}", path.display())),
         Command::Docs => docs::run().map(|path| println!("{}", path.display())),
+        Command::Rpm(args) => rpm::build(&args),
+        Command::RpmTrial => rpm::try_out(strict),
         Command::Test { install, no_skip } => test::run(install, no_skip || strict),
         Command::Demo(args) => demo::run(&args),
         Command::Fuzz(args) => fuzz::smoke(&args),

@@ -64,15 +64,29 @@ const PEERS: &[Need] = &[
     ("pg_ctlcluster", "postgresql", ""),
 ];
 
-fn present(program: &str) -> bool {
+pub fn present(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     path.split(':').chain(["/usr/sbin", "/sbin"]).any(|dir| Path::new(dir).join(program).exists())
 }
 
-/// Installs what guests, servers and rehearsals need where they can be had; without them their tests are skipped,
+/// What builds, judges and installs packages; Debian only, as trying them was.
+const PACKAGES: &[Need] = &[
+    ("rpmbuild", "rpm rpm2cpio", ""),
+    ("cpio", "cpio", ""),
+    ("rpmlint", "rpmlint", ""),
+    ("createrepo_c", "createrepo-c", ""),
+    ("dnf", "dnf", ""),
+    ("objdump", "binutils", ""),
+];
+
+/// Installs what guests, servers, rehearsals and packages need where they can be had; without them their tests are skipped,
 /// loudly.
 pub fn guests(install: bool) -> Result<()> {
-    if install && present("apt-get") { check(&[GUESTS, PEERS, DRILLS], true) } else { Ok(()) }
+    if install && present("apt-get") {
+        check(&[GUESTS, PEERS, DRILLS, PACKAGES], true)
+    } else {
+        Ok(())
+    }
 }
 
 /// Checks the programs; says what to install, and installs it only when asked to.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     build::{self, cargo, run as must},
     fuzz::{self, FuzzArgs},
-    needs, tidy,
+    needs, rpm, tidy,
 };
 
 /// Runs tidy, format, lints, the static worker, all Rust tests and the SDK's.
@@ -54,6 +54,8 @@ pub fn run(install: bool, no_skip: bool) -> Result<()> {
     fuzz::smoke(&FuzzArgs::default())?;
     step("the official Python SDK against the lab");
     sdk(no_skip)?;
+    step("packages");
+    rpm::try_out(no_skip)?;
     println!("==> all tests passed");
     Ok(())
 }
