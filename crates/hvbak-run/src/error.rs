@@ -141,8 +141,13 @@ pub enum RunError {
         #[source]
         cause: hvbak_manager::dwh::EditError,
     },
-    #[error("nothing was changed: the Data Warehouse of manager {manager} cannot be moved now: {}", stops_text(.findings))]
-    DwhPreflight { manager: String, findings: Vec<hvbak_manager::restore::Finding> },
+    #[error("{}the Data Warehouse of manager {manager} cannot be moved now: {}", begun_text(*begun), stops_text(.findings))]
+    DwhPreflight {
+        manager: String,
+        findings: Vec<hvbak_manager::restore::Finding>,
+        /// An earlier hvbak has begun it, and stopped the service.
+        begun: bool,
+    },
     #[error("the copy of the Data Warehouse of manager {manager} failed{}", kept_text(kept))]
     DwhCopy {
         manager: String,
@@ -416,6 +421,14 @@ fn kept_text(kept: &Option<std::path::PathBuf>) -> String {
 
 fn refused_text(code: u32) -> &'static str {
     if code == 64 { "a link or a directory has its name" } else { "it could not be written" }
+}
+
+fn begun_text(begun: bool) -> &'static str {
+    if begun {
+        "a move was begun, the service may be stopped, and `--revert` puts it back: "
+    } else {
+        "nothing was changed: "
+    }
 }
 
 fn changed_text(cleaned: bool) -> &'static str {

@@ -234,9 +234,15 @@ async fn move_with(session: &mut Session<'_>, options: &DwhDatabaseOptions) -> R
     }
     if !stops.is_empty() {
         let manager = session.name.to_string();
-        return Err(RunError::DwhPreflight { manager, findings: stops });
+        return Err(RunError::DwhPreflight { manager, findings: stops, begun: open.is_some() });
     }
     let went_on = open.is_some();
+    let copied = open.as_ref().is_some_and(|m| m.record.state == State::Copied);
+    if copied && facts.is_active(dwh::UNIT) {
+        session.context.warn(
+            "the service was started by somebody since the copy: what it has collected since is in the old database alone",
+        );
+    }
     let (mut this, planned) = match open {
         Some(open) => {
             let planned = files::plan_again(session, &open, &options.target, &options.password)?;
@@ -412,6 +418,9 @@ async fn take_back(session: &mut Session<'_>, this: &mut Move) -> Result<()> {
 async fn edit(session: &mut Session<'_>, this: &mut Move, planned: &[Planned]) -> Result<()> {
     this.record.state = State::Editing;
     files::save(session, this)?;
+    // A reboot or a watchdog may have started it meanwhile: then `start` would do nothing,
+    // and it would go on with the old database.
+    service(session, "stop").await?;
     for file in planned {
         session.context.phase(format!("changing {}", file.path));
         let from = files::sum(file.before.as_bytes());

@@ -288,7 +288,8 @@ impl<'a> Site<'a> {
             self.session.context.warn(format!("{}{remedy}", finding.text));
         }
         if !stops.is_empty() {
-            return Err(RunError::DwhPreflight { manager, findings: stops });
+            let begun = open.is_some();
+            return Err(RunError::DwhPreflight { manager, findings: stops, begun });
         }
         let went_on = open.is_some();
         let mut moving = match open {

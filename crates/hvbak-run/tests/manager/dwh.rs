@@ -213,7 +213,8 @@ async fn the_database_moves_and_comes_back_byte_for_byte() {
     watch.saw_nothing();
     assert!(done.is_active && !done.went_on && done.same.contains("tables,"), "{done:?}");
     assert_eq!(site.count("new"), site.count("history"));
-    assert_eq!(site.calls(), "stop ovirt-engine-dwhd\nstart ovirt-engine-dwhd new\n");
+    let stop = "stop ovirt-engine-dwhd\n";
+    assert_eq!(site.calls(), format!("{stop}{stop}start ovirt-engine-dwhd new\n"));
     let root = site.stage.sshd.root();
     let dwhd = site.stage.on_manager(DWHD).unwrap();
     assert!(dwhd.contains(&format!("DWH_DB_PASSWORD=\"{NEW}\"")) && dwhd.ends_with("# mine\n"));
@@ -334,10 +335,14 @@ async fn a_copy_that_fails_leaves_the_service_on_the_old_database() {
     let error = dwh_move_database(&site.stage.context(), &site.to("other")).await.unwrap_err();
     assert!(text(&error).contains("start the Data Warehouse's service"), "{}", text(&error));
     fs::remove_file(broken).unwrap();
+    // Somebody starts it by hand: it must be started again, with the new configuration.
+    fs::write(site.stage.sshd.root().join("play/units/ovirt-engine-dwhd.active"), "").unwrap();
     let error = dwh_move_database(&site.stage.context(), &site.to("new")).await.unwrap_err();
     assert!(matches!(error, RunError::DwhOther { .. }), "{error:?}");
     let done = dwh_move_database(&site.stage.context(), &site.to("other")).await.unwrap();
     assert!(done.went_on && site.is_active());
+    let last = "stop ovirt-engine-dwhd\nstart ovirt-engine-dwhd other\n";
+    assert!(site.calls().ends_with(last), "{}", site.calls());
     site.check_swept();
 }
 
