@@ -5,10 +5,11 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::Instant,
 };
 
-use hvbak_tests::Lab;
+use hvbak_tests::{Lab, run_tool, skip};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -182,4 +183,111 @@ fn cleanup_leaves_a_restore_alone_that_nobody_has_judged() {
 fn find(root: &Path, name: &str) -> bool {
     let runs = fs::read_dir(root.join("var/lib/hvbak-manager")).unwrap();
     runs.into_iter().any(|run| run.unwrap().path().join(name).exists())
+}
+
+const PUBLIC: &str = "age1zj8w38z6sf4r6qa6xpm38vclmjs0jud83m9eev69xvtwrn0wnguq0usvu0";
+
+/// Private keys are closed to others, or they are refused.
+fn key(lab: &Lab, fixture: &str) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let path = lab.path(fixture);
+    fs::copy(fixtures().join(fixture), &path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path.to_string_lossy().into_owned()
+}
+
+fn has(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
+    let found = found.is_ok_and(|found| found.status.success());
+    if !found {
+        skip(&format!("{program} is not installed"));
+    }
+    found
+}
+
+#[test]
+fn an_encrypted_archive_goes_there_and_back_and_opens_with_stock_age() {
+    let site = Site::new();
+    let lab = &site.lab;
+    let (mine, foreign) = (key(lab, "test-identity.txt"), key(lab, "test-identity-of-others.txt"));
+    fs::remove_dir_all(lab.path("repository/manager")).unwrap();
+    let list = lab.path("recipients");
+    lab.configure(|text| format!("{text}recipients_file = \"recipients\"\n"));
+    fs::copy(fixtures().join("4.5.7-all.backup"), site.root.join("play/archive")).unwrap();
+    site.play("b_ok_all");
+    // Nothing is begun when it is not clear whom it is for.
+    let before = fs::read_to_string(site.root.join("calls")).unwrap();
+    for (text, said) in [("# nobody\n", "names none"), ("age1x\n", "`age1x`")] {
+        fs::write(&list, text).unwrap();
+        lab.hvbak(&["manager-backup"]).exits(2).says(said);
+    }
+    fs::copy(&mine, &list).unwrap();
+    let refused = lab.hvbak(&["manager-backup"]).exits(2).says("only public keys");
+    refused.never_says("AP8F69D");
+    assert_eq!(fs::read_to_string(site.root.join("calls")).unwrap(), before);
+    fs::write(&list, format!("{PUBLIC}\n")).unwrap();
+    lab.hvbak(&["manager-backup"]).exits(0).says("encrypted to age1zj8w38");
+    fs::remove_file(site.root.join("play/archive")).unwrap();
+    lab.hvbak(&["manager-points"]).exits(0).says("ENCRYPTED TO").says("age1zj8w38");
+
+    let name = "engine.example.test";
+    let closed = lab.hvbak(&["manager-verify", name]).exits(0);
+    closed.says("stored bytes are as recorded").says("NOT CHECKED").never_says("whole,");
+    lab.hvbak(&["manager-verify", name, "--identity", &mine])
+        .exits(0)
+        .says("whole (decrypted)")
+        .says("read by pg_restore");
+    lab.hvbak(&["manager-verify", name, "--identity", &foreign]).exits(2).says("not encrypted to");
+
+    let point = fs::read_dir(lab.path("repository/manager").join(name)).unwrap();
+    let point = point.map(|e| e.unwrap().path()).find(|p| p.join("manifest.json").exists());
+    let file = point.unwrap().join("engine.backup.age");
+    let shown = file.to_str().unwrap();
+    lab.hvbak(&["manager-verify", shown]).exits(2).says("is encrypted").says("--identity");
+    lab.hvbak(&["manager-verify", shown, "--identity", &mine]).exits(0).says("(decrypted)");
+    // As FORMAT.md says, without hvbak.
+    if has("age") {
+        let plain = lab.path("engine.backup");
+        run_tool("age", &["-d", "-i", &mine, "-o", plain.to_str().unwrap(), shown]);
+        assert!(
+            fs::read(&plain).unwrap() == fs::read(fixtures().join("4.5.7-all.backup")).unwrap()
+        );
+        let members = run_tool("tar", &["-tf", plain.to_str().unwrap()]);
+        assert!(members.contains("./sha256sum"), "{members}");
+        fs::remove_file(plain).unwrap();
+    }
+
+    site.play("r_ok_perm");
+    let before = fs::read_to_string(site.root.join("calls")).unwrap();
+    lab.hvbak(&RESTORE).exits(2).says("is encrypted to age1zj8w38");
+    lab.hvbak(&[&RESTORE[..], &["--identity", &foreign]].concat()).exits(2);
+    assert_eq!(fs::read_to_string(site.root.join("calls")).unwrap(), before);
+    let with = [&RESTORE[..], &["--identity", &mine]].concat();
+    lab.hvbak(&[&with[..], &["--dry-run"]].concat()).exits(0).says("decrypted on its way");
+    lab.hvbak(&with).exits(0).says("4 VMs and templates, as in the archive");
+
+    let drill = lab.json(&["drill", "--manager"]).exits(0);
+    assert!(drill.stdout.contains("NOT opened and not restored"), "{drill}");
+    lab.json(&["drill", "--manager", "--identity", &foreign]).says("not encrypted to");
+    if has("initdb") && hvbak_tests::is_root() {
+        let drill = lab.json(&["drill", "--manager", "--identity", &mine]).exits(0);
+        assert!(drill.stdout.contains("rows in vm_static"), "{drill}");
+    }
+    let pages = lab.path("pages");
+    lab.hvbak(&["runbook", "--output", pages.to_str().unwrap()]).exits(0);
+    let lost = fs::read_to_string(pages.join("manager-lost.md")).unwrap();
+    assert!(lost.contains("age --decrypt") && lost.contains(PUBLIC), "{lost}");
+
+    let mut bytes = fs::read(&file).unwrap();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    for more in [&[][..], &["--identity", &mine]] {
+        lab.hvbak(&[&["manager-verify", name][..], more].concat())
+            .exits(15)
+            .says("not what was stored");
+    }
+    lab.hvbak(&["manager-verify", shown, "--identity", &mine]).exits(15).says("changed or cut off");
+    site.assert_swept();
+    lab.assert_clean();
 }

@@ -38,6 +38,9 @@ pub const TEST: &[Need] = &[
     ("pg_restore", "postgresql-client", "postgresql"),
 ];
 
+/// The other side of encrypted archives; Enterprise Linux has it in EPEL only.
+const SEALS: &[Need] = &[("age", "age", "")];
+
 /// What the guests with real LVM need (`scripts/lab/hvlab.sh`); Debian only, because the
 /// image is made of its packages and its user-mode kernel.
 const GUESTS: &[Need] = &[
@@ -79,11 +82,11 @@ const PACKAGES: &[Need] = &[
     ("objdump", "binutils", ""),
 ];
 
-/// Installs what guests, servers, rehearsals and packages need where they can be had; without them their tests are skipped,
+/// Installs what guests, servers, rehearsals, packages and encrypted archives need where they can be had; without them their tests are skipped,
 /// loudly.
 pub fn guests(install: bool) -> Result<()> {
     if install && present("apt-get") {
-        check(&[GUESTS, PEERS, DRILLS, PACKAGES], true)
+        check(&[GUESTS, PEERS, DRILLS, PACKAGES, SEALS], true)
     } else {
         Ok(())
     }

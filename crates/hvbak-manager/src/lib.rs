@@ -14,6 +14,7 @@ pub mod hosted_engine;
 pub mod remote;
 pub mod restore;
 mod scope;
+pub mod scrub;
 pub mod sequence;
 pub mod transcript;
 mod version;

@@ -106,6 +106,14 @@ pub enum Error {
     Damaged { path: PathBuf, why: String },
     #[error("{} exists", path.display())]
     OutputExists { path: PathBuf },
+    #[error("archives cannot be encrypted to {text}: {why}")]
+    Recipient { text: String, why: String },
+    #[error("identity {from} cannot be used: {why}")]
+    Identity { from: String, why: String },
+    #[error("{} is encrypted{}", path.display(), recipients_text(recipients))]
+    NeedsIdentity { path: PathBuf, recipients: Vec<String> },
+    #[error("{} is not encrypted to this identity{}", path.display(), others_text(recipients))]
+    WrongIdentity { path: PathBuf, recipients: Vec<String> },
     #[error("cancelled")]
     Cancelled,
 }
@@ -116,6 +124,20 @@ fn holder_text(holder: &Option<Box<Holder>>) -> String {
 
 fn needed_text(needed: Option<u64>) -> String {
     needed.map_or_else(String::new, |n| format!(" ({n} bytes are needed)"))
+}
+
+fn recipients_text(recipients: &[String]) -> String {
+    match recipients {
+        [] => String::new(),
+        some => format!(" to {}", some.join(", ")),
+    }
+}
+
+fn others_text(recipients: &[String]) -> String {
+    match recipients {
+        [] => String::new(),
+        some => format!(", but to {}", some.join(", ")),
+    }
 }
 
 fn join(ids: &[VmId]) -> String {
@@ -160,6 +182,25 @@ impl Error {
             | Self::Parse { .. }
             | Self::Image { .. } => {
                 "`hvbak verify` names what is damaged; another point or a copy may be whole".into()
+            }
+            Self::Recipient { .. } => {
+                "`recipients` and `recipients_file` of [manager] take public keys: `age1…` of `age-keygen`, \
+                 or a line of ssh-ed25519 or ssh-rsa"
+                    .into()
+            }
+            Self::Identity { .. } => {
+                "give the private key of a recipient: the file that `age-keygen` made, or an SSH key \
+                 without a passphrase"
+                    .into()
+            }
+            Self::NeedsIdentity { .. } => {
+                "give the private key of one of its recipients: `--identity FILE`, or `-` for the \
+                 standard input"
+                    .into()
+            }
+            Self::WrongIdentity { .. } => {
+                "take the private key of one of its recipients; `hvbak manager-points --json` names them"
+                    .into()
             }
             Self::OutputExists { .. } => "choose another path or add `--force`".into(),
             _ => return None,

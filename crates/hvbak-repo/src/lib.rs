@@ -27,6 +27,8 @@ mod journal;
 mod layout;
 mod lock;
 mod manager;
+mod manager_point;
+mod manager_staging;
 mod manifest;
 mod merge;
 mod notes;
@@ -36,6 +38,7 @@ mod repository;
 mod resume;
 mod runs;
 mod salvage;
+mod seal;
 mod select;
 mod stage;
 mod storage;
@@ -54,10 +57,11 @@ pub use export::{ExportFormat, ExportOptions, ExportSummary};
 pub use identity::Holder;
 pub use journal::{Journal, JournalView, StepId, StepState, StepView};
 pub use lock::{PointsLock, RepositoryLock, VmLock};
-pub use manager::{
-    ARCHIVE as MANAGER_ARCHIVE, ManagerFile, ManagerListing, ManagerLock, ManagerManifest,
-    ManagerName, ManagerPoint, ManagerStaging, ManagerWriter,
+pub use manager::{ManagerListing, ManagerLock, ManagerName};
+pub use manager_point::{
+    ARCHIVE as MANAGER_ARCHIVE, Encrypted, ManagerFile, ManagerManifest, ManagerPoint,
 };
+pub use manager_staging::{ManagerStaging, ManagerWriter};
 pub use manifest::{
     Consistency, DiskRecord, DocumentEntry, Level, Manifest, ManifestDisk, ManifestSnapshot,
     ManifestVm, SkippedDisk,
@@ -68,6 +72,7 @@ pub use repository::Repository;
 pub use resume::Resumable;
 pub use runs::{RunKind, RunListing, RunManager, RunOutcome, RunRecord, RunVm};
 pub use salvage::Salvage;
+pub use seal::{Identities, PlainSum, Recipients, is_sealed, open_sealed, sum_sealed};
 pub use stage::Staging;
 pub use verify::{Finding, FindingKind, VerifyOptions, VerifyProgress, VerifyReport};
 pub use walk::{WalkLock, WalkRecord, WalkStep};

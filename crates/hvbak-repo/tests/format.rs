@@ -1,19 +1,25 @@
 //! The commands of `FORMAT.md`, run as they stand there against a full and an incremental
-//! point; what they bring back is compared with what the guest had.
+//! point, and against an encrypted archive; what they bring back is compared with what there
+//! was.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::{path::Path, process::Command};
 
 use hvbak_repo::{
-    DiskOptions, DiskWriter, Level, Manifest, ManifestDisk, ManifestVm, Payload, Repository,
+    DiskOptions, DiskWriter, Encrypted, Level, ManagerManifest, Manifest, ManifestDisk, ManifestVm,
+    Payload, Recipients, Repository,
 };
 use hvbak_types::{Digest, DiskId, JobId, PointId, VmId};
 
 const CLUSTER: usize = 65_536;
 
-/// The fenced blocks marked `sh`.
-fn blocks(text: &str) -> Vec<String> {
+/// The fenced blocks marked `sh` of a section.
+fn blocks(section: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("FORMAT.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let text = text.split(&format!("\n## {section}\n")).nth(1).unwrap();
+    let text = text.split("\n## ").next().unwrap();
     text.split("```sh\n").skip(1).map(|b| b.split("```").next().unwrap().to_owned()).collect()
 }
 
@@ -106,8 +112,7 @@ fn a_vm_comes_back_with_qemu_img_and_an_editor_alone() {
     let moved = dir.path().join("moved repository");
     std::fs::rename(&root, &moved).unwrap();
 
-    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("FORMAT.md"));
-    let blocks = blocks(&text.unwrap());
+    let blocks = blocks("A VM brought back by hand");
     assert_eq!(blocks.len(), 5);
     for (point, expected) in [("20261121T021454Z", first), ("20261122T021454Z", guest)] {
         let out = dir.path().join(point);
@@ -138,4 +143,79 @@ fn a_vm_comes_back_with_qemu_img_and_an_editor_alone() {
     let point = repository.find("accounting").unwrap();
     let report = repository.verify(&point, &Default::default(), &|_| true).unwrap();
     assert!(report.is_clean() && report.notes.is_empty(), "{report:?}");
+}
+
+/// Writes to the skip log; nothing is skipped in CI.
+fn skip(why: &str) {
+    assert!(std::env::var_os("HVBAK_NO_SKIP").is_none(), "{why}");
+    eprintln!("SKIP: {why}");
+    if let Some(log) = std::env::var_os("HVBAK_SKIP_LOG") {
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(log);
+        let _ = file.and_then(|mut f| std::io::Write::write_all(&mut f, why.as_bytes()));
+    }
+}
+
+#[test]
+fn an_encrypted_archive_comes_back_with_age_and_tar_alone() {
+    if Command::new("age").arg("--version").output().is_err() {
+        return skip("age is not installed (Debian: apt-get install age)\n");
+    }
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/engine-backup");
+    let plain = std::fs::read(fixtures.join("4.5.7-all.backup")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let repository = Repository::init(dir.path()).unwrap();
+    let (name, point) = ("engine.example.test".parse().unwrap(), "20261121T021454Z");
+    let lock = repository.lock_manager(&name, JobId::random()).unwrap();
+    let mut staging = repository.stage_manager(&lock, &point.parse().unwrap()).unwrap();
+    let key = "age1zj8w38z6sf4r6qa6xpm38vclmjs0jud83m9eev69xvtwrn0wnguq0usvu0";
+    let recipients = Recipients::parse(&[key]).unwrap();
+    let mut writer = staging.create_archive(&recipients).unwrap();
+    writer.write(&plain).unwrap();
+    staging.finish(writer).unwrap();
+    staging.add("stdout.txt", b"Done.\n").unwrap();
+    let sum = Command::new("sha256sum").arg(fixtures.join("4.5.7-all.backup")).output().unwrap();
+    let sum = String::from_utf8(sum.stdout).unwrap()[..64].to_owned();
+    let manifest = ManagerManifest {
+        format: 1,
+        manager: name,
+        point: point.parse().unwrap(),
+        started: point.parse::<PointId>().unwrap().time().unwrap(),
+        finished: point.parse::<PointId>().unwrap().time().unwrap(),
+        hvbak: "0".into(),
+        version: "4.5.7".into(),
+        requested: vec!["all".into()],
+        scopes: vec!["files".into()],
+        absent: Vec::new(),
+        command: Vec::new(),
+        seconds: 1.0,
+        files: Vec::new(),
+        encrypted: Some(Encrypted {
+            with: "age".into(),
+            recipients: recipients.names().to_vec(),
+            size: plain.len() as u64,
+            sha256: sum.parse().unwrap(),
+        }),
+        warnings: Vec::new(),
+    };
+    staging.publish(manifest).unwrap();
+    let out = dir.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let blocks = blocks("A manager's archive, encrypted");
+    let [block] = &blocks[..] else { panic!("{blocks:?}") };
+    let run = Command::new("bash")
+        .args(["-euo", "pipefail", "-c", block])
+        .env("LC_ALL", "C")
+        .env("REPOSITORY", dir.path())
+        .env("FQDN", "engine.example.test")
+        .env("POINT", point)
+        .env("KEY", fixtures.join("test-identity.txt"))
+        .env("OUT", &out)
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{run:?}");
+    let printed = String::from_utf8_lossy(&run.stdout);
+    for told in ["engine.backup.age: OK", &sum, "./sha256sum"] {
+        assert!(printed.contains(told), "{told} is not in\n{printed}");
+    }
+    assert!(std::fs::read(out.join("engine.backup")).unwrap() == plain);
 }

@@ -244,7 +244,11 @@ impl RunError {
                 | RepoError::NoVm { .. }
                 | RepoError::AmbiguousVm { .. }
                 | RepoError::NoPoint { .. }
-                | RepoError::NoDisk { .. } => 2,
+                | RepoError::NoDisk { .. }
+                | RepoError::Recipient { .. }
+                | RepoError::Identity { .. }
+                | RepoError::NeedsIdentity { .. }
+                | RepoError::WrongIdentity { .. } => 2,
                 RepoError::Cancelled => 130,
                 _ if cause.is_damage() => 15,
                 _ => 1,

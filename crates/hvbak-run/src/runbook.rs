@@ -268,8 +268,9 @@ fn manager_points(repository: &Repository) -> hvbak_repo::Result<Vec<ManagerPoin
                 version: m.version.clone(),
                 scopes: m.scopes.clone(),
                 archive: point.archive_path().display().to_string(),
-                sha256: m.archive().map(|file| file.sha256.to_string()),
+                sha256: m.plain().map(|plain| plain.sha256.to_string()),
                 size: m.archive().map_or(0, |file| file.size),
+                recipients: m.recipients().to_vec(),
             });
         }
     }

@@ -168,6 +168,9 @@ pub struct ManagerPointFacts {
     pub scopes: Vec<String>,
     /// The archive's file, absolute.
     pub archive: String,
+    /// Of the archive as engine-backup made it.
     pub sha256: Option<String>,
     pub size: u64,
+    /// The public keys that it is encrypted to; none: it is stored as it was made.
+    pub recipients: Vec<String>,
 }

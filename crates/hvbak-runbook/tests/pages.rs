@@ -132,6 +132,7 @@ fn site(name: &str) -> Facts {
                 .into(),
             sha256: Some("ab".repeat(32)),
             size: 90 << 20,
+            recipients: Vec::new(),
         }],
         manager_drills: vec![ManagerDrillFacts {
             manager: name.into(),
@@ -194,6 +195,31 @@ fn an_empty_site_says_what_is_missing() {
     ] {
         assert!(text.contains(said), "{said}");
     }
+}
+
+#[test]
+fn an_encrypted_archive_comes_with_the_commands_that_open_it() {
+    let mut facts = site("web1");
+    let open = commands(&facts).join("\n");
+    assert!(!open.contains("IDENTITY") && open.contains("scp -p /backup"));
+    facts.manager_points[0].recipients = vec!["age1qqq\nreboot".into()];
+    let lines = commands(&facts);
+    let all = lines.join("\n");
+    for line in [
+        "IDENTITY=/path/to/private.key   # of one of: age1qqq reboot\n",
+        "hvbak manager-verify engine.example.com@20261121T010000Z --identity \"$IDENTITY\"\n",
+        "--engine-setup --identity \"$IDENTITY\" --dry-run\n",
+        "engine.backup | ssh root@",
+        "--output /root/engine.backup /backup/hvbak/manager",
+        "tar --list --file /root/engine.backup\n",
+    ] {
+        assert!(all.contains(line), "{line}: {all}");
+    }
+    assert!(
+        !lines.iter().any(|line| line.starts_with("reboot") || line.starts_with("scp -p /backup"))
+    );
+    let lost = pages(&facts).into_iter().find(|page| page.slug == "manager-lost").unwrap();
+    assert!(lost.markdown.contains("without it the archive is lost"));
 }
 
 #[test]

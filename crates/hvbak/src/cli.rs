@@ -473,13 +473,24 @@ pub struct CleanupArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  hvbak manager-verify /backup/engine.backup --json\n  hvbak manager-verify engine.example.com@latest"
+    after_help = "Examples:\n  hvbak manager-verify /backup/engine.backup --json\n  hvbak manager-verify engine.example.com@latest\n  hvbak manager-verify engine.example.com --identity /media/usb/hvbak.key\n  age -d hvbak.key.age | hvbak manager-verify engine.example.com --identity -\n\nOf an encrypted archive without --identity only the stored bytes are compared with their sum."
 )]
 pub struct ManagerVerifyArgs {
     /// Archive files (which need no configuration), or points: FQDN, FQDN@latest,
     /// FQDN@20261121T021454Z, FQDN@2026-11-21
     #[arg(required = true, value_name = "FILE|POINT")]
     pub archives: Vec<PathBuf>,
+    #[command(flatten)]
+    pub key: IdentityArg,
+}
+
+/// The private key for archives that are encrypted.
+#[derive(Debug, Args)]
+pub struct IdentityArg {
+    /// Private key that opens encrypted archives: a file of `age-keygen`, or an SSH key without
+    /// a passphrase; `-` for the standard input
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -575,6 +586,8 @@ pub struct ManagerRestoreArgs {
     /// Keep running tasks, jobs and the state of highly available VMs as they were
     #[arg(long)]
     pub keep_temporary_data: bool,
+    #[command(flatten)]
+    pub key: IdentityArg,
 }
 
 #[derive(Debug, Args)]
@@ -731,6 +744,8 @@ pub struct DrillArgs {
     /// Show what would be done
     #[arg(long)]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub key: IdentityArg,
 }
 
 /// Which points stay.

@@ -4,14 +4,23 @@
 
 use std::{
     collections::BTreeMap,
+    io::Read,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
+use hvbak_repo::{Identities, Recipients};
+use hvbak_run::RunError;
 use hvbak_types::Secret;
 use serde::Deserialize;
 
-use crate::policy::{self, Policies, PolicyError};
+use crate::{
+    exit::CliError,
+    policy::{self, Policies, PolicyError},
+};
+
+/// Bytes of private keys that are read from the standard input.
+const IDENTITY_MAX: u64 = 1 << 20;
 
 /// `hvbak.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -295,6 +304,26 @@ pub struct ManagerSection {
     /// engine-backup.
     #[serde(default = "default_program")]
     pub program: String,
+    /// Public keys that archives are encrypted to; none: they are stored as they are.
+    #[serde(default)]
+    pub recipients: Vec<String>,
+    /// A file with more of them, one a line.
+    pub recipients_file: Option<PathBuf>,
+}
+
+impl ManagerSection {
+    /// Whom archives are encrypted to: both lists together.
+    pub fn all_recipients(&self) -> Result<Recipients, RunError> {
+        let wrong = |cause| RunError::Repository {
+            doing: "read whom archives are encrypted to".into(),
+            cause,
+        };
+        let typed = Recipients::parse(&self.recipients).map_err(wrong)?;
+        match &self.recipients_file {
+            None => Ok(typed),
+            Some(path) => Ok(typed.and(Recipients::read(path).map_err(wrong)?)),
+        }
+    }
 }
 
 fn default_ssh_port() -> u16 {
@@ -395,7 +424,8 @@ impl Config {
             &mut config.worker.path,
             &mut config.drill.scratch,
         ];
-        optional.into_iter().flatten().for_each(fix);
+        let lists = config.manager.as_mut().and_then(|m| m.recipients_file.as_mut());
+        optional.into_iter().flatten().chain(lists).for_each(fix);
         config.guests.values_mut().filter_map(|guest| guest.key_file.as_mut()).for_each(fix);
         policy::check(&config.policies)
             .map_err(|cause| ConfigError::Policy { path: path.to_owned(), cause })?;
@@ -435,6 +465,23 @@ fn locate(what: &'static str, path: &Path, passed: Option<&Path>) -> Result<Path
         .map(|dir| dir.join(name))
         .filter(|path| path.is_file())
         .ok_or_else(|| ConfigError::NoCredential { what, name: name.to_owned() })
+}
+
+/// Private keys for archives: a file that others cannot read, or `-` for the standard input.
+pub fn read_identities(path: &Path) -> Result<Identities, CliError> {
+    let (text, from) = if path == Path::new("-") {
+        let mut text = String::new();
+        let fail = |cause| CliError::Io { text: "cannot read the identity".into(), cause };
+        std::io::stdin().take(IDENTITY_MAX).read_to_string(&mut text).map_err(fail)?;
+        (Secret::new(text), "of the standard input".to_owned())
+    } else {
+        (read_secret_text("identity file", path)?, path.display().to_string())
+    };
+    let cause = match Identities::parse(&text, &from) {
+        Ok(identities) => return Ok(identities),
+        Err(cause) => cause,
+    };
+    Err(RunError::Repository { doing: "read the identity".into(), cause }.into())
 }
 
 /// All of a file that nobody else may read.

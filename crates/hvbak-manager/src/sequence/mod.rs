@@ -64,7 +64,11 @@ pub struct Archive {
     pub title: String,
     /// Its file on the backup host.
     pub path: String,
+    /// Of the archive as engine-backup made it.
     pub sha256: String,
+    /// The public keys that its file is encrypted to; none: it is not.
+    #[serde(default)]
+    pub recipients: Vec<String>,
     pub version: String,
 }
 

@@ -94,8 +94,20 @@ pub(super) fn copied(to: &str, archive: Option<&Archive>) -> Step {
     let mut title = format!("the new archive lies on {to}");
     if let Some(archive) = archive {
         let (root, path) = (format!("root@{to}"), quoted(&archive.path));
-        commands.push(format!("hvbak manager-verify {}", quoted(&archive.title)));
-        commands.push(format!("scp -p {path} {}", quoted(&format!("{root}:{REMOTE_ARCHIVE}"))));
+        let point = quoted(&archive.title);
+        if archive.recipients.is_empty() {
+            commands.push(format!("hvbak manager-verify {point}"));
+            commands.push(format!("scp -p {path} {}", quoted(&format!("{root}:{REMOTE_ARCHIVE}"))));
+        } else {
+            let keys = archive.recipients.join(", ");
+            let keys: String = keys.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+            commands.push(format!("IDENTITY=/path/to/private.key   # of one of: {keys}"));
+            commands.push(format!("hvbak manager-verify {point} --identity \"$IDENTITY\""));
+            commands.push(format!(
+                "age --decrypt --identity \"$IDENTITY\" {path} | ssh {} 'umask 077; cat >{REMOTE_ARCHIVE}'",
+                quoted(&root)
+            ));
+        }
         commands.push(format!(
             "ssh {} 'echo {}  {REMOTE_ARCHIVE} | sha256sum --check'",
             quoted(&root),

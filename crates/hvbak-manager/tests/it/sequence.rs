@@ -24,6 +24,7 @@ fn site() -> Site {
         title: "engine.example.com@20261121T021454Z".into(),
         path: "/backup/it's here/engine.backup".into(),
         sha256: "ab".repeat(32),
+        recipients: Vec::new(),
         version: "4.5.7".into(),
     };
     Site {
@@ -276,6 +277,15 @@ fn hostile_names_cannot_leave_their_words() {
     let copy = all.iter().find(|step| step.name == "copy").unwrap();
     let scp = r"scp -p '/backup/it'\''s here/engine.backup' root@hv9:/root/hvbak-engine.backup";
     assert_eq!(copy.commands[1], scp);
+    let mut sealed = site();
+    if let Some(archive) = &mut sealed.archive {
+        archive.recipients = vec!["age1abc\nreboot".into(), "ssh-ed25519 AAAA".into()];
+    }
+    let all = Sequence::Recover.steps(&sealed).unwrap();
+    let copy = &all.iter().find(|step| step.name == "copy").unwrap().commands;
+    assert!(copy[0].ends_with("# of one of: age1abc reboot, ssh-ed25519 AAAA"), "{copy:?}");
+    assert!(copy[1].ends_with("--identity \"$IDENTITY\""), "{copy:?}");
+    assert!(copy[2].starts_with("age --decrypt") && copy[2].contains("| ssh root@hv9 'umask 077"));
 }
 
 fn status(name: &str) -> VmStatus {

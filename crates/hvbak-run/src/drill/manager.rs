@@ -2,7 +2,10 @@
 //! PostgreSQL of the drill's own, and what is in them is counted.
 //!
 //! The archive is compared with what was recorded when it came, before anything of it is
-//! fed to a database. Nothing is sent to the manager.
+//! fed to a database. Nothing is sent to the manager. An encrypted archive is opened as a
+//! stream with the identity that was given; its dumps lie in plain in the scratch directory
+//! (0700) while PostgreSQL reads them, as those of any archive do. Without an identity its
+//! stored bytes are compared, and the answer says that nothing more was seen.
 
 use std::{
     collections::BTreeSet,
@@ -77,9 +80,22 @@ async fn attempt(
     if !wrong.is_empty() {
         return Ok(Rehearsed::damage(format!("damaged: {}", wrong.join("; "))));
     }
-    let path = point.archive_path();
+    if point.manifest.encrypted.is_some() && drill.identities.is_none() {
+        let recipients = point.manifest.recipients().join(", ");
+        let text = format!(
+            "compared stored bytes, NOT opened and not restored: it is encrypted to {recipients}, and no identity was given"
+        );
+        drill.warn(format!("{}: {text} (--identity FILE)", point.title()));
+        return Ok(Rehearsed::new(RunOutcome::Done, text));
+    }
+    let (of, identities) = (point.clone(), drill.identities.clone());
+    let wrong = blocking("open the archive", move || of.compare_plain(identities.as_ref())).await?;
+    if let Some(why) = wrong {
+        return Ok(Rehearsed::damage(format!("damaged: {why}")));
+    }
+    let source = open(drill, point).await?;
     let report = on_thread("read the archive", move || {
-        archive::verify(File::open(path)?).map_err(|archive::ReadError(cause)| cause)
+        archive::verify(source).map_err(|archive::ReadError(cause)| cause)
     })
     .await?;
     if let Some(finding) = report.findings.first() {
@@ -124,8 +140,8 @@ async fn unpack_and_restore(
     point: &ManagerPoint,
     report: &archive::Report,
 ) -> Result<Rehearsed> {
-    let (path, to) = (point.archive_path(), dir.to_owned());
-    let scopes = on_thread("unpack the archive", move || unpack(&path, &to)).await?;
+    let (source, to) = (open(drill, point).await?, dir.to_owned());
+    let scopes = on_thread("unpack the archive", move || unpack(source, &to)).await?;
     let plain = |scope: Scope| {
         report.parts.iter().any(|part| part.scope == scope && part.format == Some(Format::Plain))
     };
@@ -156,9 +172,15 @@ fn file(scope: Scope) -> String {
     format!("{}.dump", scope.name())
 }
 
-fn unpack(archive: &Path, dir: &Path) -> io::Result<Vec<Scope>> {
+/// The archive, decrypted when it is encrypted.
+async fn open(drill: &DrillContext, point: &ManagerPoint) -> Result<Box<dyn io::Read + Send>> {
+    let (point, identities) = (point.clone(), drill.identities.clone());
+    blocking("open the archive", move || point.open_archive(identities.as_ref())).await
+}
+
+fn unpack(archive: impl io::Read, dir: &Path) -> io::Result<Vec<Scope>> {
     let mut found = Vec::new();
-    let unpacked = archive::each_dump(File::open(archive)?, |scope, dump| {
+    let unpacked = archive::each_dump(archive, |scope, dump| {
         let mut options = OpenOptions::new();
         options.write(true).create_new(true).mode(0o600);
         io::copy(dump, &mut options.open(dir.join(file(scope)))?)?;

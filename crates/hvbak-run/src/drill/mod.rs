@@ -21,7 +21,7 @@ mod vm;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use hvbak_repo::{
-    ManagerPoint, Point, Repository, RunKind, RunManager, RunOutcome, RunRecord, RunVm,
+    Identities, ManagerPoint, Point, Repository, RunKind, RunManager, RunOutcome, RunRecord, RunVm,
 };
 use hvbak_types::{JobId, VmId};
 use jiff::Timestamp;
@@ -66,6 +66,8 @@ pub struct DrillWishes {
 #[derive(Clone)]
 pub struct DrillContext {
     pub repository: Arc<Repository>,
+    /// Private keys that open encrypted archives of managers.
+    pub identities: Option<Identities>,
     pub settings: DrillSettings,
     pub wishes: DrillWishes,
     pub events: Events,

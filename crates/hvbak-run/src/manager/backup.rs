@@ -7,13 +7,13 @@
 
 use hvbak_manager::{
     Request, Scope,
-    archive::{self, Report},
+    archive::Report,
     command::{self, Format, Paths},
     remote::Look,
     transcript::{BackupSaid, Transcript, judge_backup},
 };
 use hvbak_repo::{
-    MANAGER_ARCHIVE, ManagerLock, ManagerManifest, ManagerName, ManagerPoint, ManagerStaging,
+    Encrypted, ManagerLock, ManagerManifest, ManagerName, ManagerPoint, ManagerStaging, Recipients,
 };
 use hvbak_types::PointId;
 
@@ -34,6 +34,8 @@ use crate::{
 pub struct ManagerBackupOptions {
     pub request: Request,
     pub format: Format,
+    /// Whom the archive is encrypted to, and those that are picked up.
+    pub recipients: Recipients,
 }
 
 /// What came of it.
@@ -71,7 +73,9 @@ async fn with_link(
     let base = format!("{}{}", look.root, context.manager.work_dir);
     let (repository, job, of) = (context.repository.clone(), context.job, name.clone());
     let lock = blocking("lock the manager", move || repository.lock_manager(&of, job)).await?;
-    let picked_up = pick_up(context, link, &look, &lock, &name, &base).await?;
+    let recipients = &options.recipients;
+    let at = Place { look: &look, lock: &lock, name: &name, recipients };
+    let picked_up = pick_up(context, link, &at, &base).await?;
     check_fit(context, &look, &name)?;
     let point = PointId::at(jiff::Timestamp::now());
     let mut run = Run { context, link, base, point: point.clone() };
@@ -98,7 +102,7 @@ async fn with_link(
         }
         return Err(cause);
     }
-    let result = take_home(&mut run, &lock, &name, &look).await;
+    let result = take_home(&mut run, &at).await;
     if result.is_ok() || is_settled(&result) {
         settle(journal, id).await?;
     }
@@ -156,13 +160,18 @@ fn check_fit(context: &ManagerContext, look: &Look, name: &ManagerName) -> Resul
     Ok(())
 }
 
+/// Which manager it is, and how its archives are stored.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub look: &'a Look,
+    pub lock: &'a ManagerLock,
+    pub name: &'a ManagerName,
+    pub recipients: &'a Recipients,
+}
+
 /// Waits for a run, fetches what it made, judges it, publishes or keeps the log, sweeps.
-pub(super) async fn take_home(
-    run: &mut Run<'_>,
-    lock: &ManagerLock,
-    name: &ManagerName,
-    look: &Look,
-) -> Result<(ManagerPoint, Report)> {
+pub(super) async fn take_home(run: &mut Run<'_>, at: &Place<'_>) -> Result<(ManagerPoint, Report)> {
+    let Place { look, lock, name, recipients } = *at;
     let context = run.context;
     let (ended, seconds) = run.wait(OnCancel::Stop).await?;
     let mut staging = Some(
@@ -183,19 +192,18 @@ pub(super) async fn take_home(
             return Err(RunError::ManagerRun { manager: name.to_string(), cause, kept });
         }
     };
-    context.phase("fetching the archive");
-    let file = match run.fetch(&mut staging, "engine.backup", MANAGER_ARCHIVE, None).await {
-        Ok(file) => file,
+    let sealed = if recipients.is_empty() { "" } else { ", encrypting it" };
+    context.phase(format!("fetching the archive{sealed}"));
+    let arrived = match run.fetch_archive(&mut staging, recipients).await {
+        Ok(arrived) => arrived,
         Err(RunError::Cancelled) => {
             run.sweep().await?;
             return Err(RunError::Cancelled);
         }
         Err(cause) => return Err(cause),
     };
-    let report = match (&staging, file) {
-        (Some(staging), Some(_)) => read_archive(staging).await?,
-        _ => Report::default(),
-    };
+    let (plain, report) = arrived.unzip();
+    let report = report.unwrap_or_default();
     if let Some(why) = contradiction(&said, &report) {
         run.sweep().await?;
         let kept = keep(staging, &why).await?;
@@ -219,6 +227,12 @@ pub(super) async fn take_home(
         command,
         seconds,
         files: Vec::new(),
+        encrypted: plain.filter(|_| !recipients.is_empty()).map(|plain| Encrypted {
+            with: "age".into(),
+            recipients: recipients.names().to_vec(),
+            size: plain.size,
+            sha256: plain.sha256,
+        }),
         warnings,
     };
     let Some(staging) = staging else { return Err(RunError::Cancelled) };
@@ -229,17 +243,6 @@ pub(super) async fn take_home(
 
 fn words(scopes: &[Scope]) -> Vec<String> {
     scopes.iter().map(ToString::to_string).collect()
-}
-
-async fn read_archive(staging: &ManagerStaging) -> Result<Report> {
-    let path = staging.path_of(MANAGER_ARCHIVE);
-    let work = move || {
-        archive::verify(std::fs::File::open(path)?).map_err(|archive::ReadError(cause)| cause)
-    };
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|e| RunError::Task { text: e.to_string() })?
-        .map_err(|cause| RunError::Local { doing: "read the archive again".into(), cause })
 }
 
 /// Why an archive is not what the program said it is.

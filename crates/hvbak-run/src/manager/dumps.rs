@@ -6,7 +6,6 @@
 //! foreign. What it cannot judge is said, never passed over.
 
 use std::{
-    fs::File,
     io::{self, Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -36,15 +35,10 @@ pub enum DumpVerdict {
 ///
 /// # Errors
 /// The archive cannot be read; pg_restore cannot be started.
-pub fn check_dumps(archive: &Path) -> Result<Vec<(Scope, DumpVerdict)>> {
+pub fn check_dumps(archive: impl Read) -> Result<Vec<(Scope, DumpVerdict)>> {
     let program = find();
     let mut verdicts = Vec::new();
-    let local = |doing: &str| {
-        let doing = doing.to_owned();
-        move |cause| RunError::Local { doing, cause }
-    };
-    let file = File::open(archive).map_err(local("read the archive"))?;
-    archive::each_dump(file, |scope, dump| {
+    archive::each_dump(archive, |scope, dump| {
         let mut start = [0; 5];
         let verdict = match dump.read_exact(&mut start) {
             _ if program.is_none() => {
@@ -59,7 +53,10 @@ pub fn check_dumps(archive: &Path) -> Result<Vec<(Scope, DumpVerdict)>> {
         verdicts.push((scope, verdict));
         Ok(())
     })
-    .map_err(|archive::ReadError(cause)| local("let pg_restore read the dumps")(cause))?;
+    .map_err(|archive::ReadError(cause)| RunError::Local {
+        doing: "let pg_restore read the dumps".into(),
+        cause,
+    })?;
     Ok(verdicts)
 }
 
@@ -142,6 +139,8 @@ fn feed(child: &mut Child, dump: &mut dyn Read) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     fn fixture(name: &str) -> PathBuf {
@@ -158,7 +157,7 @@ mod tests {
             ("4.5.7-all-small-size.backup", 1, 2),
             ("4.5.7-files.backup", 0, 0),
         ] {
-            let verdicts = check_dumps(&fixture(name)).unwrap();
+            let verdicts = check_dumps(File::open(fixture(name)).unwrap()).unwrap();
             let count = |wanted: fn(&DumpVerdict) -> bool| {
                 verdicts.iter().filter(|(_, v)| wanted(v)).count()
             };

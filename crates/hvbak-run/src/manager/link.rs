@@ -3,14 +3,16 @@
 //!
 //! Only scripts that may be repeated go through [`Link::script`]; a start is not one.
 
-use std::{path::Path, time::Duration};
+use std::{
+    io::{self, Read},
+    time::Duration,
+};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hvbak_manager::remote::{self, Look};
 use hvbak_ssh::{
     Connection, ExitStatus, HostTrust, Identity, Output, Pin, PinStore, Process, Target,
 };
-use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::ManagerSettings;
@@ -24,6 +26,13 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// Bytes of one write towards the other side.
 const PIECE: usize = 256 << 10;
+
+/// Up to [`PIECE`] bytes; none at the end.
+fn next_piece(source: &mut impl Read) -> io::Result<Bytes> {
+    let mut piece = Vec::with_capacity(PIECE);
+    source.take(PIECE as u64).read_to_end(&mut piece)?;
+    Ok(piece.into())
+}
 
 /// The way was lost, or what stood at its end.
 pub fn is_broken(cause: &hvbak_ssh::Error) -> bool {
@@ -153,17 +162,16 @@ impl Link {
         Ok((connection, process))
     }
 
-    /// A script that takes a file of this machine on standard input, once, over a connection
-    /// of its own. The outer error is of this machine, the inner one of the way.
+    /// A script that takes what a reader gives on standard input, once, over a connection of
+    /// its own. The outer error is of this machine, the inner one of the way.
     pub async fn pour(
         &self,
         body: &str,
         args: &[&str],
-        from: &Path,
+        mut source: Box<dyn Read + Send>,
         cancel: &CancellationToken,
     ) -> Result<std::result::Result<ExitStatus, hvbak_ssh::Error>> {
         let local = |cause| RunError::Local { doing: "read the archive".into(), cause };
-        let mut file = tokio::fs::File::open(from).await.map_err(local)?;
         let (connection, process) = match self.stream(body, args).await {
             Ok(parts) => parts,
             Err(cause) => return Ok(Err(cause)),
@@ -171,13 +179,19 @@ impl Link {
         let (mut stdin, stdout, exit) = process.split();
         drop(stdout);
         let sent = loop {
-            let mut piece = BytesMut::with_capacity(PIECE);
-            let count = file.read_buf(&mut piece).await.map_err(local)?;
-            if count == 0 {
+            let (back, piece) = tokio::task::spawn_blocking(move || {
+                let piece = next_piece(&mut source);
+                (source, piece)
+            })
+            .await
+            .map_err(|e| RunError::Task { text: e.to_string() })?;
+            source = back;
+            let piece = piece.map_err(local)?;
+            if piece.is_empty() {
                 break stdin.finish().await;
             }
             let written = tokio::select! {
-                written = stdin.write_all(piece.freeze()) => written,
+                written = stdin.write_all(piece) => written,
                 () = cancel.cancelled() => return Err(RunError::Cancelled),
             };
             if let Err(cause) = written {

@@ -8,6 +8,7 @@ mod dumps;
 mod dwh;
 mod dwh_files;
 mod dwh_service;
+mod fetch;
 mod hosted_engine;
 mod link;
 mod paths;
@@ -22,7 +23,7 @@ mod walk;
 
 use std::{path::PathBuf, sync::Arc};
 
-use hvbak_repo::Repository;
+use hvbak_repo::{Identities, Repository};
 use hvbak_types::{Host, JobId};
 use tokio_util::sync::CancellationToken;
 
@@ -77,6 +78,8 @@ pub struct ManagerContext {
     pub repository: Arc<Repository>,
     pub settings: Arc<Settings>,
     pub manager: ManagerSettings,
+    /// Private keys that open encrypted archives.
+    pub identities: Option<Identities>,
     pub events: Events,
     pub cancel: CancellationToken,
     pub job: JobId,

@@ -3,11 +3,16 @@
 //! Invariant: a run's directory is swept only when its point is published and readable, or
 //! when what it made was judged; the dead job's journal is settled after that, not before.
 
-use hvbak_manager::remote::{Kind, Look, Seen};
-use hvbak_repo::{ManagerLock, ManagerName, ManagerPoint};
+use hvbak_manager::remote::{Kind, Seen};
+use hvbak_repo::{ManagerName, ManagerPoint};
 use hvbak_types::PointId;
 
-use super::{ManagerContext, backup, link::Link, run::Run};
+use super::{
+    ManagerContext,
+    backup::{self, Place},
+    link::Link,
+    run::Run,
+};
 use crate::{
     error::{self, Result, RunError},
     job::blocking,
@@ -22,11 +27,10 @@ use crate::{
 pub async fn pick_up(
     context: &ManagerContext,
     link: &mut Link,
-    look: &Look,
-    lock: &ManagerLock,
-    name: &ManagerName,
+    at: &Place<'_>,
     base: &str,
 ) -> Result<Vec<ManagerPoint>> {
+    let (look, name) = (at.look, at.name);
     let mut picked_up = Vec::new();
     for Seen { name: run, owner, kind } in &look.runs {
         let Ok(point) = run.parse::<PointId>() else { continue };
@@ -49,7 +53,7 @@ pub async fn pick_up(
             run.sweep().await
         } else {
             context.phase(format!("picking up the run {point} of an earlier hvbak"));
-            let taken = backup::take_home(&mut run, lock, name, look).await;
+            let taken = backup::take_home(&mut run, at).await;
             let swept = backup::is_settled(&taken);
             match taken {
                 Ok((point, _)) => {

@@ -27,6 +27,7 @@ use super::{
     restore_part::{Gift, Ran, Session},
     restore_source::Source,
     restored::{self, ManagerRestored, PickedUp, SetupDone},
+    run::Parcel,
 };
 use crate::error::{Result, RunError};
 
@@ -112,7 +113,10 @@ async fn plan(
         let line = words(&cleanup_command(session));
         add("empty the databases and remove the configuration", line);
     }
-    let line = format!("cat >{dir}/{ARCHIVE}  # {} bytes, SHA-256 {}", source.size, source.sum);
+    let sealed =
+        if source.point.manifest.encrypted.is_some() { ", decrypted on its way" } else { "" };
+    let line =
+        format!("cat >{dir}/{ARCHIVE}  # {} bytes, SHA-256 {}{sealed}", source.size, source.sum);
     add("send the archive and compare its sum there", line);
     for scope in options.passwords.keys() {
         let line = format!("cat >{dir}/{}", restore::passfile(*scope));
@@ -184,11 +188,12 @@ async fn restore_with(
         session.cleaned = true;
     }
     check(session, source, options, Stage::BeforeRestore, &mut told).await?;
-    let mut gifts = vec![Gift::File {
-        name: ARCHIVE.into(),
-        path: source.point.archive_path(),
+    let parcel = Parcel {
+        point: source.point.clone(),
+        identities: session.context.identities.clone(),
         sum: source.sum.clone(),
-    }];
+    };
+    let mut gifts = vec![Gift::Archive { name: ARCHIVE.into(), parcel }];
     for (scope, password) in &options.passwords {
         let bytes = Bytes::from(format!("{}\n", password.expose()));
         gifts.push(Gift::Secret { name: restore::passfile(*scope), bytes });

@@ -23,7 +23,7 @@ use super::{
     ManagerContext, backup,
     link::Link,
     pick_up,
-    run::{OnCancel, Run},
+    run::{OnCancel, Parcel, Run},
 };
 use crate::{
     error::{self, Result, RunError},
@@ -49,7 +49,7 @@ pub struct Session<'a> {
 /// A file that a part is given.
 pub enum Gift {
     /// Of the repository, with its recorded SHA-256.
-    File { name: String, path: PathBuf, sum: String },
+    Archive { name: String, parcel: Parcel },
     /// Removed on the manager as soon as the part ends.
     Secret { name: String, bytes: Bytes },
     /// What the part runs.
@@ -198,9 +198,9 @@ impl<'a> Session<'a> {
             part.prepare(kind, of).await?;
             for gift in gifts {
                 match gift {
-                    Gift::File { name, path, sum } => {
+                    Gift::Archive { name, parcel } => {
                         part.context.phase("sending the archive");
-                        part.send(name, path, sum).await?;
+                        part.send(name, parcel).await?;
                     }
                     Gift::Secret { name, bytes } => part.give(name, bytes).await?,
                     Gift::Script { name, text } => {

@@ -238,7 +238,17 @@ pub async fn pick_up(session: &mut Session<'_>) -> Result<PickedUp> {
             picked.tools.push(program);
             continue;
         }
-        let source = Source::open(session.context, &about).await.ok();
+        let source = match Source::open(session.context, &about).await {
+            Ok(source) => Some(source),
+            Err(cause) => {
+                // It has ended: what came of it is told, with what there is to compare with.
+                session.context.warn(format!(
+                    "judged without {about}, whose content it is not compared with: {}",
+                    crate::chain(&cause)
+                ));
+                None
+            }
+        };
         let wishes = Wishes::of_command(&ran.command);
         let probe = Probe { scope: Scope::Db, at: None };
         let done = judge(session, ran, source.as_ref(), &wishes, &probe, true).await?;

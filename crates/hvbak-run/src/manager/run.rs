@@ -1,14 +1,11 @@
-//! One run of engine-backup on the manager: started, waited for, its files fetched, its
+//! One run of engine-backup on the manager: given its files, started, waited for, its
 //! directory swept.
 //!
 //! Invariants: the run's directory is in the journal before it exists; the run itself needs
 //! no connection; what is swept is one directory below hvbak's own, by a name without a
 //! slash, and never while the run is at work.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hvbak_manager::{
@@ -16,7 +13,7 @@ use hvbak_manager::{
     restore::RECEIVE,
     transcript::Ended,
 };
-use hvbak_repo::{ManagerFile, ManagerStaging};
+use hvbak_repo::{Identities, ManagerPoint};
 use hvbak_ssh::ExitStatus;
 use hvbak_types::PointId;
 use sha2::{Digest as _, Sha256};
@@ -31,10 +28,8 @@ use crate::{
     settings::Settings,
 };
 
-/// Bytes of log and output that are kept of a run.
-const TEXT_MAX: u64 = 64 << 20;
 /// Attempts to move a file whole.
-const ATTEMPTS: u32 = 5;
+pub const ATTEMPTS: u32 = 5;
 const POLL: Duration = Duration::from_millis(500);
 const POLL_SLOWLY: Duration = Duration::from_secs(10);
 
@@ -45,6 +40,15 @@ pub enum OnCancel {
     Stop,
     /// Leaves it at work: half a restore is worse than a whole one that nobody waits for.
     Leave,
+}
+
+/// An archive of the repository for the manager.
+#[derive(Debug, Clone)]
+pub struct Parcel {
+    pub point: ManagerPoint,
+    pub identities: Option<Identities>,
+    /// SHA-256 of it in plain.
+    pub sum: String,
 }
 
 /// A run on the manager.
@@ -144,12 +148,18 @@ impl Run<'_> {
         output.check(doing).map(drop).map_err(error::ssh(&self.link.name, doing))
     }
 
-    /// Sends it a file of the repository, whose sum is known from the day it was made.
-    pub async fn send(&mut self, name: &str, from: &Path, sum: &str) -> Result<()> {
+    /// Sends it the archive of a point, opened when it is encrypted: in plain it exists only
+    /// on its way. Its sum is known from the day it was made.
+    pub async fn send(&mut self, name: &str, parcel: &Parcel) -> Result<()> {
         let doing = "send the archive";
+        let sum = parcel.sum.as_str();
         for attempt in 1_u32.. {
+            let (point, identities) = (parcel.point.clone(), parcel.identities.clone());
+            let source =
+                blocking("open the archive", move || point.open_archive(identities.as_ref()))
+                    .await?;
             let args = [self.base.as_str(), self.point.as_str(), name, sum];
-            let sent = self.link.pour(RECEIVE, &args, from, &self.context.cancel).await?;
+            let sent = self.link.pour(RECEIVE, &args, source, &self.context.cancel).await?;
             match sent {
                 Ok(ExitStatus::Code(0)) => break,
                 Ok(_) if attempt >= ATTEMPTS => {
@@ -173,124 +183,6 @@ impl Run<'_> {
         Err(RunError::ManagerTransfer { manager: self.link.name.clone(), file: name.to_owned() })
     }
 
-    /// Fetches a file into the staging area and compares its sum. `None`: there is none.
-    pub async fn fetch(
-        &mut self,
-        staging: &mut Option<ManagerStaging>,
-        from: &str,
-        to: &'static str,
-        cap: Option<u64>,
-    ) -> Result<Option<ManagerFile>> {
-        let base = self.base.clone();
-        let point = self.point.clone();
-        let args = [base.as_str(), point.as_str(), from];
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            let sum = self.link.script(remote::SUM, &args, "sum up a file").await?;
-            if !sum.status.success() {
-                return Ok(None);
-            }
-            let sum: String = sum.text().chars().take_while(char::is_ascii_hexdigit).collect();
-            let Some(stage) = staging.take() else { return Ok(None) };
-            let (stage, result) = self.transfer(stage, &args, to, cap.unwrap_or(u64::MAX)).await?;
-            *staging = Some(stage);
-            match result {
-                Ok(file) if file.sha256.to_string() == sum || cap == Some(file.size) => {
-                    return Ok(Some(file));
-                }
-                Ok(_) if attempt >= ATTEMPTS => {
-                    return Err(RunError::ManagerTransfer {
-                        manager: self.link.name.clone(),
-                        file: from.to_owned(),
-                    });
-                }
-                Err(cause) if attempt >= ATTEMPTS || !cause.retryable() => {
-                    return Err(error::ssh(&self.link.name, "fetch a file")(cause));
-                }
-                _ => tokio::time::sleep(Duration::from_secs(u64::from(attempt))).await,
-            }
-        }
-    }
-
-    /// One attempt; the outer error is of the repository, the inner one of the way.
-    async fn transfer(
-        &mut self,
-        stage: ManagerStaging,
-        args: &[&str],
-        to: &'static str,
-        cap: u64,
-    ) -> Result<(ManagerStaging, std::result::Result<ManagerFile, hvbak_ssh::Error>)> {
-        let doing = "store what the manager sends";
-        let (mut stage, mut writer) = blocking(doing, move || {
-            let mut stage = stage;
-            stage.discard(to)?;
-            let writer = stage.create(to)?;
-            Ok((stage, writer))
-        })
-        .await?;
-        let (connection, process) = match self.link.stream(remote::SEND, args).await {
-            Ok(parts) => parts,
-            Err(cause) => return Ok((stage, Err(cause))),
-        };
-        let (stdin, mut stdout, exit) = process.split();
-        drop(stdin);
-        let mut left = cap;
-        let sent = loop {
-            let data = tokio::select! {
-                data = stdout.recv() => data,
-                () = self.context.cancel.cancelled() => return Err(RunError::Cancelled),
-            };
-            match data {
-                Ok(Some(data)) => {
-                    let part = usize::try_from(left).unwrap_or(usize::MAX).min(data.len());
-                    left -= part as u64;
-                    writer = blocking(doing, move || {
-                        writer.write(&data[..part])?;
-                        Ok(writer)
-                    })
-                    .await?;
-                    if left == 0 {
-                        break Ok(());
-                    }
-                }
-                Ok(None) => break exit.wait().await.map(drop),
-                Err(cause) => break Err(cause),
-            }
-        };
-        drop(stdout);
-        connection.close().await;
-        if let Err(cause) = sent {
-            return Ok((stage, Err(cause)));
-        }
-        let file = blocking(doing, move || {
-            let file = stage.finish(writer)?;
-            Ok((stage, file))
-        })
-        .await?;
-        Ok((file.0, Ok(file.1)))
-    }
-
-    /// Log and output, as far as there are any.
-    pub async fn fetch_texts(
-        &mut self,
-        staging: &mut Option<ManagerStaging>,
-    ) -> Result<(String, String, Vec<String>)> {
-        for (from, to) in [
-            ("engine-backup.log", "engine-backup.log"),
-            ("stdout", "stdout.txt"),
-            ("stderr", "stderr.txt"),
-            ("command", "command.txt"),
-        ] {
-            self.fetch(staging, from, to, Some(TEXT_MAX)).await?;
-        }
-        let read = |name: &str| {
-            let path = staging.as_ref().map(|s| s.path_of(name));
-            let bytes = path.and_then(|p| std::fs::read(p).ok()).unwrap_or_default();
-            hvbak_ssh::neutralise(&bytes)
-        };
-        let command = read("command.txt").lines().map(ToOwned::to_owned).collect();
-        Ok((read("stdout.txt"), read("stderr.txt"), command))
     }
 
     /// Removes the run's directory from the manager.

@@ -9,6 +9,7 @@ mod sshd;
 mod backup;
 mod dwh;
 mod dwh_service;
+mod encrypted;
 mod hosted_engine;
 mod jump;
 mod paths;

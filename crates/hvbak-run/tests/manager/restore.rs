@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 
 use crate::stage::{Stage, fixture, text};
 
-fn options(scopes: &[&str]) -> ManagerRestoreOptions {
+pub fn options(scopes: &[&str]) -> ManagerRestoreOptions {
     let mut wishes = Wishes::of(Request::parse(scopes).unwrap());
     wishes.permissions = Some(true);
     ManagerRestoreOptions {

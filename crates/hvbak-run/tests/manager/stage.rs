@@ -228,6 +228,7 @@ impl Stage {
                 work_dir: "/var/lib/hvbak-manager".into(),
                 program: "/usr/bin/engine-backup".into(),
             },
+            identities: None,
             events: self.ears.clone(),
             cancel: CancellationToken::new(),
             job: hvbak_types::JobId::random(),
@@ -263,6 +264,7 @@ pub fn options(scopes: &[&str]) -> ManagerBackupOptions {
     ManagerBackupOptions {
         request: Request::parse(scopes).unwrap(),
         format: hvbak_manager::command::Format::default(),
+        recipients: hvbak_repo::Recipients::default(),
     }
 }
 

@@ -19,25 +19,57 @@ pub fn copy_archive(facts: &Facts, to: &str) -> String {
                 nightly dumps, if somebody made them, and the databases' files.\n\n"
             .into();
     };
-    let title = format!("{}@{}", point.manager, point.id);
-    let mut lines = vec![
-        format!("hvbak manager-verify {}", quoted(&title)),
-        format!("scp -p {} root@{to}:/root/engine.backup", quoted(&point.archive)),
-    ];
+    let title = quoted(&format!("{}@{}", point.manager, point.id));
+    let archive = quoted(&point.archive);
+    let mut lines = identity(point);
+    if lines.is_empty() {
+        lines.push(format!("hvbak manager-verify {title}"));
+        lines.push(format!("scp -p {archive} root@{to}:/root/engine.backup"));
+    } else {
+        lines.push(format!("hvbak manager-verify {title} --identity \"$IDENTITY\""));
+        lines.push(format!(
+            "age --decrypt --identity \"$IDENTITY\" {archive} | ssh root@{to} 'umask 077; cat >/root/engine.backup'"
+        ));
+    }
     if let Some(sum) = &point.sha256 {
         lines.push(format!("ssh root@{to} 'echo {sum}  /root/engine.backup | sha256sum --check'"));
     }
     commands(&lines)
 }
 
+/// A line that names the private key, which is in no repository; none when none is needed.
+pub fn identity(point: &ManagerPointFacts) -> Vec<String> {
+    if point.recipients.is_empty() {
+        return Vec::new();
+    }
+    let keys = point.recipients.join(", ");
+    let keys: String = keys.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    vec![format!("IDENTITY=/path/to/private.key   # of one of: {keys}")]
+}
+
+/// What to say of a private key that is needed.
+fn needs_key(facts: &Facts) -> &'static str {
+    match newest(facts) {
+        Some(point) if !point.recipients.is_empty() => {
+            "**The archive is encrypted: fetch the private key of one of its recipients first. It is \
+             not on the backup host; without it the archive is lost.** Nothing of the archive is \
+             written to the backup host's disk by these commands.\n\n"
+        }
+        _ => "",
+    }
+}
+
 /// The restore by hvbak: first what it would do.
 fn with_hvbak(facts: &Facts) -> String {
     let Some(point) = newest(facts) else { return "\nThere is no stored backup.\n\n".into() };
+    let mut lines = identity(point);
+    let key = if lines.is_empty() { "" } else { " --identity \"$IDENTITY\"" };
     let restore = format!(
-        "hvbak manager-restore {} --provision-all-databases --engine-setup",
+        "hvbak manager-restore {} --provision-all-databases --engine-setup{key}",
         quoted(&format!("{}@{}", point.manager, point.id))
     );
-    commands(&[format!("{restore} --dry-run"), restore])
+    lines.extend([format!("{restore} --dry-run"), restore]);
+    commands(&lines)
 }
 
 pub fn lost(facts: &Facts) -> String {
@@ -55,7 +87,7 @@ pub fn lost(facts: &Facts) -> String {
          ## A new machine\n\nThe same name (**{}**, forward and reverse DNS), the packages of \
          version {version} or newer in the same line, `engine-setup` **not** run. `en_US.UTF-8` \
          must be installed; `/var/tmp` or another directory needs room for the archive unpacked \
-         twice.\n\n## Restore\n\nFrom the backup host, which looks at everything before it overwrites anything \
+         twice.\n\n## Restore\n\n{}From the backup host, which looks at everything before it overwrites anything \
          (`[manager]` in its configuration names the new machine; `hvbak enroll --manager` first):\n{}Or by \
          hand:\n{}{}`engine-backup` ends with code 0 although parts are missing. Read the log for \
          `ERROR` and `FATAL`; `must be owner of extension uuid-ossp` is in every good one. If a \
@@ -67,6 +99,7 @@ pub fn lost(facts: &Facts) -> String {
             "VMs marked highly available will be started by the restored manager: make sure that none still runs on a host that the manager cannot reach, or it runs twice and its disks are destroyed.",
         ]),
         words(&facts.engine.fqdn),
+        needs_key(facts),
         with_hvbak(facts),
         copy_archive(facts, &fqdn),
         commands(&[

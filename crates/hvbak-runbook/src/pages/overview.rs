@@ -125,9 +125,13 @@ pub fn managers(facts: &Facts) -> String {
             words(&p.version),
             p.scopes.iter().map(|s| words(s)).collect::<Vec<_>>().join(", "),
             bytes(p.size),
+            match &p.recipients[..] {
+                [] => "no".into(),
+                some => some.iter().map(|key| words(key)).collect::<Vec<_>>().join(", "),
+            },
         ]
     };
-    let head = ["Point", "Taken", "Version", "Scopes", "Size"];
+    let head = ["Point", "Taken", "Version", "Scopes", "Size", "Encrypted to"];
     let none = "**There is no backup of the manager. Make one now: `hvbak manager-backup`.**";
     let mut out = table(&head, facts.manager_points.iter().take(5).map(row), none);
     for one in &facts.manager_drills {

@@ -39,10 +39,20 @@ pub fn backup_host(facts: &Facts) -> String {
         commands(&lines),
         commands(&match manager::newest(facts) {
             None => vec!["# no backup of the manager is stored".into()],
-            Some(point) => vec![
-                format!("tar --list --file {}", quoted(&point.archive)),
-                format!("tar --extract --to-stdout --file {} ./sha256sum", quoted(&point.archive)),
-            ],
+            Some(point) => {
+                let mut lines = manager::identity(point);
+                let mut archive = quoted(&point.archive);
+                if !lines.is_empty() {
+                    lines.push("umask 077   # the archive holds the CA's key".into());
+                    lines.push(format!(
+                        "age --decrypt --identity \"$IDENTITY\" --output /root/engine.backup {archive}"
+                    ));
+                    archive = "/root/engine.backup".into();
+                }
+                lines.push(format!("tar --list --file {archive}"));
+                lines.push(format!("tar --extract --to-stdout --file {archive} ./sha256sum"));
+                lines
+            }
         }),
         steps(&[
             "The old key still opens the hypervisors if somebody has it: `hvbak enroll --all --revoke` from a copy of the old configuration, or remove the line that ends in `hvbak` from `authorized_keys`.",

@@ -77,6 +77,8 @@ pub struct HostedEnginePlanArgs {
         help_heading = "Walking"
     )]
     pub wait: u64,
+    #[command(flatten)]
+    pub key: super::IdentityArg,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

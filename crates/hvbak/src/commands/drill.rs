@@ -8,7 +8,7 @@ use hvbak_types::JobId;
 use indicatif::HumanBytes;
 use serde_json::json;
 
-use super::{Face, Outcome};
+use super::{Face, Outcome, identities};
 use crate::{
     cli::DrillArgs,
     exit::{DAMAGE, DONE, FAILED, PARTLY},
@@ -27,6 +27,7 @@ pub async fn run(face: &Face, args: DrillArgs) -> Outcome {
     let limit = limit.clamp(Duration::from_secs(1), Duration::from_secs(86_400));
     let context = DrillContext {
         repository: Arc::new(hvbak_run::open_repository(&config.repository.path)?),
+        identities: identities(&args.key)?,
         settings: DrillSettings {
             scratch: std::path::absolute(scratch.unwrap_or_else(default)).unwrap_or_default(),
             memory_mib: section.memory_mib.clamp(64, 1 << 20),

@@ -109,7 +109,8 @@ fn facts(point: &ManagerPoint) -> Option<Archive> {
     Some(Archive {
         title: point.title(),
         path: point.archive_path().display().to_string(),
-        sha256: point.manifest.archive()?.sha256.to_string(),
+        sha256: point.manifest.plain()?.sha256.to_string(),
+        recipients: point.manifest.recipients().to_vec(),
         version: point.manifest.version.clone(),
     })
 }

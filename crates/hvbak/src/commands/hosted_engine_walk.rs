@@ -40,6 +40,8 @@ pub async fn run(
     let context = WalkContext {
         repository: Arc::new(repository),
         manager: settings.manager.clone(),
+        recipients: face.recipients()?,
+        identities: identities(&args.key)?,
         settings: Arc::new(settings),
         events: face.printer.clone(),
         cancel: face.cancel.clone(),

@@ -19,8 +19,9 @@ pub async fn run(face: &Face, args: ManagerBackupArgs) -> Outcome {
         files: args.files_compressor.map(compression),
     };
     let context = face.manager_context()?;
-    let report =
-        hvbak_run::manager_backup(&context, &ManagerBackupOptions { request, format }).await?;
+    let recipients = face.recipients()?;
+    let options = ManagerBackupOptions { request, format, recipients };
+    let report = hvbak_run::manager_backup(&context, &options).await?;
     let manifest = &report.point.manifest;
     for earlier in &report.picked_up {
         face.printer.data(&format!("{}: taken home from an earlier run", earlier.title()));
@@ -39,11 +40,14 @@ pub async fn run(face: &Face, args: ManagerBackupArgs) -> Outcome {
     if !extra.is_empty() {
         face.printer.data(&format!("  extra files: {}", super::some_of(extra)));
     }
+    if let Some(encrypted) = &manifest.encrypted {
+        face.printer.data(&format!("  encrypted to {}", encrypted.recipients.join(", ")));
+    }
     let code = if manifest.absent.is_empty() { DONE } else { PARTLY };
     let scopes = &manifest.scopes;
     Ok((
         code,
-        json!({ "point": report.point.title(), "path": report.point.path, "scopes": scopes, "absent": manifest.absent, "extra": extra, "bytes": size }),
+        json!({ "point": report.point.title(), "path": report.point.path, "scopes": scopes, "absent": manifest.absent, "extra": extra, "bytes": size, "encrypted": manifest.encrypted.is_some() }),
     ))
 }
 

@@ -11,7 +11,7 @@ pub fn run(face: &Face) -> Outcome {
     let repository = hvbak_run::open_repository(&face.config()?.repository.path)?;
     let mut table = Table::new();
     table.load_style(NOTHING);
-    table.set_header(["POINT", "VERSION", "SCOPES", "NOT SET UP", "STORED"]);
+    table.set_header(["POINT", "VERSION", "SCOPES", "NOT SET UP", "STORED", "ENCRYPTED TO"]);
     let (mut count, mut damaged) = (0, 0);
     for name in repository.manager_names().map_err(repo_error("list the managers"))? {
         let listing = repository.manager_points(&name).map_err(repo_error("list the points"))?;
@@ -24,6 +24,7 @@ pub fn run(face: &Face) -> Outcome {
                 m.scopes.join(","),
                 m.absent.join(","),
                 HumanBytes(m.archive().map_or(0, |f| f.size)).to_string(),
+                encrypted(m.recipients()),
             ]);
             count += 1;
         }
@@ -40,4 +41,17 @@ pub fn run(face: &Face) -> Outcome {
     face.printer.say(&format!("{count} points"));
     let code = if damaged == 0 { DONE } else { DAMAGE };
     Ok((code, json!({ "count": count, "damaged": damaged })))
+}
+
+/// Public keys, short enough for a table; all of them are in `--json`.
+fn encrypted(recipients: &[String]) -> String {
+    let short = |key: &String| match key.char_indices().nth(24) {
+        Some((end, _)) => format!("{}…", &key[..end]),
+        None => key.clone(),
+    };
+    match recipients {
+        [] => "-".into(),
+        [one] => short(one),
+        [first, more @ ..] => format!("{} and {} more", short(first), more.len()),
+    }
 }

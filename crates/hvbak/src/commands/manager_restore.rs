@@ -7,12 +7,12 @@ use hvbak_manager::{
     restore::{Credentials, Provision, Weight, Wishes},
 };
 use hvbak_run::{
-    ManagerRestoreOptions, ManagerRestorePlan, ManagerRestored, SetupWish, manager_restore,
-    manager_restore_pick_up, manager_restore_plan,
+    ManagerContext, ManagerRestoreOptions, ManagerRestorePlan, ManagerRestored, SetupWish,
+    manager_restore, manager_restore_pick_up, manager_restore_plan,
 };
 use serde_json::json;
 
-use super::{Face, Outcome};
+use super::{Face, Outcome, identities};
 use crate::{
     cli::ManagerRestoreArgs,
     config::{read_secret, read_secret_text},
@@ -21,10 +21,10 @@ use crate::{
 
 pub async fn run(face: &Face, args: ManagerRestoreArgs) -> Outcome {
     let Some(point) = args.point.clone() else {
-        return pick_up(face).await;
+        return pick_up(face, &args).await;
     };
     let options = options(&args, point)?;
-    let context = face.manager_context()?;
+    let context = context(face, &args)?;
     if args.dry_run {
         return Ok(show(face, &manager_restore_plan(&context, &options).await?));
     }
@@ -32,8 +32,12 @@ pub async fn run(face: &Face, args: ManagerRestoreArgs) -> Outcome {
     Ok(tell(face, &done))
 }
 
-async fn pick_up(face: &Face) -> Outcome {
-    let picked = manager_restore_pick_up(&face.manager_context()?).await?;
+fn context(face: &Face, args: &ManagerRestoreArgs) -> Result<ManagerContext, CliError> {
+    Ok(ManagerContext { identities: identities(&args.key)?, ..face.manager_context()? })
+}
+
+async fn pick_up(face: &Face, args: &ManagerRestoreArgs) -> Outcome {
+    let picked = manager_restore_pick_up(&context(face, args)?).await?;
     for program in &picked.tools {
         face.printer.data(&format!("{program} of an earlier restore ended well"));
     }

@@ -9,23 +9,30 @@ use hvbak_manager::{
     Scope,
     archive::{self, Finding, Report},
 };
+use hvbak_repo::{Error as RepoError, Identities};
 use hvbak_run::{DumpVerdict, RunError};
 use indicatif::HumanBytes;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{Face, Outcome, repo_error};
+use super::{Face, Outcome, identities, repo_error};
 use crate::{
     cli::ManagerVerifyArgs,
     exit::{CliError, DAMAGE, DONE},
 };
 
 pub async fn run(face: &Face, args: ManagerVerifyArgs) -> Outcome {
-    let (mut damaged, count) = (0, args.archives.len());
+    let identities = identities(&args.key)?;
+    let (mut damaged, mut unopened, count) = (0, 0, args.archives.len());
     for named in args.archives {
-        let path = locate(face, &named)?;
-        let mut report = read(face, path.clone()).await?;
-        let dumps = if report.is_whole() { second_judge(path.clone()).await? } else { Vec::new() };
+        let archive = Stored::locate(face, &named, identities.clone())?;
+        if archive.is_closed() {
+            unopened += 1;
+            tell_closed(face, &archive);
+            continue;
+        }
+        let mut report = read(face, &archive).await?;
+        let dumps = if report.is_whole() { second_judge(&archive).await? } else { Vec::new() };
         for (scope, verdict) in &dumps {
             if let DumpVerdict::Damaged(why) = verdict {
                 let text = format!("pg_restore cannot read it: {why}");
@@ -33,36 +40,98 @@ pub async fn run(face: &Face, args: ManagerVerifyArgs) -> Outcome {
             }
         }
         damaged += usize::from(!report.is_whole());
-        tell(face, &path, &report, &dumps);
+        tell(face, &archive, &report, &dumps);
     }
     let code = if damaged == 0 { DONE } else { DAMAGE };
-    Ok((code, json!({ "archives": count, "damaged": damaged })))
+    Ok((code, json!({ "archives": count, "damaged": damaged, "not_opened": unopened })))
 }
 
-/// A file that is there is a file; anything else is a point of the repository, whose files
-/// are compared with its manifest first.
-fn locate(face: &Face, named: &Path) -> Result<PathBuf, CliError> {
-    let selector = named.to_string_lossy();
-    if named.exists() || selector.contains('/') {
-        return Ok(named.to_owned());
+/// An archive that is looked at.
+#[derive(Clone)]
+struct Stored {
+    path: PathBuf,
+    recipients: Vec<String>,
+    sealed: bool,
+    identities: Option<Identities>,
+}
+
+impl Stored {
+    /// A file that is there is a file; anything else is a point of the repository, whose files
+    /// are compared with its manifest first. What is encrypted is opened to its end once.
+    fn locate(face: &Face, named: &Path, identities: Option<Identities>) -> Result<Self, CliError> {
+        let selector = named.to_string_lossy();
+        if named.exists() || selector.contains('/') {
+            let failed = repo_error("read the archive");
+            let sealed = hvbak_repo::is_sealed(named).map_err(failed)?;
+            if sealed {
+                let (path, recipients) = (named.to_owned(), Vec::new());
+                let failed = repo_error("open the archive");
+                match &identities {
+                    None => {
+                        return Err(failed(RepoError::NeedsIdentity { path, recipients }).into());
+                    }
+                    Some(keys) => hvbak_repo::sum_sealed(named, keys).map_err(failed)?,
+                };
+            }
+            return Ok(Self { path: named.to_owned(), recipients: Vec::new(), sealed, identities });
+        }
+        let repository = hvbak_run::open_repository(&face.config()?.repository.path)?;
+        let point =
+            repository.find_manager_point(&selector).map_err(repo_error("find the point"))?;
+        let mut wrong = point.compare().map_err(repo_error("read the point"))?;
+        let sealed = point.manifest.encrypted.is_some();
+        if wrong.is_empty() && identities.is_some() {
+            let differs = point.compare_plain(identities.as_ref());
+            wrong.extend(differs.map_err(repo_error("open the archive"))?);
+        }
+        if !wrong.is_empty() {
+            let why = wrong.join("; ");
+            let cause = RepoError::Damaged { path: point.path, why };
+            return Err(repo_error("verify the point")(cause).into());
+        }
+        let recipients = point.manifest.recipients().to_vec();
+        Ok(Self { path: point.archive_path(), recipients, sealed, identities })
     }
-    let repository = hvbak_run::open_repository(&face.config()?.repository.path)?;
-    let point = repository.find_manager_point(&selector).map_err(repo_error("find the point"))?;
-    let wrong = point.compare().map_err(repo_error("read the point"))?;
-    if !wrong.is_empty() {
-        let why = wrong.join("; ");
-        let cause = hvbak_repo::Error::Damaged { path: point.path, why };
-        return Err(repo_error("verify the point")(cause).into());
+
+    fn is_closed(&self) -> bool {
+        self.sealed && self.identities.is_none()
     }
-    Ok(point.archive_path())
+
+    /// The archive as engine-backup made it.
+    fn open(&self) -> Result<Box<dyn Read + Send>, CliError> {
+        let shown = self.path.display();
+        match &self.identities {
+            Some(keys) if self.sealed => Ok(hvbak_repo::open_sealed(&self.path, keys)
+                .map_err(repo_error("open the archive"))?),
+            _ => match std::fs::File::open(&self.path) {
+                Ok(file) => Ok(Box::new(file)),
+                Err(cause) => {
+                    Err(CliError::Io { text: format!("cannot read archive {shown}"), cause })
+                }
+            },
+        }
+    }
+}
+
+/// What could be said without a key, and loudly what could not.
+fn tell_closed(face: &Face, archive: &Stored) {
+    let (shown, keys) = (archive.path.display(), archive.recipients.join(", "));
+    face.printer.record(
+        "archive",
+        &json!({ "archive": archive.path, "opened": false, "stored_bytes": "as recorded", "encrypted_to": archive.recipients }),
+    );
+    face.printer.data(&format!("{shown}: stored bytes are as recorded"));
+    face.printer.say(&format!(
+        "warning: {shown}: NOT OPENED: whether the archive, its sums and its dumps are whole was NOT CHECKED; it is encrypted to {keys} (--identity FILE)"
+    ));
 }
 
 /// Reads one archive on a thread that may block; heeds cancellation.
-async fn read(face: &Face, path: PathBuf) -> Result<Report, CliError> {
+async fn read(face: &Face, archive: &Stored) -> Result<Report, CliError> {
     let cancel = face.cancel.clone();
-    let shown = path.display().to_string();
+    let shown = archive.path.display().to_string();
+    let inner = archive.open()?;
     let work = move || {
-        let inner = std::fs::File::open(&path)?;
         archive::verify(Heeding { inner, cancel }).map_err(|archive::ReadError(cause)| cause)
     };
     let report = tokio::task::spawn_blocking(work)
@@ -75,8 +144,9 @@ async fn read(face: &Face, path: PathBuf) -> Result<Report, CliError> {
 }
 
 /// PostgreSQL's own reader over the dumps, on a thread that may block.
-async fn second_judge(path: PathBuf) -> Result<Vec<(Scope, DumpVerdict)>, CliError> {
-    let checked = tokio::task::spawn_blocking(move || hvbak_run::check_dumps(&path)).await;
+async fn second_judge(archive: &Stored) -> Result<Vec<(Scope, DumpVerdict)>, CliError> {
+    let source = archive.open()?;
+    let checked = tokio::task::spawn_blocking(move || hvbak_run::check_dumps(source)).await;
     Ok(checked.map_err(|e| RunError::Task { text: e.to_string() })??)
 }
 
@@ -95,10 +165,10 @@ impl<R: Read> Read for Heeding<R> {
     }
 }
 
-fn tell(face: &Face, path: &Path, report: &Report, dumps: &[(Scope, DumpVerdict)]) {
-    let shown = path.display();
+fn tell(face: &Face, archive: &Stored, report: &Report, dumps: &[(Scope, DumpVerdict)]) {
+    let (path, shown) = (&archive.path, archive.path.display());
     let restored_by = report.version.as_ref().map(hvbak_manager::Version::restored_by);
-    let mut record = json!({ "archive": path, "whole": report.is_whole(), "scopes": report.scopes(), "restored_by": restored_by, "dumps": dumps });
+    let mut record = json!({ "archive": path, "whole": report.is_whole(), "scopes": report.scopes(), "restored_by": restored_by, "dumps": dumps, "opened": true, "encrypted_to": archive.recipients });
     if let (Some(record), Ok(serde_json::Value::Object(more))) =
         (record.as_object_mut(), serde_json::to_value(report))
     {
@@ -111,8 +181,10 @@ fn tell(face: &Face, path: &Path, report: &Report, dumps: &[(Scope, DumpVerdict)
     }
     if report.is_whole() {
         let version = report.version.as_ref().map_or_else(String::new, ToString::to_string);
+        let sealed = if archive.sealed { " (decrypted)" } else { "" };
         let os = report.os_version.as_deref().unwrap_or("an unknown system");
-        face.printer.data(&format!("{shown}: whole, made by engine-backup {version} on {os}"));
+        face.printer
+            .data(&format!("{shown}: whole{sealed}, made by engine-backup {version} on {os}"));
     }
     for (scope, verdict) in dumps {
         if let DumpVerdict::NotChecked(why) = verdict {

@@ -29,6 +29,7 @@ pub mod verify;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use hvbak_repo::{Identities, Recipients};
 use hvbak_run::{
     Context, GuestSettings, HostOverride, ManagerContext, ManagerSettings, RunError, Settings,
     SshSettings, Timeouts, TransferSettings, WorkerSettings,
@@ -36,7 +37,8 @@ use hvbak_run::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Config, ConfigError, WorkerMode, read_secret},
+    cli::IdentityArg,
+    config::{Config, ConfigError, ManagerSection, WorkerMode, read_identities, read_secret},
     exit::CliError,
     printer::Printer,
 };
@@ -102,10 +104,18 @@ impl Face {
             repository: Arc::new(repository),
             settings: Arc::new(settings(&config)?),
             manager: manager_settings(section),
+            identities: None,
             events: self.printer.clone(),
             cancel: self.cancel.clone(),
             job: hvbak_types::JobId::random(),
         })
+    }
+
+    /// Whom the manager's archives are encrypted to.
+    pub fn recipients(&self) -> Result<Recipients, CliError> {
+        let config = self.config()?;
+        let lists = config.manager.as_ref().map(ManagerSection::all_recipients);
+        Ok(lists.transpose()?.unwrap_or_default())
     }
 
     /// Puts a context together from its parts.
@@ -194,7 +204,7 @@ fn way_in(guest: &crate::config::GuestSection) -> GuestSettings {
     }
 }
 
-fn manager_settings(section: &crate::config::ManagerSection) -> ManagerSettings {
+fn manager_settings(section: &ManagerSection) -> ManagerSettings {
     ManagerSettings {
         address: section.host.clone(),
         port: section.port,
@@ -204,6 +214,11 @@ fn manager_settings(section: &crate::config::ManagerSection) -> ManagerSettings 
         work_dir: section.work_dir.trim_end_matches('/').to_owned(),
         program: section.program.clone(),
     }
+}
+
+/// The private keys that were given.
+pub fn identities(arg: &IdentityArg) -> Result<Option<Identities>, CliError> {
+    arg.identity.as_deref().map(read_identities).transpose()
 }
 
 /// The worker that is pushed: `$HVBAK_WORKER`, the configured one, the RPM's, or one beside

@@ -87,7 +87,11 @@ impl Walker<'_> {
 
     async fn back_up(&mut self, step: &Step) -> Result<()> {
         let manager = self.context.manager(step.name)?;
-        let options = ManagerBackupOptions { request: Request::All, format: Format::default() };
+        let options = ManagerBackupOptions {
+            request: Request::All,
+            format: Format::default(),
+            recipients: self.context.recipients.clone(),
+        };
         let report = manager_backup(&manager, &options).await?;
         let scopes = &report.point.manifest.scopes;
         let title = report.point.title();

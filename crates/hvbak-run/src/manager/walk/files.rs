@@ -75,14 +75,18 @@ fn differing(text: &str, sum: &str) -> Option<String> {
     }
 }
 
-/// Sends the archive; nothing is sent that is not what was stored.
+/// Sends the archive, opened when it is encrypted; nothing is sent that is not what was stored.
 pub async fn copy(context: &WalkContext, host: &str, archive: &Archive) -> Result<()> {
     let (repository, title) = (context.repository.clone(), archive.title.clone());
-    let path = blocking("compare the archive with its recorded sum", move || {
+    let keys = context.identities.clone();
+    let point = blocking("compare the archive with its recorded sum", move || {
         let point = repository.find_manager_point(&title)?;
-        let wrong = point.compare()?;
+        let mut wrong = point.compare()?;
         if wrong.is_empty() {
-            return Ok(point.archive_path());
+            wrong.extend(point.compare_plain(keys.as_ref())?);
+        }
+        if wrong.is_empty() {
+            return Ok(point);
         }
         Err(hvbak_repo::Error::Damaged { path: point.path, why: wrong.join("; ") })
     })
@@ -92,7 +96,10 @@ pub async fn copy(context: &WalkContext, host: &str, archive: &Archive) -> Resul
     let link = Link::to_host(&context.settings, host).await?;
     let args = [REMOTE_ARCHIVE, archive.sha256.as_str()];
     for attempt in 1_u32.. {
-        match link.pour(remote::RECEIVE, &args, &path, &context.cancel).await? {
+        let (point, keys) = (point.clone(), context.identities.clone());
+        let source =
+            blocking("open the archive", move || point.open_archive(keys.as_ref())).await?;
+        match link.pour(remote::RECEIVE, &args, source, &context.cancel).await? {
             Ok(ExitStatus::Code(0)) => break,
             // A link or a directory has its name, or the disk is full: the same again.
             Ok(ExitStatus::Code(code @ (64 | 74))) => {

@@ -17,7 +17,7 @@ use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Dura
 use hvbak_manager::sequence::{
     Hand, Lost, Seen, Sequence, Sign, Site, State, Step, back_to, from, held, next,
 };
-use hvbak_repo::{ManagerName, Repository};
+use hvbak_repo::{Identities, ManagerName, Recipients, Repository};
 use hvbak_types::JobId;
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +36,9 @@ pub struct WalkContext {
     pub settings: Arc<Settings>,
     /// Steps on the manager's machine need it.
     pub manager: Option<ManagerSettings>,
+    /// Whom the archives that it makes are encrypted to, and what opens those that it takes.
+    pub recipients: Recipients,
+    pub identities: Option<Identities>,
     pub events: Events,
     pub cancel: CancellationToken,
     pub job: JobId,
@@ -218,6 +221,7 @@ impl WalkContext {
             repository: self.repository.clone(),
             settings: self.settings.clone(),
             manager,
+            identities: self.identities.clone(),
             events: self.events.clone(),
             cancel: self.cancel.clone(),
             job: self.job,

@@ -155,10 +155,11 @@ impl Record {
         let point = repository.find_manager_point(title);
         let point = point.map_err(error::repository("find the archive"))?;
         let whole = |scope: &str| point.manifest.scopes.iter().any(|one| one == scope);
-        Ok(point.manifest.archive().filter(|_| whole("files") && whole("db")).map(|file| Archive {
+        Ok(point.manifest.plain().filter(|_| whole("files") && whole("db")).map(|plain| Archive {
             title: point.title(),
             path: point.archive_path().display().to_string(),
-            sha256: file.sha256.to_string(),
+            sha256: plain.sha256.to_string(),
+            recipients: point.manifest.recipients().to_vec(),
             version: point.manifest.version.clone(),
         }))
     }
