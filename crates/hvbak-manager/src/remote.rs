@@ -69,6 +69,7 @@ pub const PREPARE: &str = r#"umask 077
 base=$1 dir=$1/$2
 mkdir -p "$base" && chmod 700 "$base" || exit 73
 [ -f "$dir/prepared" ] && exit 0
+[ -d "$dir/started" ] && exit 76
 exec 9>>"$base/lock" || exit 73
 flock -n 9 || exit 75
 mkdir -p "$dir/tmp" || exit 76
@@ -78,16 +79,22 @@ printf '%s\n' "$5" >"$dir/of"
 : >"$dir/prepared"
 "#;
 
-/// Starts a run and returns at once. `$1` work directory, `$2` name, `$3` owner, then the
-/// program and its arguments. Files with secrets are gone as soon as it ends, whoever is
-/// there to see it. Exit 75: another run holds the lock; 76: it was started before.
+/// Starts a run and returns at once. `$1` work directory, `$2` name, `$3` owner, `$4`
+/// [`FRESH`] or [`PREPARED`], then the program and its arguments. A prepared run starts only
+/// by taking the file `prepared` away, which [`SWEEP`] takes first: a start that was stalled
+/// on its way finds that it comes too late. Files with secrets are gone as soon as it ends,
+/// whoever is there to see it. Exit 75: another run holds the lock; 76: it was started before,
+/// or swept.
 pub const START: &str = r#"umask 077
-base=$1 name=$2 owner=$3
-shift 3
+base=$1 name=$2 owner=$3 how=$4
+shift 4
 mkdir -p "$base" && chmod 700 "$base" || exit 73
 exec 9>>"$base/lock" || exit 73
 flock -n 9 || exit 75
-[ -f "$base/$name/prepared" ] || { mkdir "$base/$name" && mkdir "$base/$name/tmp"; } || exit 76
+case $how in
+  prepared) mv "$base/$name/prepared" "$base/$name/begun" || exit 76;;
+  *) mkdir "$base/$name" && mkdir "$base/$name/tmp" || exit 76;;
+esac
 mkdir "$base/$name/started" || exit 76
 printf '%s\n' "$owner" >"$base/$name/owner"
 printf '%s\n' "$@" >"$base/$name/command"
@@ -100,6 +107,10 @@ sync "$dir/rc.new" 2>/dev/null || sync
 mv "$dir/rc.new" "$dir/rc"' "$base/$name" "$@" </dev/null >/dev/null 2>&1 &
 echo started
 "#;
+
+/// A run that was given nothing, and one that [`PREPARE`] has made.
+pub const FRESH: &str = "fresh";
+pub const PREPARED: &str = "prepared";
 
 /// How far a run is. `$1` work directory, `$2` name.
 pub const POLL: &str = r#"dir=$1/$2
@@ -150,8 +161,9 @@ flock -w 10 -s 9
 pub const SWEEP: &str = r#"case $2 in ''|*[!A-Za-z0-9-]*) exit 64;; esac
 dir=$1/$2
 [ -d "$dir" ] || exit 0
-# A run that was prepared and never started waits for nobody.
-if [ ! -f "$dir/rc" ] && { [ -d "$dir/started" ] || [ ! -f "$dir/prepared" ]; }; then
+# A run that was prepared and never started waits for nobody, and cannot start any more.
+mv "$dir/prepared" "$dir/swept" 2>/dev/null
+if [ ! -f "$dir/rc" ] && { [ -d "$dir/started" ] || [ ! -f "$dir/swept" ]; }; then
   exec 9>>"$1/lock"
   flock -n -s 9 || exit 75
 fi
@@ -404,7 +416,8 @@ mod tests {
     fn rule_02_two_runs_never_overlap() {
         let base = base("two");
         let sleep = ["/bin/sh", "-c", "sleep 30"];
-        let start = |name: &str| sh(START, &[&[&base, name, "me"], &sleep[..]].concat()).status;
+        let start =
+            |name: &str| sh(START, &[&[&base, name, "me", FRESH], &sleep[..]].concat()).status;
         assert_eq!(start("a").code(), Some(0));
         assert_eq!(start("b").code(), Some(75));
         assert_eq!(poll(&base, "a").state, State::Running);
@@ -423,7 +436,7 @@ mod tests {
     fn rule_14_a_run_is_detached_and_its_code_and_output_lie_in_files() {
         let base = base("detached");
         let body = "tty >&2; echo Done.; exit 3";
-        assert!(sh(START, &[&base, "a", "me", "/bin/sh", "-c", body]).status.success());
+        assert!(sh(START, &[&base, "a", "me", FRESH, "/bin/sh", "-c", body]).status.success());
         let poll = wait(&base, "a");
         assert_eq!((poll.state, poll.line.as_str()), (State::Ended(Ended::Code(3)), "Done."));
         let dir = std::path::Path::new(&base).join("a");
@@ -437,7 +450,8 @@ mod tests {
         let base = base("modes");
         // As engine-backup 4.2 does: it opens its archive with the umask it is given.
         let body = format!("umask; echo secrets >{base}/a/engine.backup");
-        let line = format!("umask 022; exec /bin/sh -c \"$0\" hvbak {base} a me /bin/sh -c \"$1\"");
+        let line =
+            format!("umask 022; exec /bin/sh -c \"$0\" hvbak {base} a me fresh /bin/sh -c \"$1\"");
         let started = Command::new("/bin/sh").args(["-c", &line, START, &body]).status().unwrap();
         assert!(started.success());
         assert_eq!(wait(&base, "a").state, State::Ended(Ended::Code(0)));
@@ -460,7 +474,8 @@ mod tests {
         let secret = std::path::Path::new(&base).join("a/secret.db");
         std::fs::write(&secret, "secret").unwrap();
         let body = format!("cat {}; exit 1", secret.display());
-        let start = || sh(START, &[&base, "a", "me", "/bin/sh", "-c", &body]).status.code();
+        let start =
+            || sh(START, &[&base, "a", "me", PREPARED, "/bin/sh", "-c", &body]).status.code();
         assert_eq!(start(), Some(0));
         assert_eq!(look(wait(&base, "a")), (State::Ended(Ended::Code(1)), true));
         assert_eq!(std::fs::read_to_string(format!("{base}/a/stdout")).unwrap(), "secret");
@@ -468,11 +483,45 @@ mod tests {
         assert_eq!(start(), Some(76), "never twice");
         // One that was not started is swept although another run is at work.
         assert!(sh(PREPARE, &[&base, "b", "me", "restore", "x"]).status.success());
-        assert!(sh(START, &[&base, "c", "me", "/bin/sh", "-c", "sleep 30"]).status.success());
+        assert!(
+            sh(START, &[&base, "c", "me", FRESH, "/bin/sh", "-c", "sleep 30"]).status.success()
+        );
         assert_eq!(sh(PREPARE, &[&base, "d", "me", "restore", "x"]).status.code(), Some(75));
         assert_eq!(sh(SWEEP, &[&base, "b"]).status.code(), Some(0));
         assert_eq!(sh(SWEEP, &[&base, "c"]).status.code(), Some(75));
         sh(STOP, &[&base, "c"]);
+        std::fs::remove_dir_all(base).unwrap();
+    }
+
+    #[test]
+    fn a_start_that_comes_after_the_sweep_starts_nothing() {
+        let base = base("late");
+        let began = format!("{base}/it-began");
+        let start = |name: &str| {
+            let body = format!("touch {began}; sleep 30");
+            sh(START, &[&base, name, "me", PREPARED, "/bin/sh", "-c", &body]).status.code()
+        };
+        let there = |name: &str| std::path::Path::new(&base).join(name).exists();
+        assert!(sh(PREPARE, &[&base, "a", "me", "cleanup", "x"]).status.success());
+        assert_eq!(sh(SWEEP, &[&base, "a"]).status.code(), Some(0));
+        assert_eq!(start("a"), Some(76));
+        assert!(!there("a") && !there("it-began"), "and makes no directory again");
+        // The sweep has taken the file and not yet the directory.
+        assert!(sh(PREPARE, &[&base, "b", "me", "cleanup", "x"]).status.success());
+        std::fs::rename(format!("{base}/b/prepared"), format!("{base}/b/swept")).unwrap();
+        assert_eq!(start("b"), Some(76));
+        assert_eq!(sh(SWEEP, &[&base, "b"]).status.code(), Some(0));
+        // The start has taken it first: what is at work is not swept.
+        assert!(sh(PREPARE, &[&base, "c", "me", "cleanup", "x"]).status.success());
+        assert_eq!(start("c"), Some(0));
+        assert_eq!(sh(SWEEP, &[&base, "c"]).status.code(), Some(75));
+        assert_eq!(sh(PREPARE, &[&base, "c", "me", "cleanup", "x"]).status.code(), Some(76));
+        assert!(poll(&base, "c").started);
+        // Before it says that it has started, only the lock tells.
+        std::fs::remove_dir(format!("{base}/c/started")).unwrap();
+        assert_eq!(sh(SWEEP, &[&base, "c"]).status.code(), Some(75));
+        sh(STOP, &[&base, "c"]);
+        assert_eq!(sh(SWEEP, &[&base, "c"]).status.code(), Some(0));
         std::fs::remove_dir_all(base).unwrap();
     }
 

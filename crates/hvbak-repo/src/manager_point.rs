@@ -4,6 +4,7 @@
 //! Invariant: an encrypted archive is opened as a stream; nothing here writes.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, BufReader, Read},
     path::PathBuf,
@@ -54,6 +55,10 @@ pub struct ManagerManifest {
     pub command: Vec<String>,
     /// Seconds that the program ran, as seen from here.
     pub seconds: f64,
+    /// Bytes on disk of the manager's databases then, as far as they could be asked: `ENGINE`,
+    /// `DWH`, `CINDERLIB`, `KEYCLOAK`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub databases: BTreeMap<String, u64>,
     pub files: Vec<ManagerFile>,
     /// How the archive is encrypted; without it, it is stored as it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]

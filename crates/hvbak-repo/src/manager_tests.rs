@@ -23,6 +23,7 @@ fn manifest(name: &ManagerName, point: &PointId) -> ManagerManifest {
         absent: vec![],
         command: vec![],
         seconds: 1.0,
+        databases: Default::default(),
         files: vec![],
         encrypted: None,
         warnings: vec![],

@@ -188,6 +188,7 @@ fn an_encrypted_archive_comes_back_with_age_and_tar_alone() {
         absent: Vec::new(),
         command: Vec::new(),
         seconds: 1.0,
+        databases: Default::default(),
         files: Vec::new(),
         encrypted: Some(Encrypted {
             with: "age".into(),

@@ -16,7 +16,7 @@ use crate::{
     version::Version,
 };
 
-/// Looks at the machine that is to be restored. No arguments.
+/// Looks at the machine that is to be restored. `$1` work directory.
 pub const FACTS: &str = r#"R=${HVBAK_HOST_ROOT:-}
 [ -n "$R" ] && PATH=$R/usr/bin:$R/usr/sbin:$PATH
 for d in "$R"/opt/rh/rh-postgresql*/root/usr; do
@@ -46,7 +46,13 @@ echo "lc_lines=$(grep -c '^[[:space:]]*lc_messages' "$R/var/lib/pgsql/data/postg
 if command -v runuser >/dev/null 2>&1 && command -v psql >/dev/null 2>&1; then
   ask() { runuser -u postgres -- psql -X -w -At -d postgres -c "$1" </dev/null 2>/dev/null; }
   ask "select 'local='||datname from pg_database where not datistemplate"
+  data=$(ask 'show data_directory')
 fi
+# Where PostgreSQL keeps its databases, or will: the nearest directory that is there.
+case ${data:-} in /*) ;; *) data=/var/lib/pgsql/data;; esac
+near() { at=$1; while [ ! -d "$at" ]; do at=$(dirname "$at"); done; df -Pk "$at"; }
+echo "data_free_kib=$(near "$R$data" | awk 'NR == 2 { print $4 }')"
+[ "$(near "$R$data" | awk 'NR == 2 { print $6 }')" = "$(near "$R$1" | awk 'NR == 2 { print $6 }')" ] && echo data_here=yes
 exit 0
 "#;
 
@@ -74,6 +80,7 @@ while IFS= read -r name && IFS= read -r host && IFS= read -r port && IFS= read -
     eval "host=\${${name}_DB_HOST:-} port=\${${name}_DB_PORT:-5432} user=\${${name}_DB_USER:-} db=\${${name}_DB_DATABASE:-} PGPASSWORD=\${${name}_DB_PASSWORD:-} secured=\${${name}_DB_SECURED:-}"
     [ -n "$host" ] && [ -n "$user" ] || { echo "$name.unset=yes"; exit 0; }
   fi
+  case $host in localhost|127.*|::1) local=yes;; *) local=no;; esac
   case $secured in [Tt]rue|1) PGSSLMODE=require;; esac
   ask() { psql -X -w -At -h "$host" -p "$port" -U "$user" -d "$db" -c "$1" </dev/null; }
 "#,
@@ -86,7 +93,8 @@ while IFS= read -r name && IFS= read -r host && IFS= read -r port && IFS= read -
 /// Whether databases answer, and are ready for a restore. A database is empty by the
 /// program's own rule: a dump of its schema creates nothing but extensions and languages.
 pub const DATABASES: &str = each_database!(
-    r#"  why=$(ask 'select 1' 2>&1 >/dev/null) || { echo "$name.why=$(printf %s "$why" | tr '\n' ' ' | head -c 300)"; exit 0; }
+    r#"  echo "$name.local=$local"
+  why=$(ask 'select 1' 2>&1 >/dev/null) || { echo "$name.why=$(printf %s "$why" | tr '\n' ' ' | head -c 300)"; exit 0; }
   echo "$name.reachable=yes"
   echo "$name.lc=$(ask 'show lc_messages' 2>/dev/null)"
   echo "$name.server=$(ask 'show server_version_num' 2>/dev/null)"
@@ -146,6 +154,10 @@ pub struct MachineFacts {
     /// Databases of the PostgreSQL here, as its own user sees them; empty when it cannot
     /// be asked.
     pub local: Vec<String>,
+    /// Bytes free where PostgreSQL keeps its databases, or will.
+    pub data_free: Option<u64>,
+    /// That is the file system which the restore works on.
+    pub data_here: bool,
 }
 
 impl MachineFacts {
@@ -171,6 +183,11 @@ impl MachineFacts {
             locale: fields.first("locale").is_some(),
             lc_lines: number("lc_lines").unwrap_or(0),
             local: all("local"),
+            data_free: fields
+                .first("data_free_kib")
+                .and_then(|v| v.parse::<u64>().ok())
+                .map(|kib| kib.saturating_mul(1024)),
+            data_here: fields.first("data_here").is_some(),
         })
     }
 
@@ -200,6 +217,8 @@ pub struct DbFacts {
     pub server: Option<u32>,
     /// VMs of a self-hosted engine in it.
     pub hosted: u64,
+    /// It is on this machine.
+    pub is_local: bool,
 }
 
 /// Reads the answer of [`DATABASES`].
@@ -218,6 +237,7 @@ pub fn parse_databases(text: &str) -> BTreeMap<Scope, DbFacts> {
             "empty" => facts.empty = ["no", "yes"].iter().position(|w| *w == value).map(|n| n == 1),
             "lc" => facts.lc_messages = Some(value.to_owned()).filter(|v| !v.is_empty()),
             "server" => facts.server = value.parse().ok().map(major),
+            "local" => facts.is_local = value == "yes",
             "hosted" => facts.hosted = value.parse().unwrap_or(0),
             _ => {}
         }

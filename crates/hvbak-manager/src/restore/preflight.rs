@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{DbFacts, MachineFacts, Probe, Provision, Wishes, facts::is_el9_before_reencryption};
 use crate::{
-    archive::{Connection, Report},
+    archive::{Connection, Format, Part, Report},
     remote::Look,
     scope::{Request, Scope},
 };
@@ -47,6 +47,8 @@ pub enum Stage {
     /// `engine-cleanup` is still to run: it stops the engine and empties its databases.
     BeforeCleanup,
     BeforeRestore,
+    /// The archive lies on the manager; all that took its time.
+    BeforeStart,
 }
 
 /// All that is known.
@@ -59,6 +61,9 @@ pub struct Case<'a> {
     pub of: &'a str,
     /// Bytes of the archive, which is sent to the manager.
     pub archive_size: u64,
+    /// Bytes on disk of the databases that were backed up, by [`Scope::conf_prefix`]; those that
+    /// are not known are guessed from their dumps.
+    pub sizes: &'a BTreeMap<String, u64>,
     pub look: &'a Look,
     pub machine: &'a MachineFacts,
     pub databases: &'a BTreeMap<Scope, DbFacts>,
@@ -122,6 +127,25 @@ pub fn preflight(case: &Case<'_>) -> Vec<Finding> {
     found.hosted_engine(case);
     found.afterwards(case);
     found.0
+}
+
+/// Bytes on disk that the databases will take which are restored on the manager itself.
+fn local_databases(case: &Case<'_>) -> Vec<u64> {
+    let size = |part: &Part| {
+        let prefix = part.scope.conf_prefix()?;
+        let facts = case.databases.get(&part.scope);
+        let local = facts.is_some_and(|f| f.is_local) || case.wishes.provision.covers(part.scope);
+        let known = case.sizes.get(prefix).copied();
+        // A dump of pg_dump's own format is 0.4 of its database (engine-backup.md §11); indexes
+        // are not in SQL text.
+        let guess = match part.format {
+            Some(Format::Custom) => part.unpacked.saturating_mul(5) / 2,
+            _ => part.unpacked.saturating_mul(3) / 2,
+        };
+        local.then(|| known.unwrap_or(guess))
+    };
+    let wished = case.wishes.parts(&case.archive.scopes());
+    case.archive.parts.iter().filter(|p| wished.contains(&p.scope)).filter_map(size).collect()
 }
 
 struct Findings(Vec<Finding>);
@@ -350,7 +374,7 @@ impl Findings {
             }
             return;
         }
-        if case.stage == Stage::BeforeRestore {
+        if case.stage != Stage::BeforeCleanup {
             match facts.empty {
                 Some(true) => {}
                 Some(false) => self.stop(
@@ -446,17 +470,44 @@ impl Findings {
     fn space(&mut self, case: &Case<'_>) {
         let files = case.archive.parts.iter().find(|p| p.scope == Scope::Files);
         let unpacked = files.map_or(0, |p| p.unpacked);
-        let parts = [case.archive_size, case.archive.unpacked, unpacked, SPARE];
-        let needed = parts.iter().fold(0_u64, |sum, n| sum.saturating_add(*n));
+        // What was sent is no longer among the free bytes.
+        let archive = if case.stage == Stage::BeforeStart { 0 } else { case.archive_size };
+        let sum = |parts: &[u64]| parts.iter().fold(0_u64, |sum, n| sum.saturating_add(*n));
+        let needed = sum(&[archive, case.archive.unpacked, unpacked, SPARE]);
+        let remedy = "make room, or set `manager.work_dir` to a larger file system";
+        let (mib, whole) = (|bytes: u64| bytes.div_ceil(1 << 20), |bytes: u64| bytes >> 20);
         if case.look.free < needed {
             self.stop(
                 "space",
                 format!(
                     "{} MiB are free where the restore works and it needs {}",
-                    case.look.free >> 20,
-                    needed.div_ceil(1 << 20)
+                    whole(case.look.free),
+                    mib(needed)
                 ),
-                "make room, or set `manager.work_dir` to a larger file system",
+                remedy,
+            );
+        }
+        // Before engine-cleanup the old databases still take the room of the new ones.
+        let (Some(free), true) = (case.machine.data_free, case.stage != Stage::BeforeCleanup)
+        else {
+            return;
+        };
+        let databases = sum(&local_databases(case));
+        let both = if case.machine.data_here { needed } else { 0 };
+        if databases > 0 && free < databases.saturating_add(both) {
+            let beside = if both > 0 {
+                format!(" beside the {} of the restore itself", mib(both))
+            } else {
+                String::new()
+            };
+            self.stop(
+                "space-databases",
+                format!(
+                    "{} MiB are free where PostgreSQL keeps its databases, and the restored ones need about {}{beside}",
+                    whole(free),
+                    mib(databases)
+                ),
+                "make room there, extend the file system, or restore fewer scopes",
             );
         }
     }

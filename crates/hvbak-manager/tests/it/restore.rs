@@ -34,6 +34,7 @@ struct World {
     databases: BTreeMap<Scope, DbFacts>,
     own: BTreeMap<Scope, DbFacts>,
     global_maintenance: Option<bool>,
+    sizes: BTreeMap<String, u64>,
 }
 
 impl World {
@@ -60,6 +61,7 @@ impl World {
             databases: databases.into_iter().map(|s| (s, empty.clone())).collect(),
             own: BTreeMap::new(),
             global_maintenance: None,
+            sizes: BTreeMap::new(),
         }
     }
 
@@ -70,6 +72,7 @@ impl World {
             archive: &self.archive,
             of: "engine.example.test",
             archive_size: 20_000,
+            sizes: &self.sizes,
             look: &self.look,
             machine: &self.machine,
             databases: &self.databases,
@@ -540,4 +543,53 @@ fn rule_09_a_file_that_arrives_as_something_else_is_not_kept() {
 #[test]
 fn a_probe_of_what_no_database_is_asks_nothing() {
     assert!(Probe { scope: Scope::Files, at: None }.lines().is_none());
+}
+
+#[test]
+fn the_databases_need_room_where_postgresql_keeps_them() {
+    let mib = 1_u64 << 20;
+    let stops = |w: &World| checks(&w.findings(), Weight::Stops);
+    let none: [&str; 0] = [];
+    let mut world = World::good();
+    world.sizes = [("ENGINE".to_owned(), 400 * mib), ("DWH".to_owned(), 600 * mib)].into();
+    world.machine.data_free = Some(900 * mib);
+    assert_eq!(stops(&world), none, "they are elsewhere");
+    for scope in [Scope::Db, Scope::DwhDb] {
+        world.databases.get_mut(&scope).unwrap().is_local = true;
+    }
+    assert_eq!(stops(&world), ["space-databases"]);
+    let text = world.findings().into_iter().find(|f| f.check == "space-databases").unwrap().text;
+    assert!(text.contains("900 MiB are free") && text.contains("about 1000"), "{text}");
+    // Only what is restored.
+    world.wishes.request = Request::parse(&["files", "db"]).unwrap();
+    assert_eq!(stops(&world), none);
+    world.wishes.request = Request::All;
+    world.machine.data_free = Some(1000 * mib);
+    assert_eq!(stops(&world), none);
+    // One file system for both.
+    world.machine.data_here = true;
+    assert_eq!(stops(&world), ["space-databases"]);
+    world.machine.data_free = Some(1020 * mib);
+    assert_eq!(stops(&world), none);
+    // engine-cleanup makes the room.
+    world.machine.data_free = Some(mib);
+    (world.stage, world.machine.is_set_up) = (Stage::BeforeCleanup, true);
+    assert_eq!(stops(&world), none);
+    // A backup of an earlier hvbak says no sizes: guessed from the dumps, and what will be made
+    // on this machine counts.
+    let mut world = World::good();
+    world.machine.data_free = Some(1000);
+    world.wishes.provision = Provision::All;
+    world.databases.clear();
+    assert!(stops(&world).contains(&"space-databases"), "{:?}", stops(&world));
+    // Before the start the archive has taken its room already.
+    let mut world = World::good();
+    world.look.free = world.archive.unpacked + (10_000 << 10) + 19_000;
+    let files = world.archive.parts.iter().find(|p| p.scope == Scope::Files).unwrap();
+    world.look.free += files.unpacked;
+    assert_eq!(stops(&world), ["space"]);
+    world.stage = Stage::BeforeStart;
+    assert_eq!(stops(&world), none);
+    world.db().empty = Some(false);
+    assert_eq!(stops(&world), ["database-not-empty"]);
 }

@@ -9,7 +9,7 @@ use hvbak_manager::{
     Request, Scope,
     archive::Report,
     command::{self, Format, Paths},
-    remote::Look,
+    remote::{self, Look},
     transcript::{BackupSaid, Transcript, judge_backup},
 };
 use hvbak_repo::{
@@ -95,7 +95,7 @@ async fn with_link(
     let journal = blocking("open the journal", move || repository.journal(job)).await?;
     let id = journal.intent(&step).map_err(error::repository("write the journal"))?;
     context.phase(format!("engine-backup {} begins on {name}", look.version));
-    if let Err(cause) = run.start(&command).await {
+    if let Err(cause) = run.start(remote::FRESH, &command).await {
         // Whether it began is unknown when the connection broke: then the journal stays.
         if matches!(cause, RunError::ManagerBusy { .. }) {
             settle(journal, id).await?;
@@ -226,6 +226,7 @@ pub(super) async fn take_home(run: &mut Run<'_>, at: &Place<'_>) -> Result<(Mana
         absent: words(&said.absent),
         command,
         seconds,
+        databases: look.databases.clone(),
         files: Vec::new(),
         encrypted: plain.filter(|_| !recipients.is_empty()).map(|plain| Encrypted {
             with: "age".into(),

@@ -2,7 +2,8 @@
 //!
 //! engine-backup overwrites the configuration before it checks anything, so the order here
 //! is: the archive against its recorded sum, all pre-flights (`hvbak-manager/src/restore`),
-//! engine-cleanup when it is wished, the pre-flights again, and only then the restore. Its
+//! engine-cleanup when it is wished, the pre-flights again, the archive sent, the pre-flights
+//! once more because that takes its time, and only then the restore. Its
 //! output, its log and the rows that are there afterwards are judged together.
 //!
 //! Invariants: nothing is changed while a finding stops it; a part that was started is never
@@ -201,13 +202,18 @@ async fn restore_with(
     let root = session.look.root.clone();
     let (version, program) =
         (session.look.version.clone(), session.context.manager.program.clone());
-    let ran = session
-        .run(Kind::Restore, &source.point.title(), &gifts, |dir| {
+    let ready = session
+        .make_ready(Kind::Restore, &source.point.title(), &gifts, |dir| {
             let arguments = restore::restore(&version, &options.wishes, dir)
                 .map_err(|cause| RunError::ManagerCommand { cause })?;
             Ok([vec![format!("{root}{program}")], arguments].concat())
         })
         .await?;
+    // Sending takes its time, and somebody may have started the engine meanwhile.
+    if let Err(cause) = check(session, source, options, Stage::BeforeStart, &mut told).await {
+        return Err(session.give_up(ready, cause).await?);
+    }
+    let ran = session.start(ready).await?;
     let given = options.wishes.credentials.iter().any(|c| c.scope == Scope::Db);
     let probes = restore::connections(&options.wishes, &source.archive, &options.passwords);
     let probe = probes.into_iter().find(|p| given && p.scope == Scope::Db);
@@ -359,6 +365,7 @@ async fn look(
         archive: &source.archive,
         of: &source.point.manifest.manager.to_string(),
         archive_size: source.size,
+        sizes: &source.point.manifest.databases,
         look: &session.look,
         machine: &machine,
         databases: &databases,

@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use super::{
     ManagerContext, backup,
-    link::Link,
+    link::{Link, is_broken},
     pick_up,
     run::{OnCancel, Parcel, Run},
 };
@@ -54,6 +54,15 @@ pub enum Gift {
     Secret { name: String, bytes: Bytes },
     /// What the part runs.
     Script { name: &'static str, text: &'static str },
+}
+
+/// A part that has its files and was not started.
+#[must_use]
+pub struct Ready {
+    kind: Kind,
+    run: PointId,
+    step: StepId,
+    command: Vec<String>,
 }
 
 /// A part that has ended.
@@ -144,7 +153,8 @@ impl<'a> Session<'a> {
     /// What the machine is like.
     pub async fn machine(&mut self) -> Result<MachineFacts> {
         let doing = "look at the machine";
-        let output = self.link.script(restore::FACTS, &[], doing).await?;
+        let output =
+            self.link.script(restore::FACTS, &[&self.context.manager.work_dir], doing).await?;
         let output = output.check(doing).map_err(error::ssh(&self.link.name, doing))?;
         MachineFacts::parse(&output.text())
             .map_err(|cause| RunError::ManagerAnswer { manager: self.link.name.clone(), cause })
@@ -188,13 +198,26 @@ impl<'a> Session<'a> {
         gifts: &[Gift],
         command: impl FnOnce(&str) -> Result<Vec<String>>,
     ) -> Result<Ran> {
+        let ready = self.make_ready(kind, of, gifts, command).await?;
+        self.start(ready).await
+    }
+
+    /// Makes a part's directory and gives it its files, which may take hours; nothing is
+    /// started. What is made ready must be started or given up.
+    pub async fn make_ready(
+        &mut self,
+        kind: Kind,
+        of: &str,
+        gifts: &[Gift],
+        command: impl FnOnce(&str) -> Result<Vec<String>>,
+    ) -> Result<Ready> {
         let run = self.next_run().await;
         let step = self.intend(kind, &run).await?;
         let base = self.base();
         let mut part =
             Run { context: self.context, link: &mut self.link, base, point: run.clone() };
         let command = command(&part.dir());
-        let started = async {
+        let given = async {
             part.prepare(kind, of).await?;
             for gift in gifts {
                 match gift {
@@ -208,7 +231,22 @@ impl<'a> Session<'a> {
                     }
                 }
             }
-            let command = command?;
+            command
+        }
+        .await;
+        match given {
+            Ok(command) => Ok(Ready { kind, run, step, command }),
+            Err(cause) => Err(self.swept(&run, step, cause).await?),
+        }
+    }
+
+    /// Starts what was made ready, and takes home what it printed.
+    pub async fn start(&mut self, ready: Ready) -> Result<Ran> {
+        let Ready { kind, run, step, command } = ready;
+        let base = self.base();
+        let mut part =
+            Run { context: self.context, link: &mut self.link, base, point: run.clone() };
+        let started = async {
             if part.context.cancel.is_cancelled() {
                 return Err(RunError::Cancelled);
             }
@@ -216,13 +254,23 @@ impl<'a> Session<'a> {
             begin(&mut part, &command).await
         }
         .await;
-        if let Err(cause) = started {
-            if part.sweep().await.is_ok() {
-                self.settle(step).await?;
-            }
-            return Err(cause);
+        match started {
+            Ok(()) => self.take_home(kind, run, Some(step)).await,
+            Err(cause) => Err(self.swept(&run, step, cause).await?),
         }
-        self.take_home(kind, run, Some(step)).await
+    }
+
+    /// Gives up what was made ready, because of `cause`.
+    pub async fn give_up(&mut self, ready: Ready, cause: RunError) -> Result<RunError> {
+        self.swept(&ready.run, ready.step, cause).await
+    }
+
+    /// Sweeps a part that was not started. One that cannot be swept keeps its step.
+    async fn swept(&mut self, run: &PointId, step: StepId, cause: RunError) -> Result<RunError> {
+        if self.forget(run).await.is_ok() {
+            self.settle(step).await?;
+        }
+        Ok(cause)
     }
 
     /// Waits for a part, whoever started it, and takes home what it printed.
@@ -361,11 +409,12 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Starts a part. When the connection breaks meanwhile, whether it began is asked.
+/// Starts a part. When the connection breaks meanwhile, whether it began is asked; one that
+/// has not begun by then never does, once it is swept.
 async fn begin(part: &mut Run<'_>, command: &[String]) -> Result<()> {
-    let Err(cause) = part.start(command).await else { return Ok(()) };
+    let Err(cause) = part.start(remote::PREPARED, command).await else { return Ok(()) };
     let RunError::Ssh { cause: broken, .. } = &cause else { return Err(cause) };
-    if !broken.retryable() {
+    if !is_broken(broken) {
         return Err(cause);
     }
     let poll = part.poll().await?;

@@ -35,7 +35,7 @@ impl Source {
         context.phase("comparing the archive with its recorded sum");
         let (repository, text) = (context.repository.clone(), selector.to_owned());
         let identities = context.identities.clone();
-        let point = blocking("find the point", move || {
+        let point = blocking("open the point", move || {
             let point = repository.find_manager_point(&text)?;
             let mut wrong = point.compare()?;
             if wrong.is_empty() {

@@ -67,9 +67,10 @@ impl Run<'_> {
     }
 
     /// Starts it, detached. A lock that is held for a moment only is waited for.
-    pub async fn start(&mut self, command: &[String]) -> Result<()> {
+    /// `how`: [`remote::FRESH`] or [`remote::PREPARED`].
+    pub async fn start(&mut self, how: &str, command: &[String]) -> Result<()> {
         let owner = self.context.repository.id().to_string();
-        let mut args = vec![self.base.as_str(), self.point.as_str(), &owner];
+        let mut args = vec![self.base.as_str(), self.point.as_str(), &owner, how];
         args.extend(command.iter().map(String::as_str));
         for _ in 0..5 {
             let output = self.link.once(remote::START, &args, "start engine-backup").await?;
@@ -181,8 +182,6 @@ impl Run<'_> {
             return Ok(());
         }
         Err(RunError::ManagerTransfer { manager: self.link.name.clone(), file: name.to_owned() })
-    }
-
     }
 
     /// Removes the run's directory from the manager.

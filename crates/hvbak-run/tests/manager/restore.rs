@@ -224,6 +224,16 @@ async fn rule_06_done_is_not_believed_when_log_or_rows_say_otherwise() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rule_05_what_begins_while_the_archive_is_sent_stops_the_restore() {
+    let stage = Stage::restorable("4.5.7").await;
+    stage.machine("active-when-sent", "");
+    let error = stage.restore(&options(&["all"])).await.unwrap_err();
+    assert!(matches!(error, RunError::ManagerPreflight { .. }), "{error:?}");
+    assert!(text(&error).contains("at work on the manager: ovirt-engine"), "{}", text(&error));
+    stage.check_untouched();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rule_07_a_scope_that_was_not_restored_is_a_failure() {
     // It says Done. and You should now run engine-setup., and did nothing.
     let stage = Stage::restorable("4.5.7").await;

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::{
     Face, Outcome,
     hosted_engine_plan::{choose, engine_name, sequence, show},
+    identities,
 };
 use crate::{
     cli::HostedEnginePlanArgs,
