@@ -5,8 +5,10 @@
 //! and overwrites), never a device (it would change its mode), no option that the version
 //! lacks.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::{
-    archive::Compression,
+    archive::{self, Compression},
     scope::{Request, Scope},
     version::Version,
 };
@@ -27,7 +29,7 @@ pub enum CommandError {
 }
 
 /// The formats of a backup; the program's defaults when nothing is set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Format {
     /// `--small-size`: xz everywhere, plain dumps of engine and Data Warehouse.
     pub small: bool,
@@ -35,7 +37,23 @@ pub struct Format {
     pub archive: Option<Compression>,
     /// Compressor of the member `files`.
     pub files: Option<Compression>,
+    /// Compressors of databases' dumps. Without one they are as pg_dump writes them: its own
+    /// format is compressed already.
+    pub databases: BTreeMap<Scope, Compression>,
+    /// Databases whose dump is SQL text instead of pg_dump's own format.
+    pub plain: BTreeSet<Scope>,
 }
+
+impl Format {
+    /// Whether a database of these will be dumped as SQL text.
+    pub fn has_plain(&self) -> bool {
+        self.small || !self.plain.is_empty()
+    }
+}
+
+/// What comes of dumps as SQL text, for whoever asks for them (engine-backup.md §1, rule 8;
+/// §4.1).
+pub const PLAIN_TOLD: &str = "dumps as SQL text: `engine-backup --mode=verify` refuses them although they are whole; permissions in the databases are not in them; they are restored by one process, whatever jobs are asked for; pg_restore cannot judge them, only hvbak's own reader does";
 
 /// Paths of one run on the manager.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,9 +89,22 @@ impl Paths {
 pub fn backup(
     version: &Version,
     request: &Request,
-    format: Format,
+    format: &Format,
     paths: &Paths,
 ) -> Result<Vec<String>, CommandError> {
+    for scope in format.databases.keys().chain(&format.plain) {
+        if option_prefix(*scope).is_none() {
+            let text = "compressor and format of a dump are for db, dwhdb, cinderlibdb, keycloakdb and managedblockdb";
+            return Err(CommandError::Contradiction { text });
+        }
+        if !scope.in_version(version) {
+            return Err(CommandError::NoScope { version: version.clone(), scope: *scope });
+        }
+        if matches!(request, Request::Parts(parts) if !parts.contains(scope)) {
+            let text = "a compressor or format is given for a database that is not backed up";
+            return Err(CommandError::Contradiction { text });
+        }
+    }
     let mut args = vec!["--mode=backup".to_owned()];
     args.extend(scopes(version, request)?);
     args.extend(paths.options()?);
@@ -89,7 +120,28 @@ pub fn backup(
     };
     args.extend(compressor("archive", format.archive));
     args.extend(compressor("files", format.files));
+    for (scope, kind) in &format.databases {
+        let prefix = option_prefix(*scope).unwrap_or_default();
+        args.extend(compressor(&format!("{prefix}db"), Some(*kind)));
+    }
+    for scope in &format.plain {
+        let (prefix, word) =
+            (option_prefix(*scope).unwrap_or_default(), archive::Format::Plain.word());
+        args.push(format!("--{prefix}db-dump-format={word}"));
+    }
     Ok(args)
+}
+
+/// The beginning of a database's options: `--dwh-db-compressor`; `None`: it has none.
+fn option_prefix(scope: Scope) -> Option<&'static str> {
+    Some(match scope {
+        Scope::Db => "",
+        Scope::DwhDb => "dwh-",
+        Scope::CinderlibDb => "cinderlib-",
+        Scope::KeycloakDb => "keycloak-",
+        Scope::ManagedblockDb => "managedblock-",
+        Scope::Files | Scope::GrafanaDb | Scope::ReportsDb => return None,
+    })
 }
 
 /// `--scope=` options; a scope that the version lacks is an error, not a silent loss.
@@ -130,7 +182,7 @@ mod tests {
 
     fn run(version: &str, scopes: &[&str], format: Format) -> Result<Vec<String>, CommandError> {
         let paths = Paths::in_dir("/var/lib/hvbak-manager/20261121T021454Z");
-        backup(&version.parse().unwrap(), &Request::parse(scopes).unwrap(), format, &paths)
+        backup(&version.parse().unwrap(), &Request::parse(scopes).unwrap(), &format, &paths)
     }
 
     #[test]
@@ -162,6 +214,8 @@ mod tests {
             small: true,
             archive: Some(Compression::None),
             files: Some(Compression::Gzip),
+            databases: [(Scope::Db, Compression::Xz)].into(),
+            plain: [Scope::Db].into(),
         };
         run("4.5.7", &["files", "db", "db"], format).unwrap()
     }
@@ -186,6 +240,33 @@ mod tests {
         // Behind the preset, or it would win.
         let at = |x: &str| args.iter().position(|a| a.starts_with(x)).unwrap();
         assert!(at("--small-size") < at("--files-compressor"));
+    }
+
+    #[test]
+    fn each_database_has_its_own_compressor_and_format() {
+        let format = Format {
+            databases: [(Scope::Db, Compression::None), (Scope::DwhDb, Compression::Xz)].into(),
+            plain: [Scope::DwhDb, Scope::KeycloakDb].into(),
+            ..Format::default()
+        };
+        let args = run("4.5.7", &["all"], format.clone()).unwrap();
+        assert_eq!(
+            args[5..],
+            [
+                "--db-compressor=None",
+                "--dwh-db-compressor=xz",
+                "--dwh-db-dump-format=plain",
+                "--keycloak-db-dump-format=plain",
+            ]
+        );
+        assert!(format.has_plain() && !Format::default().has_plain());
+        let refused = |version, scopes: &[&str], format| run(version, scopes, format).is_err();
+        assert!(refused("4.4.10.7", &["all"], format.clone()), "it has no Keycloak");
+        assert!(refused("4.5.7", &["db"], format), "nothing of them is backed up");
+        for scope in [Scope::Files, Scope::GrafanaDb, Scope::ReportsDb] {
+            let format = Format { plain: [scope].into(), ..Format::default() };
+            assert!(refused("4.2.8.9", &["all"], format), "{scope}");
+        }
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub use export::{ExportFormat, ExportOptions, ExportSummary};
 pub use identity::Holder;
 pub use journal::{Journal, JournalView, StepId, StepState, StepView};
 pub use lock::{PointsLock, RepositoryLock, VmLock};
-pub use manager::{ManagerListing, ManagerLock, ManagerName};
+pub use manager::{ManagerListing, ManagerLock, ManagerName, ManagerRecord, RecordKind};
 pub use manager_point::{
     ARCHIVE as MANAGER_ARCHIVE, Encrypted, ManagerFile, ManagerManifest, ManagerPoint,
 };

@@ -34,6 +34,8 @@ use crate::{
 const MANAGER: &str = "manager";
 pub const FAILED: &str = ".failed-";
 pub const RESTORE: &str = ".restore-";
+/// Why a backup failed, beside its log.
+pub const FAILURE: &str = "failure.txt";
 /// What came of a restore, beside its log.
 pub const OUTCOME: &str = "outcome.json";
 /// Larger manifests are not ours.
@@ -87,6 +89,27 @@ pub struct ManagerListing {
     pub points: Vec<ManagerPoint>,
     /// Directories that cannot be read as points, and why.
     pub damaged: Vec<(PathBuf, Error)>,
+}
+
+/// What a kept log is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecordKind {
+    /// A restore, or engine-cleanup or engine-setup around it.
+    Restore,
+    FailedBackup,
+}
+
+/// Log and output of something that was done, beside the points.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ManagerRecord {
+    pub kind: RecordKind,
+    /// When it began.
+    pub time: PointId,
+    #[serde(skip)]
+    pub path: PathBuf,
+    /// It says what came of it.
+    pub is_finished: bool,
 }
 
 /// One manager's part of the repository is held until this is dropped.
@@ -227,6 +250,34 @@ impl Repository {
             }
         }
         Ok(found)
+    }
+
+    /// The kept logs of one manager: of restores and of failed backups, oldest first.
+    pub fn manager_records(&self, name: &ManagerName) -> Result<Vec<ManagerRecord>> {
+        let dir = self.manager_dir(name);
+        let mut records = Vec::new();
+        let entries = match fs::read_dir(&dir) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(records),
+            other => other.reading(&dir)?,
+        };
+        for entry in entries {
+            let path = entry.reading(&dir)?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
+            let kinds = [(RESTORE, RecordKind::Restore), (FAILED, RecordKind::FailedBackup)];
+            for (prefix, kind) in kinds {
+                let Some(Ok(time)) = name.strip_prefix(prefix).map(str::parse) else { continue };
+                let told = if kind == RecordKind::Restore { OUTCOME } else { FAILURE };
+                let is_finished = path.join(told).exists();
+                records.push(ManagerRecord { kind, time, path: path.clone(), is_finished });
+            }
+        }
+        records.sort_by(|a, b| (&a.time, a.kind).cmp(&(&b.time, b.kind)));
+        Ok(records)
+    }
+
+    /// Removes a kept log.
+    pub fn remove_manager_record(&self, _: &ManagerLock, record: &ManagerRecord) -> Result<()> {
+        durable::remove_tree(&record.path).map(drop)
     }
 
     /// Finds `FQDN`, `FQDN@latest`, `FQDN@20261121T021454Z` or `FQDN@2026-11-21`.

@@ -19,7 +19,7 @@ use crate::{
     durable,
     error::{At, Error, Result, write_error},
     layout::{MANIFEST, SUMS, is_document_name},
-    manager::{FAILED, OUTCOME, RESTORE},
+    manager::{FAILED, FAILURE, OUTCOME, RESTORE},
     manager_point::{ARCHIVE, ARCHIVE_SEALED, ManagerFile, ManagerManifest, ManagerPoint},
     seal::Recipients,
     sums,
@@ -138,7 +138,7 @@ impl ManagerStaging {
     /// Keeps log and output of a failed run, and nothing else of it. Returns where.
     pub fn fail(mut self, why: &str) -> Result<PathBuf> {
         self.discard_archive()?;
-        durable::write_new(&self.path.join("failure.txt"), format!("{why}\n").as_bytes())?;
+        durable::write_new(&self.path.join(FAILURE), format!("{why}\n").as_bytes())?;
         let target = self.dir.join(format!("{FAILED}{}", self.point));
         durable::remove_tree(&target)?;
         durable::rename_new(&self.path, &target)?;

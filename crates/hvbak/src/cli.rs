@@ -495,22 +495,32 @@ pub struct IdentityArg {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  hvbak manager-backup\n  hvbak manager-backup --scope=files --scope=db\n  hvbak manager-backup --small-size"
+    after_help = "Examples:\n  hvbak manager-backup\n  hvbak manager-backup --scope=files --scope=db\n  hvbak manager-backup --small-size\n  hvbak manager-backup --plain-dump dwhdb --db-compressor dwhdb=xz"
 )]
 pub struct ManagerBackupArgs {
     /// What to back up (repeatable): all, files, db, dwhdb, cinderlibdb, managedblockdb,
     /// keycloakdb, grafanadb, reportsdb
     #[arg(long, value_name = "SCOPE", default_value = "all")]
     pub scope: Vec<String>,
-    /// Smallest archive: xz and plain dumps, which `engine-backup --mode=verify` refuses
-    #[arg(long)]
+    /// Smallest archive: xz everywhere, and engine and Data Warehouse as SQL text (see
+    /// --plain-dump)
+    #[arg(long, help_heading = "Format")]
     pub small_size: bool,
     /// Compressor of the archive
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = "Format")]
     pub archive_compressor: Option<CompressorArg>,
     /// Compressor of the configuration files within it
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = "Format")]
     pub files_compressor: Option<CompressorArg>,
+    /// Compressor of a database's dump (repeatable): gzip, bzip2, xz, none; pg_dump's own format
+    /// is compressed already
+    #[arg(long, value_name = "SCOPE=KIND", help_heading = "Format")]
+    pub db_compressor: Vec<String>,
+    /// Dump a database as SQL text (repeatable). `engine-backup --mode=verify` refuses such an
+    /// archive although it is whole, permissions in the database are not in it, and it is
+    /// restored by one process
+    #[arg(long, value_name = "SCOPE", help_heading = "Format")]
+    pub plain_dump: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -82,7 +82,7 @@ async fn with_link(
     let arguments = command::backup(
         &look.version,
         &options.request,
-        options.format,
+        &options.format,
         &Paths::in_dir(&run.dir()),
     )
     .map_err(|cause| RunError::ManagerCommand { cause })?;
@@ -94,6 +94,9 @@ async fn with_link(
     );
     let journal = blocking("open the journal", move || repository.journal(job)).await?;
     let id = journal.intent(&step).map_err(error::repository("write the journal"))?;
+    if options.format.has_plain() {
+        context.warn(command::PLAIN_TOLD);
+    }
     context.phase(format!("engine-backup {} begins on {name}", look.version));
     if let Err(cause) = run.start(remote::FRESH, &command).await {
         // Whether it began is unknown when the connection broke: then the journal stays.

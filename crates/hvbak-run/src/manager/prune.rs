@@ -2,12 +2,14 @@
 //!
 //! Invariants: a manager is held from the judgement to the last removal; a point that is
 //! damaged neither counts as kept for a rule nor is removed; the newest whole one stays, and
-//! of every scope the newest one that holds it.
+//! of every scope the newest one that holds it. Kept logs of restores and of failed backups
+//! go by the same rules, each kind for itself: the newest stays, and one that does not say
+//! what came of it.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use hvbak_plan::{KeepFacts, KeepRules, Verdict, judge_points};
-use hvbak_repo::{ManagerName, ManagerPoint, Repository};
+use hvbak_repo::{ManagerName, ManagerPoint, ManagerRecord, RecordKind, Repository};
 use hvbak_types::{JobId, PointId};
 use jiff::tz::TimeZone;
 use serde::Serialize;
@@ -23,6 +25,8 @@ pub struct ManagerPrune {
     pub removed: Vec<PointId>,
     /// Bytes of their files.
     pub freed_bytes: u64,
+    /// Kept logs that are gone, or would be.
+    pub removed_logs: Vec<ManagerRecord>,
 }
 
 /// Prunes the points of one manager.
@@ -65,12 +69,48 @@ pub async fn manager_prune(
         let removed = expired.iter().map(|p| p.manifest.point.clone()).collect::<Vec<_>>();
         let bytes = |p: &&ManagerPoint| p.manifest.files.iter().map(|f| f.size).sum::<u64>();
         let freed_bytes = expired.iter().map(bytes).sum();
+        let removed_logs = expired_logs(repository.manager_records(&manager)?, &rules, &zone);
         if !dry_run {
             for point in &removed {
                 repository.remove_manager_point(&lock, point)?;
             }
+            for record in &removed_logs {
+                repository.remove_manager_record(&lock, record)?;
+            }
         }
-        Ok(ManagerPrune { manager, verdicts, removed, freed_bytes })
+        Ok(ManagerPrune { manager, verdicts, removed, freed_bytes, removed_logs })
     })
     .await
+}
+
+/// Those that no rule keeps.
+fn expired_logs(
+    records: Vec<ManagerRecord>,
+    rules: &KeepRules,
+    zone: &TimeZone,
+) -> Vec<ManagerRecord> {
+    let mut expired = Vec::new();
+    for kind in [RecordKind::Restore, RecordKind::FailedBackup] {
+        let of_kind: Vec<_> = records.iter().filter(|record| record.kind == kind).collect();
+        let facts: Vec<_> = of_kind
+            .iter()
+            .filter_map(|record| {
+                let unfinished = "it does not say what came of it".to_owned();
+                Some(KeepFacts {
+                    point: record.time.clone(),
+                    time: record.time.time()?,
+                    pinned: None,
+                    damage: (!record.is_finished).then_some(unfinished),
+                    lacks: BTreeSet::new(),
+                    holds: BTreeSet::new(),
+                })
+            })
+            .collect();
+        let verdicts = judge_points(&facts, rules, zone);
+        let goes = |record: &&ManagerRecord| {
+            verdicts.iter().any(|verdict| verdict.point == record.time && verdict.expires())
+        };
+        expired.extend(of_kind.into_iter().filter(|record| goes(record)).cloned());
+    }
+    expired
 }

@@ -52,3 +52,42 @@ async fn old_points_go_and_damaged_ones_neither_count_nor_go() {
     // Nothing is left to do.
     assert!(prune(&stage, 1, false).await.removed.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_of_restores_and_failed_backups_go_but_the_newest_and_those_without_an_outcome() {
+    let stage = Stage::new("4.5.7");
+    let record = |name: &str, told: Option<&str>| {
+        let dir = stage.stored().join(name);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("engine-backup.log"), "log").unwrap();
+        if let Some(told) = told {
+            fs::write(dir.join(told), "{}").unwrap();
+        }
+    };
+    record(".restore-20261101T000000Z", Some("outcome.json"));
+    record(".restore-20261102T000000Z", None);
+    record(".restore-20261103T000000Z", Some("outcome.json"));
+    record(".restore-20261104T000000Z", Some("outcome.json"));
+    record(".failed-20261101T000000Z", Some("failure.txt"));
+    record(".failed-20261102T000000Z", Some("failure.txt"));
+    record(".other-20261101T000000Z", None);
+    let names = |done: &ManagerPrune| -> Vec<_> {
+        let name = |r: &hvbak_repo::ManagerRecord| r.path.file_name().unwrap().to_owned();
+        done.removed_logs.iter().map(name).collect()
+    };
+    let gone =
+        [".restore-20261101T000000Z", ".restore-20261103T000000Z", ".failed-20261101T000000Z"];
+    assert_eq!(names(&prune(&stage, 1, true).await), gone);
+    assert_eq!(points(&stage).len(), 7);
+    assert_eq!(names(&prune(&stage, 1, false).await), gone);
+    assert_eq!(
+        points(&stage),
+        [
+            ".failed-20261102T000000Z",
+            ".other-20261101T000000Z",
+            ".restore-20261102T000000Z",
+            ".restore-20261104T000000Z",
+        ]
+    );
+    assert!(prune(&stage, 1, false).await.removed_logs.is_empty());
+}

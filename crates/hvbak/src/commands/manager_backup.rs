@@ -1,6 +1,7 @@
 //! `hvbak manager-backup`.
 
-use hvbak_manager::{Request, archive::Compression, command::Format};
+use clap::ValueEnum;
+use hvbak_manager::{Request, Scope, archive::Compression, command::Format};
 use hvbak_run::ManagerBackupOptions;
 use indicatif::HumanBytes;
 use serde_json::json;
@@ -17,6 +18,12 @@ pub async fn run(face: &Face, args: ManagerBackupArgs) -> Outcome {
         small: args.small_size,
         archive: args.archive_compressor.map(compression),
         files: args.files_compressor.map(compression),
+        databases: args
+            .db_compressor
+            .iter()
+            .map(|text| one_compressor(text))
+            .collect::<Result<_, _>>()?,
+        plain: args.plain_dump.iter().map(|text| scope(text)).collect::<Result<_, _>>()?,
     };
     let context = face.manager_context()?;
     let recipients = face.recipients()?;
@@ -49,6 +56,18 @@ pub async fn run(face: &Face, args: ManagerBackupArgs) -> Outcome {
         code,
         json!({ "point": report.point.title(), "path": report.point.path, "scopes": scopes, "absent": manifest.absent, "extra": extra, "bytes": size, "encrypted": manifest.encrypted.is_some() }),
     ))
+}
+
+fn scope(text: &str) -> Result<Scope, CliError> {
+    text.parse().map_err(|e: hvbak_manager::ScopeError| CliError::usage(e.to_string()))
+}
+
+/// `SCOPE=KIND`.
+fn one_compressor(text: &str) -> Result<(Scope, Compression), CliError> {
+    let wrong = || CliError::usage(format!("`--db-compressor {text}` is not SCOPE=KIND"));
+    let (name, kind) = text.split_once('=').ok_or_else(wrong)?;
+    let kind = CompressorArg::from_str(kind, true).map_err(|_| wrong())?;
+    Ok((scope(name)?, compression(kind)))
 }
 
 fn compression(arg: CompressorArg) -> Compression {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hvbak_repo::ManagerName;
+use hvbak_repo::{ManagerName, RecordKind};
 use indicatif::HumanBytes;
 use serde_json::json;
 
@@ -28,7 +28,7 @@ pub async fn run(face: &Face, args: ManagerPruneArgs) -> Outcome {
     let wanted = |name: &ManagerName| {
         args.manager.is_empty() || args.manager.iter().any(|text| *text == name.to_string())
     };
-    let (mut removed, mut freed) = (0, 0);
+    let (mut removed, mut freed, mut logs) = (0, 0, 0);
     for name in all.into_iter().filter(wanted) {
         let done =
             hvbak_run::manager_prune(&repository, name, rules, zone.clone(), args.dry_run).await?;
@@ -40,10 +40,25 @@ pub async fn run(face: &Face, args: ManagerPruneArgs) -> Outcome {
             };
             face.printer.data(&format!("{action:7}{}@{}{why}", done.manager, verdict.point));
         }
+        for record in &done.removed_logs {
+            let kind = match record.kind {
+                RecordKind::Restore => "restore",
+                RecordKind::FailedBackup => "failed backup",
+            };
+            face.printer
+                .data(&format!("remove log of the {kind} of {} at {}", done.manager, record.time));
+        }
+        logs += done.removed_logs.len();
         removed += done.removed.len();
         freed += done.freed_bytes;
     }
     let word = if args.dry_run { "would be removed" } else { "removed" };
-    face.printer.say(&format!("{removed} points {word}, {} freed", HumanBytes(freed)));
-    Ok((DONE, json!({ "removed": removed, "freed_bytes": freed, "dry_run": args.dry_run })))
+    face.printer.say(&format!(
+        "{removed} points and {logs} logs of runs {word}, {} freed",
+        HumanBytes(freed)
+    ));
+    Ok((
+        DONE,
+        json!({ "removed": removed, "removed_logs": logs, "freed_bytes": freed, "dry_run": args.dry_run }),
+    ))
 }
