@@ -50,6 +50,20 @@ impl Engine {
         self.send(request).await?.list()
     }
 
+    /// When engine-backup last ended well, by the names of the API's element `engine_backup`
+    /// (4.5.7 and newer, for administrators; else empty).
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn backup_dates(
+        &self,
+        names: &[&'static str],
+    ) -> Result<Vec<(&'static str, jiff::Timestamp)>, EngineError> {
+        let root = self.send(Request::get("", "reading the dates of backups")).await?.element()?;
+        let Some(dates) = root.child("engine_backup") else { return Ok(Vec::new()) };
+        Ok(names.iter().filter_map(|name| Some((*name, dates.time(name)?))).collect())
+    }
+
     /// Shows an event in the engine. Never attaches hosts or domains, whose state a foreign
     /// event could change.
     ///

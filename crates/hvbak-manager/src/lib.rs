@@ -18,6 +18,7 @@ pub mod scrub;
 pub mod sequence;
 pub mod transcript;
 mod version;
+pub mod witness;
 
 pub use scope::{Request, Scope, ScopeError};
 pub use version::{Version, VersionError};

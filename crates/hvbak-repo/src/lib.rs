@@ -59,7 +59,7 @@ pub use journal::{Journal, JournalView, StepId, StepState, StepView};
 pub use lock::{PointsLock, RepositoryLock, VmLock};
 pub use manager::{ManagerListing, ManagerLock, ManagerName, ManagerRecord, RecordKind};
 pub use manager_point::{
-    ARCHIVE as MANAGER_ARCHIVE, Encrypted, ManagerFile, ManagerManifest, ManagerPoint,
+    ARCHIVE as MANAGER_ARCHIVE, Encrypted, EngineSaid, ManagerFile, ManagerManifest, ManagerPoint,
 };
 pub use manager_staging::{ManagerStaging, ManagerWriter};
 pub use manifest::{

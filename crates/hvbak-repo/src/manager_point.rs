@@ -59,12 +59,24 @@ pub struct ManagerManifest {
     /// `DWH`, `CINDERLIB`, `KEYCLOAK`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub databases: BTreeMap<String, u64>,
+    /// The second witness; an earlier hvbak did not ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineSaid>,
     pub files: Vec<ManagerFile>,
     /// How the archive is encrypted; without it, it is stored as it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encrypted: Option<Encrypted>,
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+/// What the engine said of the backup. It is the archive that counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineSaid {
+    /// `agrees`, `disagrees`, `not asked`.
+    pub said: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// An archive that lies encrypted in its point; its entry in `files` is of the stored bytes.

@@ -24,6 +24,7 @@ fn manifest(name: &ManagerName, point: &PointId) -> ManagerManifest {
         command: vec![],
         seconds: 1.0,
         databases: Default::default(),
+        engine: None,
         files: vec![],
         encrypted: None,
         warnings: vec![],

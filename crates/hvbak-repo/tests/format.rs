@@ -189,6 +189,7 @@ fn an_encrypted_archive_comes_back_with_age_and_tar_alone() {
         command: Vec::new(),
         seconds: 1.0,
         databases: Default::default(),
+        engine: None,
         files: Vec::new(),
         encrypted: Some(Encrypted {
             with: "age".into(),

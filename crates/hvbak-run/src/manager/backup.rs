@@ -11,9 +11,11 @@ use hvbak_manager::{
     command::{self, Format, Paths},
     remote::{self, Look},
     transcript::{BackupSaid, Transcript, judge_backup},
+    witness::Witness,
 };
 use hvbak_repo::{
-    Encrypted, ManagerLock, ManagerManifest, ManagerName, ManagerPoint, ManagerStaging, Recipients,
+    Encrypted, EngineSaid, ManagerLock, ManagerManifest, ManagerName, ManagerPoint, ManagerStaging,
+    Recipients,
 };
 use hvbak_types::PointId;
 
@@ -22,6 +24,7 @@ use super::{
     link::Link,
     pick_up::pick_up,
     run::{OnCancel, Run},
+    witness::{self, EngineAccess},
 };
 use crate::{
     error::{self, Result, RunError},
@@ -36,6 +39,8 @@ pub struct ManagerBackupOptions {
     pub format: Format,
     /// Whom the archive is encrypted to, and those that are picked up.
     pub recipients: Recipients,
+    /// The second witness, or why there is none.
+    pub engine: std::result::Result<EngineAccess, String>,
 }
 
 /// What came of it.
@@ -74,7 +79,8 @@ async fn with_link(
     let (repository, job, of) = (context.repository.clone(), context.job, name.clone());
     let lock = blocking("lock the manager", move || repository.lock_manager(&of, job)).await?;
     let recipients = &options.recipients;
-    let at = Place { look: &look, lock: &lock, name: &name, recipients };
+    let engine = options.engine.as_ref();
+    let at = Place { look: &look, lock: &lock, name: &name, recipients, engine };
     let picked_up = pick_up(context, link, &at, &base).await?;
     check_fit(context, &look, &name)?;
     let point = PointId::at(jiff::Timestamp::now());
@@ -170,11 +176,12 @@ pub(super) struct Place<'a> {
     pub lock: &'a ManagerLock,
     pub name: &'a ManagerName,
     pub recipients: &'a Recipients,
+    pub engine: std::result::Result<&'a EngineAccess, &'a String>,
 }
 
 /// Waits for a run, fetches what it made, judges it, publishes or keeps the log, sweeps.
 pub(super) async fn take_home(run: &mut Run<'_>, at: &Place<'_>) -> Result<(ManagerPoint, Report)> {
-    let Place { look, lock, name, recipients } = *at;
+    let Place { look, lock, name, recipients, engine } = *at;
     let context = run.context;
     let (ended, seconds) = run.wait(OnCancel::Stop).await?;
     let mut staging = Some(
@@ -212,7 +219,17 @@ pub(super) async fn take_home(run: &mut Run<'_>, at: &Place<'_>) -> Result<(Mana
         let kept = keep(staging, &why).await?;
         return Err(RunError::ManagerArchive { manager: name.to_string(), why, kept });
     }
-    let warnings = warnings(&said, &report, look);
+    let log = format!("{}/engine-backup.log", run.dir());
+    let witness = witness::ask(engine, &log, &report.scopes()).await;
+    let mut warnings = warnings(&said, &report, look);
+    let witness = match witness {
+        Witness::Agrees => EngineSaid { said: "agrees".into(), why: None },
+        Witness::Silent(why) => EngineSaid { said: "not asked".into(), why: Some(why) },
+        Witness::Disagrees(why) => {
+            warnings.push(format!("the engine disagrees, although the archive is whole: {why}"));
+            EngineSaid { said: "disagrees".into(), why: Some(why) }
+        }
+    };
     for text in &warnings {
         context.warn(text.clone());
     }
@@ -230,6 +247,7 @@ pub(super) async fn take_home(run: &mut Run<'_>, at: &Place<'_>) -> Result<(Mana
         command,
         seconds,
         databases: look.databases.clone(),
+        engine: Some(witness),
         files: Vec::new(),
         encrypted: plain.filter(|_| !recipients.is_empty()).map(|plain| Encrypted {
             with: "age".into(),

@@ -20,6 +20,7 @@ mod restore_source;
 mod restored;
 mod run;
 mod walk;
+mod witness;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -54,6 +55,7 @@ pub use restore::{
 pub use restored::{ManagerRestored, PickedUp, SetupDone};
 pub(crate) use run::undo;
 pub use walk::{Answer, Ask, Companion, Position, WalkContext, WalkEnd, WalkOptions, walk};
+pub use witness::EngineAccess;
 
 /// Where the manager is and how hvbak works there.
 #[derive(Debug, Clone)]

@@ -194,7 +194,7 @@ async fn restore_with(
         identities: session.context.identities.clone(),
         sum: source.sum.clone(),
     };
-    let mut gifts = vec![Gift::Archive { name: ARCHIVE.into(), parcel }];
+    let mut gifts = vec![Gift::Archive { name: ARCHIVE.into(), parcel: Box::new(parcel) }];
     for (scope, password) in &options.passwords {
         let bytes = Bytes::from(format!("{}\n", password.expose()));
         gifts.push(Gift::Secret { name: restore::passfile(*scope), bytes });

@@ -49,7 +49,7 @@ pub struct Session<'a> {
 /// A file that a part is given.
 pub enum Gift {
     /// Of the repository, with its recorded SHA-256.
-    Archive { name: String, parcel: Parcel },
+    Archive { name: String, parcel: Box<Parcel> },
     /// Removed on the manager as soon as the part ends.
     Secret { name: String, bytes: Bytes },
     /// What the part runs.

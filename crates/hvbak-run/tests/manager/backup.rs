@@ -36,6 +36,31 @@ async fn a_good_run_is_stored_as_it_was_made() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_does_not_answer_is_noted_and_changes_nothing() {
+    let stage = Stage::new("4.5.7");
+    stage.play("b_ok_all");
+    stage.archive("4.5.7-all.backup");
+    // Nobody listens there any more.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let access = hvbak_run::EngineAccess {
+        url: format!("https://127.0.0.1:{port}/ovirt-engine/api"),
+        ca: None,
+        username: "admin@internal".into(),
+        password: hvbak_types::Secret::new("secret"),
+        connect_to: None,
+    };
+    let wished = hvbak_run::ManagerBackupOptions { engine: Ok(access), ..options(&["all"]) };
+    let report = hvbak_run::manager_backup(&stage.context(), &wished).await.unwrap();
+    let manifest = &report.point.manifest;
+    let said = manifest.engine.as_ref().unwrap();
+    assert_eq!(said.said, "not asked");
+    assert!(said.why.as_ref().unwrap().contains("engine"), "{said:?}");
+    assert!(!manifest.warnings.iter().any(|w| w.contains("disagrees")), "{manifest:?}");
+    let text = fs::read_to_string(report.point.path.join("manifest.json")).unwrap();
+    assert!(!text.contains("secret"), "{text}");
+}
+
 /// What a failed run leaves: its log here, nothing there.
 #[track_caller]
 fn check_traces(stage: &Stage) {

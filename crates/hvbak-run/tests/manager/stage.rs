@@ -265,6 +265,7 @@ pub fn options(scopes: &[&str]) -> ManagerBackupOptions {
         request: Request::parse(scopes).unwrap(),
         format: hvbak_manager::command::Format::default(),
         recipients: hvbak_repo::Recipients::default(),
+        engine: Err("there is no engine in this test".into()),
     }
 }
 

@@ -43,6 +43,7 @@ pub async fn run(
         manager: settings.manager.clone(),
         recipients: face.recipients()?,
         identities: identities(&args.key)?,
+        engine: face.engine_access(),
         settings: Arc::new(settings),
         events: face.printer.clone(),
         cancel: face.cancel.clone(),

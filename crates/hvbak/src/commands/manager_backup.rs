@@ -27,7 +27,8 @@ pub async fn run(face: &Face, args: ManagerBackupArgs) -> Outcome {
     };
     let context = face.manager_context()?;
     let recipients = face.recipients()?;
-    let options = ManagerBackupOptions { request, format, recipients };
+    let engine = face.engine_access();
+    let options = ManagerBackupOptions { request, format, recipients, engine };
     let report = hvbak_run::manager_backup(&context, &options).await?;
     let manifest = &report.point.manifest;
     for earlier in &report.picked_up {
@@ -49,6 +50,10 @@ pub async fn run(face: &Face, args: ManagerBackupArgs) -> Outcome {
     }
     if let Some(encrypted) = &manifest.encrypted {
         face.printer.data(&format!("  encrypted to {}", encrypted.recipients.join(", ")));
+    }
+    if let Some(engine) = &manifest.engine {
+        let why = engine.why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+        face.printer.say(&format!("the engine as second witness: {}{why}", engine.said));
     }
     let code = if manifest.absent.is_empty() { DONE } else { PARTLY };
     let scopes = &manifest.scopes;

@@ -31,15 +31,15 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use hvbak_repo::{Identities, Recipients};
 use hvbak_run::{
-    Context, GuestSettings, HostOverride, ManagerContext, ManagerSettings, RunError, Settings,
-    SshSettings, Timeouts, TransferSettings, WorkerSettings,
+    Context, EngineAccess, GuestSettings, HostOverride, ManagerContext, ManagerSettings, RunError,
+    Settings, SshSettings, Timeouts, TransferSettings, WorkerSettings,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::IdentityArg,
     config::{Config, ConfigError, ManagerSection, WorkerMode, read_identities, read_secret},
-    exit::CliError,
+    exit::{CliError, chain},
     printer::Printer,
 };
 
@@ -116,6 +116,21 @@ impl Face {
         let config = self.config()?;
         let lists = config.manager.as_ref().map(ManagerSection::all_recipients);
         Ok(lists.transpose()?.unwrap_or_default())
+    }
+
+    /// How the engine is asked of a backup, or why it cannot be.
+    pub fn engine_access(&self) -> Result<EngineAccess, String> {
+        let told = |cause: &dyn std::error::Error| format!("the engine: {}", chain(cause));
+        let config = self.config().map_err(|e| told(&e))?;
+        let password = config.engine_password(&self.config_path).map_err(|e| told(&e))?;
+        let ca = config.engine.ca_file.as_ref().map(std::fs::read).transpose();
+        Ok(EngineAccess {
+            url: config.engine.url,
+            ca: ca.map_err(|e| told(&e))?,
+            username: config.engine.username,
+            password,
+            connect_to: config.engine.connect_to,
+        })
     }
 
     /// Puts a context together from its parts.

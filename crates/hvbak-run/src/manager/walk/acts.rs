@@ -91,6 +91,7 @@ impl Walker<'_> {
             request: Request::All,
             format: Format::default(),
             recipients: self.context.recipients.clone(),
+            engine: self.context.engine.clone(),
         };
         let report = manager_backup(&manager, &options).await?;
         let scopes = &report.point.manifest.scopes;

@@ -21,7 +21,7 @@ use hvbak_repo::{Identities, ManagerName, Recipients, Repository};
 use hvbak_types::JobId;
 use tokio_util::sync::CancellationToken;
 
-use super::{ManagerContext, ManagerSettings};
+use super::{EngineAccess, ManagerContext, ManagerSettings};
 use crate::{
     error::{Result, RunError},
     event::{Event, Events},
@@ -39,6 +39,8 @@ pub struct WalkContext {
     /// Whom the archives that it makes are encrypted to, and what opens those that it takes.
     pub recipients: Recipients,
     pub identities: Option<Identities>,
+    /// The second witness of its backups, or why there is none.
+    pub engine: std::result::Result<EngineAccess, String>,
     pub events: Events,
     pub cancel: CancellationToken,
     pub job: JobId,
