@@ -295,8 +295,10 @@ fn without_a_terminal_it_stops_where_somebody_is_needed_and_says_how_to_go_on() 
     let site = Site::new();
     let run = site.waits_at("spm", "move", &[]);
     let go_on = format!(
-        "hvbak hosted-engine plan move --host {} --to {} --run --confirm spm",
-        site.names[OLD], site.names[FRESH]
+        "hvbak --config {} hosted-engine plan move --host {} --to {} --run --wait 0 --confirm spm",
+        site.lab.path("hvbak.toml").display(),
+        site.names[OLD],
+        site.names[FRESH]
     );
     run.says(&go_on);
     // Harmless or not: hvbak changes nothing that nobody allowed.

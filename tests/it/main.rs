@@ -23,6 +23,7 @@ mod manager;
 mod mid_stream;
 mod network;
 mod nfs;
+mod notify;
 mod policy;
 mod prune;
 mod report;

@@ -21,6 +21,7 @@ mod hosts;
 mod job;
 mod journal;
 mod manager;
+pub mod notify;
 mod prune;
 mod pump;
 mod read_disk;

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use hosted_engine::{
-    HostedEngineArgs, HostedEngineCommand, HostedEnginePlanArgs, MaintenanceArg, SequenceArg,
+    DEFAULT_WAIT, HostedEngineArgs, HostedEngineCommand, HostedEnginePlanArgs, MaintenanceArg,
+    SequenceArg,
 };
 pub use manager::{IdentityArg, ManagerBackupArgs, ManagerVerifyArgs};
 
@@ -20,6 +21,9 @@ Exit codes:
   12 login refused · 13 host key mismatch · 14 engine unreachable
   15 damage found · 16 it is your turn · 130/143 cancelled";
 
+/// The configuration that is read when none is named.
+pub const DEFAULT_CONFIG: &str = "/etc/hvbak/hvbak.toml";
+
 /// Backup and restore for oVirt, RHV and Oracle Linux Virtualization Manager, over SSH
 #[derive(Debug, Parser)]
 #[command(name = "hvbak", version, after_help = EXIT_CODES, arg_required_else_help = true, max_term_width = 100)]
@@ -30,7 +34,7 @@ pub struct Cli {
         short,
         global = true,
         env = "HVBAK_CONFIG",
-        default_value = "/etc/hvbak/hvbak.toml",
+        default_value = DEFAULT_CONFIG,
         value_name = "FILE"
     )]
     pub config: PathBuf,
@@ -40,6 +44,9 @@ pub struct Cli {
     /// Say more (-vv: everything)
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+    /// Tell whom [notify] of the configuration names how the command has ended
+    #[arg(long, global = true)]
+    pub notify: bool,
     /// Say only what went wrong
     #[arg(long, short, global = true)]
     pub quiet: bool,
@@ -583,7 +590,7 @@ pub enum ManagerPathsCommand {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Everything that can be known is looked at first, and the changes of files are shown before they\nare made. Originals and progress are kept in the repository (manager/FQDN/.dwh-…): when a move\ndied, the same command goes on, and `--revert` puts every file back byte for byte. The old\ndatabase is read and nothing else.\n\nExamples:\n  hvbak dwh move-database --to db.example.com --password-file /root/dwh.pw --dry-run\n  hvbak dwh move-database --to db.example.com:5433 --user dwh --database history \\\n      --password-file /root/dwh.pw --tls-validated\n  hvbak dwh move-database --revert\n  hvbak dwh move-service --to dwh.example.com --engine-db-host engine.example.com\n  hvbak dwh move-service --revert"
+    after_help = "Everything that can be known is looked at first, and the changes of files are shown before they\nare made. Originals and progress are kept in the repository (manager/FQDN/.dwh-*): when a move\ndied, the same command goes on, and `--revert` puts every file back byte for byte. The old\ndatabase is read and nothing else.\n\nExamples:\n  hvbak dwh move-database --to db.example.com --password-file /root/dwh.pw --dry-run\n  hvbak dwh move-database --to db.example.com:5433 --user dwh --database history \\\n      --password-file /root/dwh.pw --tls-validated\n  hvbak dwh move-database --revert\n  hvbak dwh move-service --to dwh.example.com --engine-db-host engine.example.com\n  hvbak dwh move-service --revert"
 )]
 pub struct DwhArgs {
     #[command(subcommand)]

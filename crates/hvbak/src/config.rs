@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use crate::{
     exit::CliError,
+    notify::NotifySection,
     policy::{self, Policies, PolicyError},
 };
 
@@ -46,6 +47,9 @@ pub struct Config {
     pub runbook: RunbookSection,
     #[serde(default)]
     pub drill: DrillSection,
+    /// Who is told how commands with `--notify` end.
+    #[serde(default)]
+    pub notify: NotifySection,
     /// Overrides per host, by the engine's name of it.
     #[serde(default)]
     pub hosts: BTreeMap<String, HostSection>,
@@ -423,6 +427,7 @@ impl Config {
             &mut config.ssh.passphrase_file,
             &mut config.worker.path,
             &mut config.drill.scratch,
+            &mut config.notify.web_hook_file,
         ];
         let lists = config.manager.as_mut().and_then(|m| m.recipients_file.as_mut());
         optional.into_iter().flatten().chain(lists).for_each(fix);

@@ -117,6 +117,7 @@ fn keys_of(section: &str) -> &'static [&'static str] {
         "hosts" => keys::<HostSection>(),
         "policy" => keys::<crate::policy::PolicySection>(),
         "guests" => keys::<GuestSection>(),
+        "notify" => keys::<crate::notify::NotifySection>(),
         other => panic!("say here which struct section {other} is"),
     }
 }

@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod config;
 mod exit;
+mod notify;
 mod policy;
 mod printer;
 mod service;
@@ -50,17 +51,17 @@ async fn run(cli: Cli, journal: bool) -> u8 {
     let face = Face { config_path: cli.config.clone(), printer: printer.clone(), cancel };
     let outcome = dispatch(&face, cli.command).await;
     let cancelled = *signal.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    match outcome {
-        Ok((code, result)) => {
-            printer.finish(code, result, None);
-            code
-        }
+    let (code, result, error) = match outcome {
+        Ok((code, result)) => (code, result, None),
         Err(error) => {
-            let code = cancelled.unwrap_or_else(|| error.code());
-            printer.finish(code, serde_json::json!({}), Some(&error));
-            code
+            (cancelled.unwrap_or_else(|| error.code()), serde_json::json!({}), Some(error))
         }
+    };
+    if cli.notify {
+        notify::send(&face, code, &result, error.as_ref()).await;
     }
+    printer.finish(code, result, error.as_ref());
+    code
 }
 
 async fn dispatch(face: &Face, command: Command) -> Outcome {

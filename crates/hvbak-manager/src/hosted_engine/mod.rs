@@ -54,6 +54,14 @@ pub struct HaHost {
     pub live_data: bool,
 }
 
+impl EngineStatus {
+    /// Whether the host says so. `unknown` (it could not ask) and words of another version are
+    /// no such saying.
+    pub fn is_down(&self) -> bool {
+        matches!(self.vm.as_str(), "down" | "down_unexpected" | "down_missing")
+    }
+}
+
 /// What a host says of the engine's VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineStatus {
@@ -148,7 +156,8 @@ impl VmStatus {
     pub fn verdict(&self) -> Verdict {
         let live: Vec<_> = self.hosts.iter().filter(|h| h.live_data).collect();
         let Some(host) = live.iter().find(|h| h.engine_status.vm == "up") else {
-            return if live.is_empty() { Verdict::Unknown } else { Verdict::Down };
+            let down = !live.is_empty() && live.iter().all(|host| host.engine_status.is_down());
+            return if down { Verdict::Down } else { Verdict::Unknown };
         };
         let name = host.hostname.clone();
         if host.engine_status.health == "good" {

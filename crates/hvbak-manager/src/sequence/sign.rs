@@ -86,17 +86,29 @@ impl Sign {
             let names: Vec<_> = silent.iter().map(|host| last_words(host)).collect();
             format!("without live data: {}", names.join("; "))
         };
-        let up = status.hosts.iter().find(|host| host.live_data && host.engine_status.vm == "up");
+        let live = || status.hosts.iter().filter(|host| host.live_data);
+        let up = live().find(|host| host.engine_status.vm == "up");
+        let unsure = live().find(|host| !host.engine_status.is_down());
+        // Its agent starts the VM when it likes.
+        let starts = live().find(|host| !host.stopped && !status.global_maintenance);
         match self {
             Self::Maintained | Self::Released if !heard => Seen::Unknown(unheard()),
             Self::Maintained if status.global_maintenance => Seen::Yes,
             Self::Maintained => Seen::No("the hosts do not show global maintenance".into()),
             Self::Released if !status.global_maintenance => Seen::Yes,
             Self::Released => Seen::No("the hosts still show global maintenance".into()),
-            Self::VmDown | Self::NotSeenUp => match up {
-                Some(host) => Seen::No(format!("{} runs the engine's VM", host.hostname)),
-                None if silent.is_empty() && heard => Seen::Yes,
-                None => Seen::Unknown(unheard()),
+            Self::VmDown | Self::NotSeenUp => match (up, unsure, starts) {
+                (Some(host), ..) => Seen::No(format!("{} runs the engine's VM", host.hostname)),
+                (None, Some(host), _) => {
+                    let (host, vm) = (&host.hostname, &host.engine_status.vm);
+                    Seen::Unknown(format!("{host} says of the engine's VM: {vm}"))
+                }
+                (None, None, Some(host)) if self == Self::NotSeenUp => Seen::No(format!(
+                    "the agent of {} may start the engine's VM: set global maintenance, or stop ovirt-ha-agent there",
+                    host.hostname
+                )),
+                _ if silent.is_empty() && heard => Seen::Yes,
+                _ => Seen::Unknown(unheard()),
             },
             Self::Healthy => match status.verdict() {
                 Verdict::Healthy { .. } => Seen::Yes,

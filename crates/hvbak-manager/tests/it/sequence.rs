@@ -2,7 +2,7 @@
 //! what the hosts' recorded answers say of a sign, and the way of a walk.
 
 use hvbak_manager::{
-    hosted_engine::VmStatus,
+    hosted_engine::{Verdict, VmStatus},
     sequence::{
         Act, Archive, Hand, Lost, Place, Seen, Sequence, SequenceError, Sign, Site, State, Step,
         answers, back_to, from, held, next,
@@ -316,6 +316,17 @@ fn the_hosts_recorded_answers_are_judged_and_silent_hosts_are_not_believed() {
     let mut down = status("global.json");
     down.hosts[0].engine_status.vm = "down".into();
     assert_eq!(judged(&down), "ynyyn");
+    // A host that could not ask does not know; an agent without maintenance starts it later.
+    down.hosts[1].engine_status.vm = "unknown".into();
+    assert_eq!((judged(&down).as_str(), down.verdict()), ("yn???", Verdict::Unknown));
+    down.hosts[1].engine_status.vm = "down_unexpected".into();
+    assert_eq!((judged(&down).as_str(), down.verdict()), ("ynyyn", Verdict::Down));
+    down.global_maintenance = false;
+    assert_eq!(judged(&down), "nyynn");
+    down.hosts.iter_mut().for_each(|host| host.stopped = true);
+    assert_eq!(judged(&down), "nyyyn");
+    down.global_maintenance = true;
+    down.hosts[1].engine_status.vm = "down".into();
     // One that fell silent may run it, whatever it last said.
     down.hosts[1].live_data = false;
     assert_eq!(judged(&down), "yn??n");

@@ -114,7 +114,8 @@ pub fn networks(facts: &Facts) -> String {
         ]
     };
     let head = ["MAC pool", "Addresses", "Duplicates"];
-    networks + &table(&head, facts.mac_pools.iter().map(row), "The engine listed no MAC pools.")
+    let pools = table(&head, facts.mac_pools.iter().map(row), "The engine listed no MAC pools.");
+    format!("{networks}NICs get their addresses from these pools:\n\n{pools}")
 }
 
 pub fn managers(facts: &Facts) -> String {

@@ -68,18 +68,24 @@ pub struct HostedEnginePlanArgs {
     /// shown by an earlier call: it is done
     #[arg(long, value_name = "STEP", requires = "run", help_heading = "Walking")]
     pub confirm: Vec<String>,
+    /// Take the archive although it is one of a manager with another name
+    #[arg(long, requires = "run", help_heading = "Walking")]
+    pub other_name: bool,
     /// How long a sign is waited for after hvbak did something
     #[arg(
         long,
         value_name = "MINUTES",
         requires = "run",
-        default_value_t = 15,
+        default_value_t = DEFAULT_WAIT,
         help_heading = "Walking"
     )]
     pub wait: u64,
     #[command(flatten)]
     pub key: super::IdentityArg,
 }
+
+/// Minutes that a sign is waited for.
+pub const DEFAULT_WAIT: u64 = 15;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum SequenceArg {

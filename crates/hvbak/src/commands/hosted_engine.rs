@@ -59,7 +59,10 @@ fn tell(face: &Face, status: &VmStatus) -> bool {
             format!("the engine's VM runs on {host} and does not answer: {detail}, {reason}")
         }
         Verdict::Down => "no host runs the engine's VM".to_owned(),
-        Verdict::Unknown => "no host has live data: nothing is known".to_owned(),
+        Verdict::Unknown => {
+            "not known: no host with live data says that the engine's VM runs, or that it is down"
+                .to_owned()
+        }
     });
     matches!(verdict, Verdict::Healthy { .. })
 }

@@ -1,7 +1,7 @@
 //! `hvbak hosted-engine plan … --run`: the steps shown one after the other, and a person asked
 //! where one is needed. What is done and in which order is `hvbak-run`'s.
 
-use std::{future::Future, io::IsTerminal, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, io::IsTerminal, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use hvbak_manager::sequence::{State, Step};
 use hvbak_run::{Answer, Ask, Companion, Position, Settings, WalkContext, WalkEnd, WalkOptions};
@@ -13,7 +13,7 @@ use super::{
     identities,
 };
 use crate::{
-    cli::HostedEnginePlanArgs,
+    cli::{DEFAULT_CONFIG, DEFAULT_WAIT, HostedEnginePlanArgs},
     config::Config,
     exit::{CliError, DONE, WAITING},
     printer::Printer,
@@ -61,6 +61,7 @@ pub async fn run(
         yes: args.yes,
         confirmed: args.confirm.iter().cloned().collect(),
         patience: Duration::from_secs(args.wait.min(24 * 60) * 60),
+        other_name: args.other_name,
     };
     let person = Person {
         face,
@@ -76,7 +77,7 @@ pub async fn run(
             if let Some(told) = &told {
                 face.printer.say(&format!("   seen so far: {told}"));
             }
-            let go_on = go_on(&args, sequence.word(), &step, ask);
+            let go_on = go_on(&face.config_path, &args, sequence.word(), &step, ask);
             face.printer.data(&format!("waiting at step `{step}`: {}", wanted(ask)));
             face.printer.data(&format!("go on with: {go_on}"));
             let result = json!({
@@ -100,8 +101,20 @@ fn wanted(ask: Ask) -> &'static str {
 }
 
 /// The command that goes on.
-fn go_on(args: &HostedEnginePlanArgs, sequence: &str, step: &str, ask: Ask) -> String {
-    let mut line = format!("hvbak hosted-engine plan {sequence}");
+fn go_on(
+    config: &Path,
+    args: &HostedEnginePlanArgs,
+    sequence: &str,
+    step: &str,
+    ask: Ask,
+) -> String {
+    let mut line = String::from("hvbak");
+    // Another configuration is another site.
+    if config != Path::new(DEFAULT_CONFIG) {
+        let config = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
+        line.push_str(&format!(" --config {}", word(&config.display().to_string())));
+    }
+    line.push_str(&format!(" hosted-engine plan {sequence}"));
     let options = [("--host", &args.host), ("--to", &args.to), ("--archive", &args.archive)];
     for (option, value) in options {
         if let Some(value) = value {
@@ -109,6 +122,12 @@ fn go_on(args: &HostedEnginePlanArgs, sequence: &str, step: &str, ask: Ask) -> S
         }
     }
     line.push_str(" --run");
+    if args.wait != DEFAULT_WAIT {
+        line.push_str(&format!(" --wait {}", args.wait));
+    }
+    if args.other_name {
+        line.push_str(" --other-name");
+    }
     if args.yes {
         line.push_str(" --yes");
     }

@@ -1,15 +1,15 @@
 //! What hvbak does itself in a walk, and how it goes on with what an earlier hvbak began.
 //!
 //! Invariant: a restore that was begun is gone on with, or seen to be over; it is begun again
-//! only when nothing of it ever ran.
+//! only when nothing of it ever ran, or when it failed and somebody says so.
 
 use hvbak_manager::{
-    Request,
+    Request, archive,
     command::Format,
     hosted_engine::{Maintenance, remote::STOP_ENGINE},
     remote::Kind,
     restore::{Provision, Weight, Wishes},
-    sequence::{Act, Seen, Step},
+    sequence::{Act, Archive, Seen, Step},
 };
 use hvbak_types::PointId;
 use jiff::Timestamp;
@@ -53,7 +53,17 @@ impl Walker<'_> {
                 let mut wishes = Wishes::of(Request::All);
                 wishes.cleanup = true;
                 wishes.permissions = Some(true);
-                return self.restore(step, wishes, self.options.host.clone(), begun).await;
+                let host = self.options.host.clone();
+                return match self.restore(step, wishes.clone(), host.clone(), begun).await {
+                    // An earlier hvbak has cleaned up, and nothing is left to be cleaned.
+                    Err(RunError::ManagerPreflight { findings, cleaned: false, .. })
+                        if begun.is_some() && findings.iter().any(|f| f.check == "cleanup") =>
+                    {
+                        wishes.cleanup = false;
+                        self.restore(step, wishes, host, begun).await
+                    }
+                    other => other,
+                };
             }
             Some(Act::Restore) => {
                 let mut wishes = Wishes::of(Request::All);
@@ -114,10 +124,34 @@ impl Walker<'_> {
                 "it is not known which archive; name it with `--archive`".into(),
             ));
         };
+        self.ensure_same_manager(step, &archive).await?;
         files::copy(self.context, host, &archive).await?;
         match files::differs(self.context, host, &archive).await? {
             None => Ok(()),
             Some(why) => Err(unseen(step, why)),
+        }
+    }
+
+    /// An archive of another manager takes command of another site's hosts.
+    async fn ensure_same_manager(&self, step: &Step, archive: &Archive) -> Result<()> {
+        let path = archive.path.clone();
+        let read = move || {
+            archive::verify(std::fs::File::open(path)?).map_err(|archive::ReadError(cause)| cause)
+        };
+        let report = tokio::task::spawn_blocking(read)
+            .await
+            .map_err(|e| RunError::Task { text: e.to_string() })?
+            .map_err(|cause| RunError::Local { doing: "read the archive".into(), cause })?;
+        let ours = self.context.name.to_string();
+        match report.conf.fqdn {
+            Some(theirs) if !theirs.eq_ignore_ascii_case(&ours) && !self.options.other_name => {
+                let why = format!(
+                    "{} is of manager {theirs}, and the engine here is {ours}; `--other-name` takes it all the same",
+                    archive.title
+                );
+                Err(unseen(step, why))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -137,19 +171,29 @@ impl Walker<'_> {
         };
         if let Some(begun) = begun
             && !self.lies_there(step).await?
-            && self.was_restored(&PointId::at(begun))?
+            && let Some(came) = self.came_of_it(&PointId::at(begun), &archive.title)?
         {
-            // It was judged; whether the engine was set up afterwards is seen by the engine.
-            return match self.seen(step).await? {
-                Seen::Yes => Ok(()),
-                Seen::No(why) | Seen::Unknown(why) => {
+            if let Came::Failed(why) = came {
+                if !self.options.confirmed.contains(step.name) {
                     let why = format!(
-                        "{} was restored, and {why}; run engine-setup there, then this again",
-                        archive.title
+                        "restoring {} failed: {why}; read the kept log, and let it begin once more with `--confirm {}`",
+                        archive.title, step.name
                     );
-                    Err(unseen(step, why))
+                    return Err(unseen(step, why));
                 }
-            };
+            } else {
+                // It was judged; whether the engine was set up afterwards is seen by the engine.
+                return match self.seen(step).await? {
+                    Seen::Yes => Ok(()),
+                    Seen::No(why) | Seen::Unknown(why) => {
+                        let why = format!(
+                            "{} was restored, and {why}; run engine-setup there, then this again",
+                            archive.title
+                        );
+                        Err(unseen(step, why))
+                    }
+                };
+            }
         }
         let options = ManagerRestoreOptions {
             point: archive.title.clone(),
@@ -188,10 +232,26 @@ impl Walker<'_> {
         Ok(look?.runs.iter().any(|run| run.owner == owner && run.kind != Kind::Backup))
     }
 
-    /// Whether a restore went well since then, whatever the manager calls itself.
-    fn was_restored(&self, since: &PointId) -> Result<bool> {
+    /// What came of restoring an archive with its database and files since then; the newest.
+    fn came_of_it(&self, since: &PointId, title: &str) -> Result<Option<Came>> {
         let outcomes = self.context.repository.manager_outcomes();
         let outcomes = outcomes.map_err(error::repository("read what came of restores"))?;
-        Ok(outcomes.iter().any(|(at, outcome)| at >= since && outcome["restored"].is_object()))
+        let of_it =
+            outcomes.iter().filter(|(at, outcome)| at >= since && outcome["point"] == title);
+        let newest = of_it.max_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(newest.and_then(|(_, outcome)| {
+            if let Some(why) = outcome["failed"].as_str() {
+                return Some(Came::Failed(why.to_owned()));
+            }
+            let content = outcome["restored"]["content"].as_array()?;
+            let whole = ["files", "db"].iter().all(|scope| content.iter().any(|c| c == scope));
+            whole.then_some(Came::Restored)
+        }))
     }
+}
+
+/// How an earlier restore ended.
+enum Came {
+    Restored,
+    Failed(String),
 }

@@ -12,7 +12,13 @@ mod files;
 mod look;
 mod record;
 
-use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hvbak_manager::sequence::{
     Hand, Lost, Seen, Sequence, Sign, Site, State, Step, back_to, from, held, next,
@@ -69,7 +75,12 @@ pub struct WalkOptions {
     pub confirmed: BTreeSet<String>,
     /// How long a sign is waited for after hvbak did something.
     pub patience: Duration,
+    /// The archive may be one of a manager with another name.
+    pub other_name: bool,
 }
+
+/// How long what was seen is believed while the walk goes on.
+const STILL_HOLDS: Duration = Duration::from_secs(20);
 
 /// What a person is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +162,8 @@ pub async fn walk(
         return Ok(waiting);
     }
     record.begin(options)?;
-    let mut walker = Walker { context, options, companion, record, steps: Vec::new() };
+    let looked = Instant::now();
+    let mut walker = Walker { context, options, companion, record, steps: Vec::new(), looked };
     walker.refresh()?;
     if let Some(name) = &options.from {
         walker.go_to(name)?;
@@ -160,6 +172,9 @@ pub async fn walk(
     while let Some(at) = next(walker.record.states()) {
         if context.cancel.is_cancelled() {
             return Err(RunError::Cancelled);
+        }
+        if walker.is_moved(at).await? {
+            continue;
         }
         if let Some(waiting) = walker.step(at).await? {
             return Ok(waiting);
@@ -176,7 +191,7 @@ async fn restart(
     companion: &dyn Companion,
     record: &mut Record,
 ) -> Result<Option<WalkEnd>> {
-    if record.has_begun(&["deploy", "restore"]) && !options.confirmed.contains("restart") {
+    if record.may_have_begun(&["deploy", "restore"]) && !options.confirmed.contains("restart") {
         let told =
             "what it has deployed or restored is not taken back, and would be done once more";
         let answer = companion.ask(None, Ask::Restart, Some(told)).await;
@@ -205,6 +220,8 @@ struct Walker<'a> {
     companion: &'a dyn Companion,
     record: Record,
     steps: Vec<Step>,
+    /// When it was last seen that what must hold does.
+    looked: Instant,
 }
 
 impl WalkContext {
@@ -286,7 +303,17 @@ impl Walker<'_> {
         if let Some(at) = back {
             back_to(&self.steps, &mut states, at).map_err(|cause| RunError::WalkBack { cause })?;
         }
+        self.looked = Instant::now();
         self.record.set_all(states)
+    }
+
+    /// Whether another step than this one comes next, because something no longer holds: a
+    /// person may have thought for hours.
+    async fn is_moved(&mut self, at: usize) -> Result<bool> {
+        if self.looked.elapsed() > STILL_HOLDS {
+            self.look_back().await?;
+        }
+        Ok(next(self.record.states()) != Some(at))
     }
 
     /// One step to its end, or to where somebody must do something.
@@ -302,6 +329,7 @@ impl Walker<'_> {
         } else {
             match self.own(at, &step, state).await? {
                 Own::Waiting(end) => return Ok(Some(end)),
+                Own::Moved => return Ok(None),
                 Own::Done { already } => already,
             }
         };
@@ -391,6 +419,9 @@ impl Walker<'_> {
                 let step = step.name.to_owned();
                 return Ok(Own::Waiting(WalkEnd::Waiting { step, ask, told: None }));
             }
+            if self.is_moved(at).await? {
+                return Ok(Own::Moved);
+            }
         }
         let begun = self.record.at(at).filter(|_| state == State::Begun);
         self.record.set(at, State::Begun)?;
@@ -400,8 +431,12 @@ impl Walker<'_> {
 }
 
 enum Own {
-    Done { already: bool },
+    Done {
+        already: bool,
+    },
     Waiting(WalkEnd),
+    /// Another step comes before it now.
+    Moved,
 }
 
 fn unseen(step: &Step, why: String) -> RunError {

@@ -167,8 +167,13 @@ impl Record {
     /// Whether one of these was begun, by an earlier walk.
     pub fn has_begun(&self, names: &[&str]) -> bool {
         let steps = self.record.iter().flat_map(|record| &record.steps);
-        let mut begun = steps.filter(|step| step.state == "begun" || step.state == "done");
+        let mut begun = steps.filter(|step| step.state != "open");
         begun.any(|step| names.contains(&step.name.as_str()))
+    }
+
+    /// The same, and also when the record cannot be read.
+    pub fn may_have_begun(&self, names: &[&str]) -> bool {
+        self.damaged.is_some() || self.has_begun(names)
     }
 
     /// The host that an earlier walk has left copies on.

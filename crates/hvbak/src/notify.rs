@@ -1,0 +1,176 @@
+//! The section `[notify]`, and the words of a notice.
+//!
+//! Invariant: a command ends as it would have without `--notify`.
+
+use std::path::PathBuf;
+
+use hvbak_run::notify::{self, Notice};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{
+    commands::Face,
+    config::{Config, read_secret},
+    exit::{CliError, chain},
+};
+
+/// `[notify]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NotifySection {
+    pub when: When,
+    pub mail_to: Vec<String>,
+    /// Without it: hvbak@ and this machine's name.
+    pub mail_from: Option<String>,
+    pub sendmail: String,
+    /// File with the address, which may hold a token.
+    pub web_hook_file: Option<PathBuf>,
+    pub engine_event: bool,
+}
+
+impl Default for NotifySection {
+    fn default() -> Self {
+        Self {
+            when: When::Failure,
+            mail_to: Vec::new(),
+            mail_from: None,
+            sendmail: "/usr/sbin/sendmail".into(),
+            web_hook_file: None,
+            engine_event: false,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum When {
+    /// When the exit code is not 0.
+    Failure,
+    Always,
+}
+
+/// Tells whom the configuration names how a command has ended.
+pub async fn send(face: &Face, code: u8, result: &Value, error: Option<&CliError>) {
+    // Without a configuration there is nobody to tell; the command has said so.
+    let Ok(config) = face.config() else { return };
+    let section = &config.notify;
+    if code == 0 && section.when == When::Failure {
+        return;
+    }
+    let host = machine();
+    let command = command_line(std::env::args().skip(1));
+    let notice = notice(&host, &command, code, result, error);
+    let from = section.mail_from.clone().unwrap_or_else(|| format!("hvbak@{host}"));
+    let mut bad = Vec::new();
+    if !section.mail_to.is_empty() {
+        let sent = notify::mail(&notice, &section.sendmail, &from, &section.mail_to).await;
+        bad.extend(sent.err().map(CliError::from));
+    }
+    if let Some(file) = &section.web_hook_file {
+        match read_secret("web hook file", file) {
+            Ok(url) => {
+                bad.extend(notify::web_hook(&notice, url.expose()).await.err().map(CliError::from));
+            }
+            Err(cause) => bad.push(cause.into()),
+        }
+    }
+    if section.engine_event {
+        bad.extend(event(face, &config, &notice).await.err());
+    }
+    for cause in bad {
+        face.printer.say(&format!("warning: nobody was told: {}", chain(&cause)));
+    }
+}
+
+async fn event(face: &Face, config: &Config, notice: &Notice) -> Result<(), CliError> {
+    let engine = face.engine(config).await?;
+    let posted = notify::engine_event(notice, &engine).await;
+    engine.logout().await;
+    Ok(posted?)
+}
+
+fn machine() -> String {
+    nix::unistd::gethostname()
+        .map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// What was typed, without where the configuration is.
+fn command_line(args: impl Iterator<Item = String>) -> String {
+    let mut words = Vec::new();
+    let mut args = args;
+    while let Some(word) = args.next() {
+        match word.as_str() {
+            "--config" | "-c" => drop(args.next()),
+            "--notify" | "--json" | "--quiet" | "-q" => {}
+            _ => words.push(word),
+        }
+    }
+    words.join(" ")
+}
+
+fn notice(host: &str, command: &str, code: u8, result: &Value, error: Option<&CliError>) -> Notice {
+    let word = match code {
+        0 => "done",
+        3 => "partly done",
+        15 => "DAMAGE found",
+        130 | 143 => "stopped",
+        _ => "FAILED",
+    };
+    let mut lines = vec![format!("hvbak {command} on {host}: {word} (exit code {code})")];
+    if let Some(error) = error {
+        lines.push(format!("error: {}", chain(error)));
+        lines.extend(error.hint().map(|hint| format!("hint: {hint}")));
+    }
+    let list = |key: &str| result[key].as_array().cloned().unwrap_or_default();
+    for one in list("failed") {
+        let text = |key: &str| one[key].as_str().unwrap_or_default().to_owned();
+        lines.push(format!("failed: {}: {}", text("name"), text("error")));
+        if !text("hint").is_empty() {
+            lines.push(format!("  hint: {}", text("hint")));
+        }
+    }
+    for (key, words) in
+        [("left_behind", "left behind"), ("missing", "not there"), ("too_old", "no recent point")]
+    {
+        for one in list(key) {
+            lines.push(format!("{words}: {}", one.as_str().unwrap_or_default()));
+        }
+    }
+    let told = list("done").len();
+    if told > 0 {
+        lines.push(format!("done: {told}"));
+    }
+    let error = error.map(|error| json!({ "text": chain(error), "hint": error.hint() }));
+    Notice {
+        subject: format!("hvbak {command} on {host}: {word}"),
+        text: lines.join("\n"),
+        json: json!({ "host": host, "command": command, "exit": code, "result": result, "error": error, "text": lines }),
+        failed: code != 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notice_names_what_failed_and_what_to_do() {
+        let result = json!({
+            "done": [{ "name": "web1" }],
+            "failed": [{ "name": "db1", "error": "no route to hv1", "hint": "look at the switch" }],
+            "left_behind": ["a snapshot of db1"],
+        });
+        let notice = notice("backup1", "backup --policy nightly", 3, &result, None);
+        assert_eq!(notice.subject, "hvbak backup --policy nightly on backup1: partly done");
+        for line in [
+            "failed: db1: no route to hv1",
+            "  hint: look at the switch",
+            "left behind: a snapshot of db1",
+            "done: 1",
+        ] {
+            assert!(notice.text.lines().any(|l| l == line), "{line}: {}", notice.text);
+        }
+        let args = ["--config", "/etc/x", "--notify", "backup", "--policy", "nightly"];
+        assert_eq!(command_line(args.map(String::from).into_iter()), "backup --policy nightly");
+    }
+}
