@@ -269,7 +269,9 @@ fn an_encrypted_archive_goes_there_and_back_and_opens_with_stock_age() {
     assert_eq!(fs::read_to_string(site.root.join("calls")).unwrap(), before);
     let with = [&RESTORE[..], &["--identity", &mine]].concat();
     lab.hvbak(&[&with[..], &["--dry-run"]].concat()).exits(0).says("decrypted on its way");
-    lab.hvbak(&with).exits(0).says("4 VMs and templates, as in the archive");
+    lab.hvbak(&with)
+        .exits(0)
+        .says("4 VMs and templates in the engine's database, as in the archive");
 
     let drill = lab.json(&["drill", "--manager"]).exits(0);
     assert!(drill.stdout.contains("NOT opened and not restored"), "{drill}");
