@@ -94,6 +94,25 @@ fn a_cycle_makes_every_third_point_a_full_and_prune_keeps_by_the_policy() {
     assert_eq!(run.result()["removed"], 2, "{run}");
     assert_eq!(lab.points().len(), 4);
     lab.hvbak(&["verify", "--all"]).exits(0);
+    // Whoever backs the VM up once more does not change for how long the others are kept.
+    let kept = |lab: &Lab| lab.points().len();
+    policies(
+        &lab,
+        "[policy.hourly]\nvms = [\"web1\"]\nretention = { last = 1 }\n[policy.nightly]\nmatch = [\"web*\"]\nretention = { last = 3 }\n",
+    );
+    lab.hvbak(&["backup", "--policy", "hourly"]).exits(0);
+    lab.json(&["prune"]).exits(0);
+    assert_eq!(kept(&lab), 5, "two of nightly, one of hourly, two of db1");
+    lab.hvbak(&["backup", "--vm", "web1"]).exits(0);
+    lab.json(&["prune"]).exits(0);
+    assert_eq!(kept(&lab), 5, "the oldest of nightly went, what nobody has rules for stays");
+    // A policy that is gone takes nothing with it; what is typed counts for all.
+    policies(&lab, "[policy.hourly]\nvms = [\"web1\"]\nretention = { last = 1 }\n");
+    let run = lab.json(&["prune"]).exits(0);
+    assert_eq!(run.result()["removed"], 1, "the one of hourly: {run}");
+    lab.hvbak(&["verify", "--all"]).exits(0);
+    lab.json(&["prune", "--keep-last", "1"]).exits(0);
+    assert_eq!(kept(&lab), 2);
 }
 
 #[test]

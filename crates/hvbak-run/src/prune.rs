@@ -30,10 +30,11 @@ const TELL_EVERY: Duration = Duration::from_millis(200);
 /// What is kept, and where room must stay.
 #[derive(Debug, Clone)]
 pub struct PruneWishes {
-    /// For VMs whose policy has no rules of its own; empty: all their points stay.
+    /// For points that no policy asked for, or one without rules; empty: they stay.
     pub rules: KeepRules,
-    /// By the policy that asked for a VM's newest point.
-    pub policies: BTreeMap<String, KeepRules>,
+    /// The policies of the configuration, with their own rules where they have some. `None`: the
+    /// rules above count for every point.
+    pub policies: Option<BTreeMap<String, Option<KeepRules>>>,
     /// Whose hours and days are meant.
     pub zone: TimeZone,
     /// Bytes that stay free while points are rewritten.
@@ -151,19 +152,55 @@ impl Prune {
 
     fn plan(&self, vm: VmId) -> hvbak_repo::Result<(Vec<Verdict>, ExpiryPlan)> {
         let facts = facts(&self.repository, vm, Timestamp::now())?;
-        let newest = self.repository.points(vm)?.points.pop();
-        let own = newest.and_then(|point| self.wishes.policies.get(&point.manifest.policy?));
-        let rules = own.unwrap_or(&self.wishes.rules);
-        if rules.is_empty() {
-            return Ok((Vec::new(), self.repository.plan_expiry(vm, &[], &[])?));
-        }
-        let verdicts = judge_points(&facts, rules, &self.wishes.zone);
+        let asked = self.repository.points(vm)?.points.into_iter();
+        let asked = asked.map(|point| (point.manifest.point, point.manifest.policy)).collect();
+        let verdicts = self.verdicts(&facts, &asked);
         let damaged: Vec<_> =
             facts.into_iter().filter(|f| f.damage.is_some()).map(|f| f.point).collect();
         let expired: Vec<_> =
             verdicts.iter().filter(|v| v.expires()).map(|v| v.point.clone()).collect();
         let plan = self.repository.plan_expiry(vm, &expired, &damaged)?;
         Ok((verdicts, plan))
+    }
+
+    /// Several policies may have asked for a VM's points, or nobody's. A point stays when the
+    /// rules of any of them keep it, and when nothing says how long its own policy's are kept.
+    fn verdicts(
+        &self,
+        facts: &[KeepFacts],
+        asked: &BTreeMap<PointId, Option<String>>,
+    ) -> Vec<Verdict> {
+        let (all, policies) = (&self.wishes.rules, &self.wishes.policies);
+        let known = |policy: &Option<String>| match (policies, policy) {
+            (None, _) | (_, None) => Some(all),
+            // One that is no longer in the configuration has no rules that could be known.
+            (Some(policies), Some(name)) => {
+                policies.get(name).map(|own| own.as_ref().unwrap_or(all))
+            }
+        };
+        let rules = |policy| known(policy).filter(|rules| !rules.is_empty());
+        let sets: Vec<_> = asked.values().collect::<BTreeSet<_>>().into_iter().collect();
+        let judged: Vec<_> = sets
+            .into_iter()
+            .filter_map(rules)
+            .map(|rules| judge_points(facts, rules, &self.wishes.zone))
+            .collect();
+        let verdict = |fact: &KeepFacts| {
+            let mut keep: Vec<String> = Vec::new();
+            let of_it = judged.iter().flatten().filter(|v| v.point == fact.point);
+            for why in of_it.flat_map(|verdict| verdict.keep.clone()) {
+                if !keep.contains(&why) {
+                    keep.push(why);
+                }
+            }
+            match asked.get(&fact.point) {
+                Some(policy) if rules(policy).is_some() => {}
+                Some(Some(name)) => keep.push(format!("no rule for policy {name}")),
+                _ => keep.push("no rule".into()),
+            }
+            Verdict { point: fact.point.clone(), keep }
+        };
+        facts.iter().map(verdict).collect()
     }
 
     fn tell(&self, vm: &VmEntry, verdicts: &[Verdict], plan: &ExpiryPlan) {

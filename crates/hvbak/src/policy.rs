@@ -198,6 +198,9 @@ impl PolicySection {
         if let Some(command) = self.commands.iter().find(in_guest) {
             return wrong(format!("a command {} belongs to no VM's guest", command.when));
         }
+        if self.retention.as_ref().is_some_and(|rules| rules.time_zone.is_some()) {
+            return wrong("`time_zone` of what is kept is set once, in [retention]".into());
+        }
         let empty = hvbak_types::Inventory::default();
         hvbak_plan::pick_vms(&empty, &self.selection()).map_err(error(name))?;
         self.disk_rules(name)?;
@@ -237,6 +240,7 @@ mod tests {
             ("all = true\nfull_every = 0", "at least 1"),
             ("all = true\nwindows = [\"22-6\"]", "`22-6` is no window"),
             ("all = true\ntime_zone = \"Moon\"", "Moon"),
+            ("all = true\nretention = { daily = 7, time_zone = \"UTC\" }", "[retention]"),
             ("all = true\nexclude_disks = [\"a[\"]", "`a[`"),
             ("all = true\ncommands = [{ when = \"before\", run = [] }]", "no program"),
             (

@@ -19,8 +19,9 @@ use crate::{
 pub async fn run(face: &Face, args: PruneArgs) -> Outcome {
     let config = face.config()?;
     let policies = policy_rules(&args.keep, &config.policies);
+    let own = policies.iter().flatten().any(|(_, rules)| rules.is_some());
     let rules = match rules(&args.keep, &config.retention) {
-        Err(_) if !policies.is_empty() => KeepRules::default(),
+        Err(_) if own => KeepRules::default(),
         other => other?,
     };
     let zone = zone(&config.retention)?;
@@ -53,16 +54,19 @@ pub async fn run(face: &Face, args: PruneArgs) -> Outcome {
     Ok((code, json!(report)))
 }
 
-/// The rules of policies that have some; what is typed counts for all VMs.
-fn policy_rules(args: &KeepArgs, policies: &Policies) -> BTreeMap<String, KeepRules> {
+/// The policies and their own rules; what is typed counts for all points.
+fn policy_rules(
+    args: &KeepArgs,
+    policies: &Policies,
+) -> Option<BTreeMap<String, Option<KeepRules>>> {
     if typed(args) != KeepRules::default() {
-        return BTreeMap::new();
+        return None;
     }
     let own = |(name, policy): (&String, &PolicySection)| {
-        let rules = policy.retention.as_ref()?.rules();
-        (!rules.is_empty()).then(|| (name.clone(), rules))
+        let rules = policy.retention.as_ref().map(RetentionSection::rules);
+        (name.clone(), rules.filter(|rules| !rules.is_empty()))
     };
-    policies.iter().filter_map(own).collect()
+    Some(policies.iter().map(own).collect())
 }
 
 /// Whose hours and days are meant.
