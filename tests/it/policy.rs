@@ -208,6 +208,8 @@ fn commands_run_around_the_backup_here_and_in_the_guest() {
     // Nothing is begun after a failed command before the run, or without the guest's key.
     policies(&lab, &policy(&[command("before", "bad", "")]));
     nightly(&lab).exits(1).says("command");
+    let report = lab.hvbak(&["report"]).exits(0);
+    assert!(report.stdout.contains("stopped  web1: command"), "{report}");
     let unknown = policy(&[in_guest.to_owned()]).replace("[guests.web1]", "[guests.other]");
     policies(&lab, &unknown);
     nightly(&lab).exits(1).says("guests");

@@ -141,9 +141,15 @@ pub async fn backup(
     if let Err(cause) = wishes.hooks.run(context, HookMoment::Before, None, &wishes.told()).await {
         // What it has begun may have to be undone by its counterpart.
         wishes.hooks.run(context, HookMoment::After, None, &wishes.told()).await?;
-        if let Some(job) = Arc::into_inner(job) {
-            job.end().await?;
+        if let Some(job) = Arc::into_inner(job)
+            && let Err(end) = job.end().await
+        {
+            context.warn(None, crate::chain(&end));
         }
+        let waiting = plan.vms.iter().filter(|vm| vm.action == VmAction::Backup);
+        let why = crate::chain(&cause);
+        record.vms.extend(waiting.map(|vm| run_vm(vm, RunOutcome::Stopped, why.clone())));
+        note(context, record).await;
         return Err(cause);
     }
     let rate = Rate::new(context.settings.transfer.rate_limit);

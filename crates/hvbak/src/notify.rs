@@ -136,6 +136,19 @@ fn notice(host: &str, command: &str, code: u8, result: &Value, error: Option<&Cl
             lines.push(format!("{words}: {}", one.as_str().unwrap_or_default()));
         }
     }
+    for (key, words) in [
+        ("not_begun", "VMs were not begun before the window closed"),
+        ("commands_failed", "commands of the policy failed"),
+    ] {
+        let count = result[key].as_u64().unwrap_or(0);
+        if count > 0 {
+            lines.push(format!("{count} {words}"));
+        }
+    }
+    if result["closed"] == true {
+        let opens = result["opens"].as_str().unwrap_or("never");
+        lines.push(format!("the policy's windows are closed; they open next: {opens}"));
+    }
     let told = list("done").len();
     if told > 0 {
         lines.push(format!("done: {told}"));
@@ -159,6 +172,7 @@ mod tests {
             "done": [{ "name": "web1" }],
             "failed": [{ "name": "db1", "error": "no route to hv1", "hint": "look at the switch" }],
             "left_behind": ["a snapshot of db1"],
+            "not_begun": 40,
         });
         let notice = notice("backup1", "backup --policy nightly", 3, &result, None);
         assert_eq!(notice.subject, "hvbak backup --policy nightly on backup1: partly done");
@@ -167,6 +181,7 @@ mod tests {
             "  hint: look at the switch",
             "left behind: a snapshot of db1",
             "done: 1",
+            "40 VMs were not begun before the window closed",
         ] {
             assert!(notice.text.lines().any(|l| l == line), "{line}: {}", notice.text);
         }

@@ -500,14 +500,17 @@ impl Findings {
             } else {
                 String::new()
             };
-            self.stop(
+            // After engine-cleanup nothing can be taken back: it is told, and PostgreSQL decides.
+            let weight = if case.wishes.cleanup { Weight::Tells } else { Weight::Stops };
+            self.add(
+                weight,
                 "space-databases",
                 format!(
                     "{} MiB are free where PostgreSQL keeps its databases, and the restored ones need about {}{beside}",
                     whole(free),
                     mib(databases)
                 ),
-                "make room there, extend the file system, or restore fewer scopes",
+                Some("make room there, extend the file system, or restore fewer scopes".into()),
             );
         }
     }

@@ -575,6 +575,11 @@ fn the_databases_need_room_where_postgresql_keeps_them() {
     world.machine.data_free = Some(mib);
     (world.stage, world.machine.is_set_up) = (Stage::BeforeCleanup, true);
     assert_eq!(stops(&world), none);
+    // After it nothing can be taken back: it is told, and stops nothing any more.
+    (world.stage, world.machine.is_set_up) = (Stage::BeforeRestore, false);
+    world.wishes.cleanup = true;
+    assert_eq!(stops(&world), none);
+    assert!(checks(&world.findings(), Weight::Tells).contains(&"space-databases"));
     // A backup of an earlier hvbak says no sizes: guessed from the dumps, and what will be made
     // on this machine counts.
     let mut world = World::good();

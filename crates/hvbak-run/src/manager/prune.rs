@@ -63,13 +63,21 @@ pub async fn manager_prune(
             });
         }
         let verdicts = judge_points(&facts, &rules, &zone);
-        let goes =
-            |p: &&ManagerPoint| verdicts.iter().any(|v| v.point == p.manifest.point && v.expires());
+        let walk = repository.walk(&manager)?;
+        let walked = walk.as_ref().and_then(|walk| walk.archive.clone());
+        let goes = |p: &&ManagerPoint| {
+            verdicts.iter().any(|v| v.point == p.manifest.point && v.expires())
+                && walked.as_ref() != Some(&p.title())
+        };
         let expired: Vec<_> = listing.points.iter().filter(goes).collect();
         let removed = expired.iter().map(|p| p.manifest.point.clone()).collect::<Vec<_>>();
         let bytes = |p: &&ManagerPoint| p.manifest.files.iter().map(|f| f.size).sum::<u64>();
         let freed_bytes = expired.iter().map(bytes).sum();
-        let removed_logs = expired_logs(repository.manager_records(&manager)?, &rules, &zone);
+        // A walk that is open goes on by what they say.
+        let removed_logs = match walk {
+            None => expired_logs(repository.manager_records(&manager)?, &rules, &zone),
+            Some(_) => Vec::new(),
+        };
         if !dry_run {
             for point in &removed {
                 repository.remove_manager_point(&lock, point)?;

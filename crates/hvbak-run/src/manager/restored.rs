@@ -194,6 +194,29 @@ fn judged_before(manager: String, point: String) -> ManagerRestored {
     }
 }
 
+/// What a restore is compared with. One that is gone or damaged is told: the restore has ended,
+/// and what came of it is told with what there is.
+///
+/// # Errors
+/// That its key is needed.
+async fn source_of(session: &Session<'_>, about: &str) -> Result<Option<Source>> {
+    use hvbak_repo::Error::{NeedsIdentity, WrongIdentity};
+    match Source::open(session.context, about).await {
+        Ok(source) => Ok(Some(source)),
+        Err(RunError::Repository {
+            cause: cause @ (NeedsIdentity { .. } | WrongIdentity { .. }),
+            doing,
+        }) => Err(RunError::Repository { doing, cause }),
+        Err(cause) => {
+            session.context.warn(format!(
+                "judged without {about}, whose content it is not compared with: {}",
+                crate::chain(&cause)
+            ));
+            Ok(None)
+        }
+    }
+}
+
 /// Takes home what an earlier restore of this repository has left on the manager.
 ///
 /// # Errors
@@ -224,6 +247,11 @@ pub async fn pick_up(session: &mut Session<'_>) -> Result<PickedUp> {
         let program = kind.program();
         session.context.phase(format!("picking up {program} {run} of an earlier restore"));
         let about = session.about(&run).await?;
+        // Before it leaves the manager: what a key would show is not judged without it.
+        let source = match kind {
+            Kind::Restore => source_of(session, &about).await?,
+            _ => None,
+        };
         let ran = session.take_home(kind, run, None).await?;
         if kind == Kind::Setup {
             let manager = session.name.to_string();
@@ -238,17 +266,6 @@ pub async fn pick_up(session: &mut Session<'_>) -> Result<PickedUp> {
             picked.tools.push(program);
             continue;
         }
-        let source = match Source::open(session.context, &about).await {
-            Ok(source) => Some(source),
-            Err(cause) => {
-                // It has ended: what came of it is told, with what there is to compare with.
-                session.context.warn(format!(
-                    "judged without {about}, whose content it is not compared with: {}",
-                    crate::chain(&cause)
-                ));
-                None
-            }
-        };
         let wishes = Wishes::of_command(&ran.command);
         let probe = Probe { scope: Scope::Db, at: None };
         let done = judge(session, ran, source.as_ref(), &wishes, &probe, true).await?;

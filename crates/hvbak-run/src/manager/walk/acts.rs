@@ -24,7 +24,10 @@ use super::{
     },
     Walker, files, unseen,
 };
-use crate::error::{self, Result, RunError};
+use crate::{
+    error::{self, Result, RunError},
+    job::blocking,
+};
 
 impl Walker<'_> {
     /// Does it and sees it done. `begun`: when an earlier hvbak began it.
@@ -134,25 +137,30 @@ impl Walker<'_> {
 
     /// An archive of another manager takes command of another site's hosts.
     async fn ensure_same_manager(&self, step: &Step, archive: &Archive) -> Result<()> {
-        let path = archive.path.clone();
-        let read = move || {
-            archive::verify(std::fs::File::open(path)?).map_err(|archive::ReadError(cause)| cause)
-        };
+        let (repository, title) = (self.context.repository.clone(), archive.title.clone());
+        let keys = self.context.identities.clone();
+        let opened = blocking("open the archive", move || {
+            repository.find_manager_point(&title)?.open_archive(keys.as_ref())
+        })
+        .await?;
+        let read = move || archive::verify(opened).map_err(|archive::ReadError(cause)| cause);
         let report = tokio::task::spawn_blocking(read)
             .await
             .map_err(|e| RunError::Task { text: e.to_string() })?
             .map_err(|cause| RunError::Local { doing: "read the archive".into(), cause })?;
         let ours = self.context.name.to_string();
-        match report.conf.fqdn {
-            Some(theirs) if !theirs.eq_ignore_ascii_case(&ours) && !self.options.other_name => {
-                let why = format!(
-                    "{} is of manager {theirs}, and the engine here is {ours}; `--other-name` takes it all the same",
-                    archive.title
-                );
-                Err(unseen(step, why))
-            }
-            _ => Ok(()),
+        let theirs = report.conf.fqdn.as_deref();
+        if self.options.other_name || theirs.is_some_and(|name| name.eq_ignore_ascii_case(&ours)) {
+            return Ok(());
         }
+        let of = theirs.map_or("does not say of which manager it is".into(), |theirs| {
+            format!("is of manager {theirs}")
+        });
+        let why = format!(
+            "{} {of}, and the engine here is {ours}; `--other-name` takes it all the same",
+            archive.title
+        );
+        Err(unseen(step, why))
     }
 
     async fn restore(
