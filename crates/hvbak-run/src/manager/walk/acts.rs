@@ -140,7 +140,13 @@ impl Walker<'_> {
         let (repository, title) = (self.context.repository.clone(), archive.title.clone());
         let keys = self.context.identities.clone();
         let opened = blocking("open the archive", move || {
-            repository.find_manager_point(&title)?.open_archive(keys.as_ref())
+            let point = repository.find_manager_point(&title)?;
+            let wrong = point.compare()?;
+            if !wrong.is_empty() {
+                let (path, why) = (point.path, wrong.join("; "));
+                return Err(hvbak_repo::Error::Damaged { path, why });
+            }
+            point.open_archive(keys.as_ref())
         })
         .await?;
         let read = move || archive::verify(opened).map_err(|archive::ReadError(cause)| cause);
