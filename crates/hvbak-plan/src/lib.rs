@@ -31,7 +31,7 @@ pub use restore::{
     RestoreOptions, RestorePlan, plan_restore,
 };
 pub use resume::{Left, RESUME_DAYS, Resume, WhyAnew, may_continue};
-pub use retention::{KeepFacts, KeepRules, Verdict, judge_points};
+pub use retention::{KeepFacts, KeepRules, Verdict, judge_by_policy, judge_points};
 pub use schedule::{Limits, Queue};
 pub use select::{Picked, SelectError, Selection, pick_vms, select_vms};
 pub use window::{Window, WindowError, window_closes, window_opens};

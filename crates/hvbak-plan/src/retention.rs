@@ -8,7 +8,7 @@
 //! point fills no rule's place, so it is never the reason why a whole one goes; and it goes
 //! itself only by a person's hand.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hvbak_types::PointId;
 use jiff::{Timestamp, Zoned, tz::TimeZone};
@@ -141,6 +141,52 @@ pub fn judge_points(points: &[KeepFacts], rules: &KeepRules, zone: &TimeZone) ->
                 verdicts[*i].keep.push(name.into());
             }
         }
+    }
+    verdicts
+}
+
+/// Judges the points of one VM that several policies may have asked for, or nobody's. `asked`
+/// says whose each point is, `all` counts for points of no policy and of policies without rules of
+/// their own; `policies` are those of the configuration, and without them `all` counts for every
+/// point. A point stays when the rules of any policy of the VM keep it, and when nothing says how
+/// long those of its own are kept.
+pub fn judge_by_policy(
+    points: &[KeepFacts],
+    asked: &BTreeMap<PointId, Option<String>>,
+    all: &KeepRules,
+    policies: Option<&BTreeMap<String, Option<KeepRules>>>,
+    zone: &TimeZone,
+) -> Vec<Verdict> {
+    let rules = |policy: &Option<String>| {
+        let known = match (policies, policy) {
+            (None, _) | (_, None) => Some(all),
+            // One that is no longer in the configuration has no rules that could be known.
+            (Some(policies), Some(name)) => {
+                policies.get(name).map(|own| own.as_ref().unwrap_or(all))
+            }
+        };
+        known.filter(|rules| !rules.is_empty())
+    };
+    let whose: BTreeSet<_> = asked.values().collect();
+    let judged: Vec<_> = whose
+        .into_iter()
+        .filter_map(rules)
+        .map(|rules| judge_points(points, rules, zone))
+        .collect();
+    let mut verdicts = Vec::new();
+    for (at, fact) in points.iter().enumerate() {
+        let mut keep: Vec<String> = Vec::new();
+        for why in judged.iter().filter_map(|of_one| of_one.get(at)).flat_map(|v| &v.keep) {
+            if !keep.contains(why) {
+                keep.push(why.clone());
+            }
+        }
+        match asked.get(&fact.point) {
+            Some(policy) if rules(policy).is_some() => {}
+            Some(Some(name)) => keep.push(format!("no rule for policy {name}")),
+            _ => keep.push("no rule".into()),
+        }
+        verdicts.push(Verdict { point: fact.point.clone(), keep });
     }
     verdicts
 }

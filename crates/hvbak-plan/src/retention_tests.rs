@@ -138,3 +138,43 @@ fn rules_that_keep_nothing_are_no_rules() {
     assert!(KeepRules::default().is_empty() && rules("last=0 daily=0").is_empty());
     assert!(!rules("yearly=1").is_empty());
 }
+
+#[test]
+fn a_vm_of_several_policies_keeps_what_any_of_them_keeps() {
+    let points = facts(&[
+        "2026-11-01T00:00:00Z",
+        "2026-11-02T00:00:00Z",
+        "2026-11-03T00:00:00Z",
+        "2026-11-04T00:00:00Z",
+    ]);
+    let kept = |whose: &[&str], configured: Option<&[(&str, &str)]>, all: &str| -> Vec<usize> {
+        let asked = points.iter().zip(whose);
+        let asked = asked.map(|(point, name)| {
+            (point.point.clone(), (!name.is_empty()).then(|| (*name).to_owned()))
+        });
+        let own = |text: &str| Some(rules(text)).filter(|rules| !rules.is_empty());
+        let policies = configured
+            .map(|list| list.iter().map(|(name, text)| ((*name).to_owned(), own(text))).collect());
+        let verdicts = judge_by_policy(
+            &points,
+            &asked.collect(),
+            &rules(all),
+            policies.as_ref(),
+            &TimeZone::UTC,
+        );
+        (0..points.len()).filter(|i| !verdicts[*i].expires()).collect()
+    };
+    let two: &[(&str, &str)] = &[("nightly", "last=3"), ("hourly", "last=1")];
+    // The newest point's policy does not decide for the others.
+    assert_eq!(kept(&["nightly", "nightly", "nightly", "hourly"], Some(two), ""), [1, 2, 3]);
+    assert_eq!(kept(&["hourly"; 4], Some(two), ""), [3]);
+    // Nobody's points follow the rules for all, and stay where there are none.
+    assert_eq!(kept(&["", "hourly", "hourly", ""], Some(two), "last=2"), [2, 3]);
+    assert_eq!(kept(&["", "hourly", "hourly", ""], Some(two), ""), [0, 3]);
+    // So do those of a policy without rules of its own; of one that is gone all stay.
+    let bare: &[(&str, &str)] = &[("nightly", "")];
+    assert_eq!(kept(&["nightly"; 4], Some(bare), "last=2"), [2, 3]);
+    assert_eq!(kept(&["gone", "nightly", "nightly", "nightly"], Some(bare), "last=1"), [0, 3]);
+    // What is typed counts for every point.
+    assert_eq!(kept(&["gone", "hourly", "", "nightly"], None, "last=1"), [3]);
+}

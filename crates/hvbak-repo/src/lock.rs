@@ -38,6 +38,12 @@ pub struct RepositoryLock {
 #[derive(Debug)]
 pub struct VmLock {
     vm: VmId,
+    _held: PartLock,
+}
+
+/// A part of the repository with one writer: a VM, a manager, a walk. Held until this is dropped.
+#[derive(Debug)]
+pub(crate) struct PartLock {
     file: File,
     _repository: RepositoryLock,
 }
@@ -58,7 +64,7 @@ impl VmLock {
     }
 }
 
-impl Drop for VmLock {
+impl Drop for PartLock {
     fn drop(&mut self) {
         // The text goes so that a later reader of the file is not misled. The lock would end
         // with the descriptor, but a child that another thread is just starting has a copy
@@ -88,14 +94,24 @@ impl Drop for RepositoryLock {
 }
 
 pub(crate) fn lock_vm(layout: &Layout, vm: VmId, job: JobId) -> Result<VmLock> {
+    let held = lock_part(layout, &layout.vm_lock(vm), format!("VM {vm}"), job)?;
+    Ok(VmLock { vm, _held: held })
+}
+
+/// `what` is told when somebody else holds the file `path`.
+pub(crate) fn lock_part(
+    layout: &Layout,
+    path: &Path,
+    what: String,
+    job: JobId,
+) -> Result<PartLock> {
     let repository = lock_shared(layout)?;
-    let path = layout.vm_lock(vm);
-    let file = open(&path)?;
-    take(&file, &path, true)?.map_or(Ok(()), |holder| {
-        Err(Error::Locked { what: format!("VM {vm}"), holder: holder.map(Box::new) })
-    })?;
-    sign(&file, &path, job)?;
-    Ok(VmLock { vm, file, _repository: repository })
+    let file = open(path)?;
+    if let Some(holder) = take(&file, path, true)? {
+        return Err(Error::Locked { what, holder: holder.map(Box::new) });
+    }
+    sign(&file, path, job)?;
+    Ok(PartLock { file, _repository: repository })
 }
 
 /// Held shared by whoever reads points of a VM, exclusively for the moments in which one is

@@ -9,9 +9,8 @@
 
 use std::{
     fmt,
-    fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs::{self, File},
+    io::{self, Read},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -22,9 +21,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     durable,
     error::{At, Error, Result},
-    identity::Holder,
     layout::{MANIFEST, PARTIAL, is_document_name},
-    lock::{RepositoryLock, lock_shared},
+    lock::{PartLock, lock_part},
     manager_point::{ManagerManifest, ManagerPoint},
     manager_staging::ManagerStaging,
     repository::Repository,
@@ -116,15 +114,7 @@ pub struct ManagerRecord {
 #[derive(Debug)]
 pub struct ManagerLock {
     name: ManagerName,
-    file: File,
-    _repository: RepositoryLock,
-}
-
-impl Drop for ManagerLock {
-    fn drop(&mut self) {
-        let _ = self.file.set_len(0);
-        let _ = self.file.unlock();
-    }
+    _held: PartLock,
 }
 
 impl Repository {
@@ -141,26 +131,10 @@ impl Repository {
     /// # Errors
     /// [`Error::Locked`] says who holds it.
     pub fn lock_manager(&self, name: &ManagerName, job: JobId) -> Result<ManagerLock> {
-        let repository = lock_shared(&self.layout)?;
+        let what = format!("manager {name}");
         let path = self.layout.locks().join(format!("manager-{name}.lock"));
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let mut file = options.open(&path).writing(&path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut text = Vec::new();
-                let holder = (&mut file).take(4096).read_to_end(&mut text).ok();
-                let holder = holder.and_then(|_| serde_json::from_slice(&text).ok());
-                return Err(Error::Locked { what: format!("manager {name}"), holder });
-            }
-            Err(TryLockError::Error(cause)) => return Err(cause).writing(&path),
-        }
-        let text = serde_json::to_vec(&Holder::me(job))
-            .map_err(|cause| Error::Encode { path: path.clone(), cause })?;
-        file.set_len(0).writing(&path)?;
-        file.write_all(&text).writing(&path)?;
-        Ok(ManagerLock { name: name.clone(), file, _repository: repository })
+        let held = lock_part(&self.layout, &path, what, job)?;
+        Ok(ManagerLock { name: name.clone(), _held: held })
     }
 
     /// The manager's directory, which may not be there yet.

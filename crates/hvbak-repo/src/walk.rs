@@ -6,9 +6,8 @@
 //! steps of a walk are backups and restores that hold the manager themselves.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs::{self, File},
+    io::{self, Read},
     path::PathBuf,
 };
 
@@ -19,8 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     durable,
     error::{At, Error, Result},
-    identity::Holder,
-    lock::{RepositoryLock, lock_shared},
+    lock::{PartLock, lock_part},
     manager::ManagerName,
     repository::Repository,
 };
@@ -82,15 +80,7 @@ impl WalkRecord {
 #[derive(Debug)]
 pub struct WalkLock {
     dir: PathBuf,
-    file: File,
-    _repository: RepositoryLock,
-}
-
-impl Drop for WalkLock {
-    fn drop(&mut self) {
-        let _ = self.file.set_len(0);
-        let _ = self.file.unlock();
-    }
+    _held: PartLock,
 }
 
 impl Repository {
@@ -99,27 +89,10 @@ impl Repository {
     /// # Errors
     /// [`Error::Locked`] says who does.
     pub fn lock_walk(&self, name: &ManagerName, job: JobId) -> Result<WalkLock> {
-        let repository = lock_shared(&self.layout)?;
+        let what = format!("the sequence of manager {name}");
         let path = self.layout.locks().join(format!("walk-{name}.lock"));
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let mut file = options.open(&path).writing(&path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut text = Vec::new();
-                let holder = (&mut file).take(4096).read_to_end(&mut text).ok();
-                let holder = holder.and_then(|_| serde_json::from_slice(&text).ok());
-                let what = format!("the sequence of manager {name}");
-                return Err(Error::Locked { what, holder });
-            }
-            Err(TryLockError::Error(cause)) => return Err(cause).writing(&path),
-        }
-        let text = serde_json::to_vec(&Holder::me(job))
-            .map_err(|cause| Error::Encode { path: path.clone(), cause })?;
-        file.set_len(0).writing(&path)?;
-        file.write_all(&text).writing(&path)?;
-        Ok(WalkLock { dir: self.manager_dir(name), file, _repository: repository })
+        let held = lock_part(&self.layout, &path, what, job)?;
+        Ok(WalkLock { dir: self.manager_dir(name), _held: held })
     }
 
     /// The walk that goes on for a manager.

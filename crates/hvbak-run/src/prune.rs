@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hvbak_plan::{KeepFacts, KeepRules, Verdict, judge_points};
+use hvbak_plan::{KeepFacts, KeepRules, Verdict, judge_by_policy};
 use hvbak_repo::{ExpiryPlan, ExpirySummary, Level, Listing, Repository, VerifyOptions, VmEntry};
 use hvbak_types::{JobId, PointId, VmId};
 use jiff::{Timestamp, tz::TimeZone};
@@ -154,53 +154,14 @@ impl Prune {
         let facts = facts(&self.repository, vm, Timestamp::now())?;
         let asked = self.repository.points(vm)?.points.into_iter();
         let asked = asked.map(|point| (point.manifest.point, point.manifest.policy)).collect();
-        let verdicts = self.verdicts(&facts, &asked);
+        let PruneWishes { rules, policies, zone, .. } = &self.wishes;
+        let verdicts = judge_by_policy(&facts, &asked, rules, policies.as_ref(), zone);
         let damaged: Vec<_> =
             facts.into_iter().filter(|f| f.damage.is_some()).map(|f| f.point).collect();
         let expired: Vec<_> =
             verdicts.iter().filter(|v| v.expires()).map(|v| v.point.clone()).collect();
         let plan = self.repository.plan_expiry(vm, &expired, &damaged)?;
         Ok((verdicts, plan))
-    }
-
-    /// Several policies may have asked for a VM's points, or nobody's. A point stays when the
-    /// rules of any of them keep it, and when nothing says how long its own policy's are kept.
-    fn verdicts(
-        &self,
-        facts: &[KeepFacts],
-        asked: &BTreeMap<PointId, Option<String>>,
-    ) -> Vec<Verdict> {
-        let (all, policies) = (&self.wishes.rules, &self.wishes.policies);
-        let known = |policy: &Option<String>| match (policies, policy) {
-            (None, _) | (_, None) => Some(all),
-            // One that is no longer in the configuration has no rules that could be known.
-            (Some(policies), Some(name)) => {
-                policies.get(name).map(|own| own.as_ref().unwrap_or(all))
-            }
-        };
-        let rules = |policy| known(policy).filter(|rules| !rules.is_empty());
-        let sets: Vec<_> = asked.values().collect::<BTreeSet<_>>().into_iter().collect();
-        let judged: Vec<_> = sets
-            .into_iter()
-            .filter_map(rules)
-            .map(|rules| judge_points(facts, rules, &self.wishes.zone))
-            .collect();
-        let verdict = |fact: &KeepFacts| {
-            let mut keep: Vec<String> = Vec::new();
-            let of_it = judged.iter().flatten().filter(|v| v.point == fact.point);
-            for why in of_it.flat_map(|verdict| verdict.keep.clone()) {
-                if !keep.contains(&why) {
-                    keep.push(why);
-                }
-            }
-            match asked.get(&fact.point) {
-                Some(policy) if rules(policy).is_some() => {}
-                Some(Some(name)) => keep.push(format!("no rule for policy {name}")),
-                _ => keep.push("no rule".into()),
-            }
-            Verdict { point: fact.point.clone(), keep }
-        };
-        facts.iter().map(verdict).collect()
     }
 
     fn tell(&self, vm: &VmEntry, verdicts: &[Verdict], plan: &ExpiryPlan) {

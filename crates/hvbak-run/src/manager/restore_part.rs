@@ -37,7 +37,7 @@ pub struct Session<'a> {
     link: Link,
     pub look: Look,
     pub name: ManagerName,
-    /// engine-cleanup was run in this session.
+    /// engine-cleanup was run since the login.
     pub cleaned: bool,
     lock: Option<ManagerLock>,
     journal: Option<Journal>,
@@ -76,7 +76,7 @@ pub struct Ran {
     pub stderr: String,
     pub command: Vec<String>,
     staging: Option<ManagerStaging>,
-    /// Its step in this session's journal; `None`: another job's.
+    /// Its step in this job's journal; `None`: another job's.
     step: Option<StepId>,
 }
 

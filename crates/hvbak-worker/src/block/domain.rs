@@ -1,4 +1,4 @@
-//! One block domain in use by this session: scanned, its volumes' metadata read, LVs made
+//! One block domain in use by this worker: scanned, its volumes' metadata read, LVs made
 //! active and held open, and given back (hypervisor.md §11.4–11.6).
 //!
 //! vdsm deactivates what is active, unopened and not prepared, at any time. So an LV is
