@@ -156,7 +156,42 @@ pub enum RunError {
         kept: Option<std::path::PathBuf>,
         /// The service works on the old database again.
         taken_back: bool,
+        /// How the new database is made.
+        again: String,
     },
+    #[error(
+        "the databases of the Data Warehouse of manager {manager} differ since the copy, and no file was changed: {what}"
+    )]
+    DwhDiffer {
+        manager: String,
+        what: String,
+        /// How the new database is made.
+        again: String,
+    },
+    #[error(
+        "the databases of the Data Warehouse of manager {manager} cannot be compared, and no file was changed: {what}"
+    )]
+    DwhUncompared { manager: String, what: String },
+    #[error(
+        "the service of the Data Warehouse on manager {manager} is started again and again while its file is to change"
+    )]
+    DwhAtWork { manager: String },
+    #[error(
+        "the files of the Data Warehouse on manager {manager} are changed, and still its service would work on {at}"
+    )]
+    DwhElsewhere { manager: String, at: String },
+    #[error(
+        "the service of the Data Warehouse of manager {manager} was started and is not seen to work on {at}: {why}"
+    )]
+    DwhSilent {
+        manager: String,
+        at: String,
+        why: String,
+        /// The command that puts the move back.
+        way_back: Option<&'static str>,
+    },
+    #[error("the move of the Data Warehouse of manager {manager} was not put back: {}", stops_text(.findings))]
+    DwhBack { manager: String, findings: Vec<hvbak_manager::restore::Finding> },
     #[error("{path} on manager {manager} {why}")]
     DwhFile { manager: String, path: String, why: String },
     #[error("another move of the Data Warehouse of manager {manager} is not ended: {what}")]
@@ -333,8 +368,30 @@ impl RunError {
             }
             Self::WalkRefused { code: 64, .. } => "look at what lies there, and remove it",
             Self::WalkRefused { .. } => "free space there",
-            Self::DwhCopy { taken_back: true, .. } => {
+            Self::DwhCopy {
+                taken_back: true,
+                cause: hvbak_manager::dwh::CopyFailed::Said { filled: false, .. },
+                ..
+            } => {
                 "the service works on the old database again, and the new one is as it was; begin again when the cause is gone"
+            }
+            Self::DwhCopy { taken_back: true, again, .. } | Self::DwhDiffer { again, .. } => {
+                return Some(format!(
+                    "the service works on the old database again, and the new one holds a copy: drop it there, make it anew ({again}), and begin again"
+                ));
+            }
+            Self::DwhUncompared { .. } | Self::DwhAtWork { .. } => {
+                "the service is stopped: the same command again goes on, `hvbak dwh move-database --revert` puts back"
+            }
+            Self::DwhElsewhere { .. } => {
+                "the service is stopped: find the file in /etc/ovirt-engine-dwh/ovirt-engine-dwhd.conf.d that names it and take it away; the same command again goes on, `--revert` puts back"
+            }
+            Self::DwhSilent { way_back, .. } => {
+                let look = "read /var/log/ovirt-engine-dwh/ovirt-engine-dwhd.log on its machine";
+                return Some(match way_back {
+                    Some(command) => format!("{look}; `{command}` goes back"),
+                    None => look.to_owned(),
+                });
             }
             Self::DwhCopy { .. } => {
                 "the service is stopped: the same command again goes on, `hvbak dwh move-database --revert` puts back"
@@ -347,7 +404,8 @@ impl RunError {
             }
             Self::ManagerPreflight { findings, .. }
             | Self::FreshHost { findings, .. }
-            | Self::DwhPreflight { findings, .. } => {
+            | Self::DwhPreflight { findings, .. }
+            | Self::DwhBack { findings, .. } => {
                 let remedies: Vec<_> =
                     findings.iter().filter_map(|f| f.remedy.as_deref()).collect();
                 return (!remedies.is_empty()).then(|| remedies.join("; "));

@@ -641,9 +641,12 @@ pub struct DwhDatabaseArgs {
     /// Reach it with TLS and check its certificate
     #[arg(long)]
     pub tls_validated: bool,
-    /// Put the newest move back; what was collected since stays in the new database
+    /// Put the newest move back, when nothing was collected since
     #[arg(long, conflicts_with_all = ["to", "password_file", "tls", "tls_validated"])]
     pub revert: bool,
+    /// With --revert: what was collected since the move stays behind in the new database
+    #[arg(long, requires = "revert")]
+    pub lose_rows: bool,
     /// Look, print every change and command, and do nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -9,9 +9,11 @@ use super::Target;
 use crate::{remote::Fields, restore::DbFacts};
 
 /// Looks at service, configuration, both databases and the target. Standard input: host,
-/// port, user, name, `1` for TLS, and password of the target, a line each; empty lines: none.
+/// port, user, name, `sslmode` and password of the target, a line each; empty lines: none. The
+/// target is reached as the copy will reach it.
 pub const FACTS: &str = r#"R=${HVBAK_HOST_ROOT:-}
 umask 077
+LC_ALL=C; export LC_ALL
 [ -n "$R" ] && PATH=$R/usr/bin:$R/usr/sbin:$PATH
 for d in "$R"/opt/rh/rh-postgresql*/root/usr; do
   [ -x "$d/bin/psql" ] && { PATH=$d/bin:$PATH; LD_LIBRARY_PATH=$d/lib64; export LD_LIBRARY_PATH; }
@@ -23,11 +25,10 @@ for tool in psql pg_dump pg_restore; do
   command -v "$tool" >/dev/null 2>&1 || echo "missing=$tool"
 done
 echo "client=$(pg_dump --version 2>/dev/null | sed -n 's/.* \([0-9][0-9]*\).*/\1/p' | head -n 1)"
-IFS= read -r host; IFS= read -r port; IFS= read -r user; IFS= read -r db; IFS= read -r secured; IFS= read -r password
+IFS= read -r host; IFS= read -r port; IFS= read -r user; IFS= read -r db; IFS= read -r mode; IFS= read -r password
 export PGPASSWORD= PGCONNECT_TIMEOUT=10 PGAPPNAME=hvbak PGSSLMODE=prefer
 if [ -n "$host" ]; then (
-  PGPASSWORD=$password
-  [ "$secured" = 1 ] && PGSSLMODE=require
+  PGPASSWORD=$password PGSSLMODE=$mode
   ask() { psql -X -w -At -h "$host" -p "$port" -U "$user" -d "$db" -c "$1" </dev/null; }
   why=$(ask 'select 1' 2>&1 >/dev/null) || { echo "new.why=$(printf %s "$why" | tr '\n' ' ' | head -c 300)"; exit 0; }
   echo new.reachable=yes
@@ -71,11 +72,7 @@ exit 0
 /// The lines for [`FACTS`]' standard input; `None`: a value holds a line break.
 pub fn target_lines(target: Option<(&Target, &Secret)>) -> Option<String> {
     let Some((target, password)) = target else { return Some("\n".repeat(6)) };
-    let port = target.port.to_string();
-    let secured = if target.secured { "1" } else { "0" };
-    let values = [&target.host, &port, &target.user, &target.database, secured, password.expose()];
-    let plain = values.iter().all(|value| !value.contains(['\n', '\r', '\0']));
-    plain.then(|| values.iter().flat_map(|value| [*value, "\n"]).collect())
+    target.with(password).lines()
 }
 
 /// A database as a configuration names it.

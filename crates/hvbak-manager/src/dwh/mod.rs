@@ -5,15 +5,21 @@
 //! that move and nowhere else, so that what an administrator wrote in it stays; no text that
 //! is shown holds a password.
 
+mod back;
+mod compare;
 mod conf;
 mod facts;
 mod preflight;
 mod record;
 mod remote;
 mod service;
+mod works;
 
+use hvbak_types::Secret;
 use serde::{Deserialize, Serialize};
 
+pub use back::{needs_setup, revert_preflight};
+pub use compare::{COMPARE, Compared, Difference, Other};
 pub use conf::{EditError, check_target, diff, point_at};
 pub use facts::{DwhFacts, FACTS, Place, SourceFacts, TargetFacts, target_lines};
 pub use preflight::preflight;
@@ -26,6 +32,7 @@ pub use service::{
     CONF_DIR, CREATE, HOSTNAME, MACHINE, Machine, NewFile, REMOVE, SETUP_CONF, ServiceCase,
     ServiceRecord, reach_engine, service_preflight, without_dwh,
 };
+pub use works::{Mark, WORKS, silence};
 
 /// The service.
 pub const UNIT: &str = "ovirt-engine-dwhd";
@@ -44,6 +51,38 @@ pub struct Target {
     /// TLS, and whether the server's certificate is checked.
     pub secured: bool,
     pub validated: bool,
+}
+
+impl Target {
+    /// How libpq is told to reach it, here as in engine-setup. `verify-full` wants the CA in
+    /// `~/.postgresql/root.crt` of the user who connects.
+    pub fn sslmode(&self) -> &'static str {
+        match (self.secured, self.validated) {
+            (_, true) => "verify-full",
+            (true, false) => "require",
+            (false, false) => "prefer",
+        }
+    }
+
+    /// How its database is made, by that server's superuser.
+    pub fn made_by(&self) -> String {
+        format!(
+            "create database \"{}\" owner \"{}\" encoding 'UTF8' template template0 lc_collate 'en_US.UTF-8' lc_ctype 'en_US.UTF-8'",
+            self.database, self.user
+        )
+    }
+
+    /// As the other side of a comparison.
+    pub fn with(&self, password: &Secret) -> Other {
+        Other {
+            host: self.host.clone(),
+            port: self.port,
+            user: self.user.clone(),
+            database: self.database.clone(),
+            sslmode: self.sslmode(),
+            password: password.clone(),
+        }
+    }
 }
 
 impl std::fmt::Display for Target {

@@ -185,8 +185,8 @@ impl Findings {
                 "target",
                 format!("the new database {target} does not answer: {why}"),
                 format!(
-                    "on {}: create role {} login password '…'; create database {} owner {} encoding 'UTF8' template template0 lc_collate 'en_US.UTF-8' lc_ctype 'en_US.UTF-8'; and let the manager in (listen_addresses, pg_hba.conf, port {})",
-                    target.host, target.user, target.database, target.user, target.port
+                    "on {}: create role \"{}\" login password '…'; {}; and let the manager in (listen_addresses, pg_hba.conf, port {})",
+                    target.host, target.user, target.made_by(), target.port
                 ),
             );
             return;

@@ -1,6 +1,7 @@
 //! What is run on the manager for a move: constant POSIX shell texts, and how the copy of
 //! the database is judged.
 
+use super::compare::counted;
 use crate::transcript::Ended;
 
 /// A file as it is: `$1` its path. Exit 66: there is none; 76: it is no plain small file.
@@ -12,10 +13,13 @@ exec cat "$f"
 "#;
 
 /// Replaces a file by standard input: `$1` path, `$2` its SHA-256 now, `$3` the one it gets.
-/// Owner, mode and SELinux context stay. May be repeated. Exit 65: something else arrived;
-/// 76: it is no plain file; 77: it is neither what it should be nor what it becomes.
-pub const WRITE: &str = r#"f=${HVBAK_HOST_ROOT:-}$1
+/// Owner, mode and SELinux context stay. With `$4` `quiet` it is left alone while the service
+/// is at work. May be repeated. Exit 65: something else arrived; 76: it is no plain file; 77:
+/// it is neither what it should be nor what it becomes; 78: the service is at work.
+pub const WRITE: &str = r#"R=${HVBAK_HOST_ROOT:-}
+f=$R$1
 umask 077
+[ -n "$R" ] && PATH=$R/usr/bin:$R/usr/sbin:$PATH
 # Readers take *.conf only.
 new=$f.hvbak-new
 if [ -L "$f" ] || [ ! -f "$f" ]; then exit 76; fi
@@ -27,6 +31,11 @@ cp -a "$f" "$new" || exit 73
 cat >"$new" || { rm -f "$new"; exit 73; }
 if [ "$(sha256sum <"$new" | cut -c 1-64)" != "$3" ]; then rm -f "$new"; exit 65; fi
 sync "$new" 2>/dev/null || sync
+if [ "$4" = quiet ]; then
+  case $(systemctl is-active ovirt-engine-dwhd 2>/dev/null | head -n 1) in
+    active|activating|reloading) rm -f "$new"; exit 78;;
+  esac
+fi
 mv -f "$new" "$f" || exit 73
 sync "$(dirname "$f")" 2>/dev/null || sync
 "#;
@@ -57,8 +66,10 @@ pub const PASSFILE: &str = "secret.new";
 /// Copies the database by PostgreSQL's own programs: `$1` the run's directory, `$2` to `$6`
 /// host, port, user, name and `sslmode` of the target, `$7` `copy`, or `compare` alone.
 /// Everything is restored in one transaction: a copy that dies leaves the target empty.
-/// Every row is counted on both sides. Passwords lie in a file that goes with the run.
-pub const COPY: &str = r#"umask 077
+/// Every row is counted on both sides ([`counted`]). Passwords lie in a file that goes with the run.
+pub const COPY: &str = concat!(
+    r#"umask 077
+LC_ALL=C; export LC_ALL
 dir=$1 host=$2 port=$3 user=$4 db=$5 mode=$6 what=$7
 R=${HVBAK_HOST_ROOT:-}
 [ -n "$R" ] && PATH=$R/usr/bin:$R/usr/sbin:$PATH
@@ -80,7 +91,9 @@ unset password DWH_DB_PASSWORD ENGINE_DB_PASSWORD
 export PGPASSFILE="$dir/secret.pgpass" PGCONNECT_TIMEOUT=20 PGAPPNAME=hvbak
 old() { PGSSLMODE=$oldmode psql -X -w -At -v ON_ERROR_STOP=1 -h "$DWH_DB_HOST" -p "$oldport" -U "$DWH_DB_USER" -d "$DWH_DB_DATABASE" -c "$1" </dev/null 2>>"$dir/tmp/err"; }
 new() { PGSSLMODE=$mode psql -X -w -At -v ON_ERROR_STOP=1 -h "$host" -p "$port" -U "$user" -d "$db" -c "$1" </dev/null 2>>"$dir/tmp/err"; }
-if [ "$what" = copy ]; then
+"#,
+    counted!(),
+    r#"if [ "$what" = copy ]; then
   echo "- dump"
   PGSSLMODE=$oldmode pg_dump -w -E UTF8 --disable-dollar-quoting --disable-triggers --format=custom \
     -h "$DWH_DB_HOST" -p "$oldport" -U "$DWH_DB_USER" -f "$dir/tmp/dwh.dump" "$DWH_DB_DATABASE" </dev/null 2>"$dir/tmp/err" || die pg_dump
@@ -94,24 +107,18 @@ if [ "$what" = copy ]; then
 fi
 echo "- compare"
 : >"$dir/tmp/err"
-rows() {
-  "$1" "select quote_ident(schemaname) || '.' || quote_ident(tablename) from pg_tables where schemaname not in ('pg_catalog', 'information_schema') order by 1" >"$dir/tmp/tables" || return 1
-  while IFS= read -r table <&3; do
-    n=$("$1" "select count(*) from $table") || return 1
-    echo "$table $n"
-  done 3<"$dir/tmp/tables"
-}
-rows old >"$dir/tmp/old" || die "counting in the old database"
-rows new >"$dir/tmp/new" || die "counting in the new database"
-[ -s "$dir/tmp/old" ] || die "the old database holds no table"
+counted old >"$dir/tmp/old" || die "counting in the old database"
+counted new >"$dir/tmp/new" || die "counting in the new database"
+grep -q '^table ' "$dir/tmp/old" || die "the old database holds no table"
 if ! cmp -s "$dir/tmp/old" "$dir/tmp/new"; then
   diff "$dir/tmp/old" "$dir/tmp/new" | grep '^[<>]' | head -n 6 >"$dir/tmp/err"
   tail -n 3 "$dir/tmp/err" >"$dir/tmp/err2"; mv "$dir/tmp/err2" "$dir/tmp/err"
   die "the databases differ"
 fi
-echo "same=$(wc -l <"$dir/tmp/old" | tr -d ' ') tables, $(awk '{ n += $NF } END { print n + 0 }' "$dir/tmp/old") rows"
+echo "same=$(awk '$1 == "table" { t++; n += $NF } END { printf "%d tables, %.0f rows", t, n }' "$dir/tmp/old")"
 echo Done.
-"#;
+"#
+);
 
 /// A copy that counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,7 +131,11 @@ pub struct CopySaid {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CopyFailed {
     #[error("{why}")]
-    Said { why: String },
+    Said {
+        why: String,
+        /// The copy was complete by then and lies in the new database.
+        filled: bool,
+    },
     #[error("it was killed, or the manager went down")]
     Vanished,
     #[error("it ended with code 0 and without a comparison")]
@@ -147,7 +158,10 @@ pub fn judge_copy(ended: &Ended, stdout: &str) -> Result<CopySaid, CopyFailed> {
         },
         Ended::Code(code) => {
             let why = said("FAILED: ").map(|why| why.trim_end().to_owned());
-            Err(CopyFailed::Said { why: why.unwrap_or_else(|| format!("it ended with {code}")) })
+            let why = why.unwrap_or_else(|| format!("it ended with {code}"));
+            // Said after the one transaction of the restore.
+            let filled = stdout.lines().any(|line| line == "- compare");
+            Err(CopyFailed::Said { why, filled })
         }
     }
 }
@@ -168,5 +182,11 @@ mod tests {
         let why = |stdout| judge_copy(&Ended::Code(1), stdout).unwrap_err().to_string();
         assert_eq!(why("- dump\nFAILED: pg_dump: no space \n"), "pg_dump: no space");
         assert_eq!(why(""), "it ended with 1");
+        for (stdout, filled) in
+            [("- dump\n- restore\nFAILED: x\n", false), ("- compare\nFAILED: x\n", true)]
+        {
+            let said = CopyFailed::Said { why: "x".into(), filled };
+            assert_eq!(judge_copy(&Ended::Code(1), stdout), Err(said));
+        }
     }
 }

@@ -9,7 +9,7 @@
 //! goes on wherever the one before died, and `--revert` puts every file back byte for byte;
 //! nothing is ever dropped; a copy that failed leaves the service on the old database.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use hvbak_manager::{
@@ -21,18 +21,29 @@ use hvbak_types::{PointId, Secret};
 use serde::Serialize;
 
 use super::{
-    ManagerContext, PlannedCommand,
-    dwh_files::{self as files, Move, Planned},
+    ManagerContext, PlannedCommand, dwh_check as check,
+    dwh_files::{self as files, Move, Planned, Writing},
     pick_up,
     restore_part::{Gift, Session},
 };
 use crate::error::{self, Result, RunError};
+
+/// When the databases were compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compared {
+    /// Just now, with the service stopped before the copy.
+    Now,
+    /// By an earlier hvbak, or too long ago.
+    Once,
+}
 
 /// What is asked for.
 #[derive(Debug, Clone)]
 pub struct DwhDatabaseOptions {
     pub target: Target,
     pub password: Secret,
+    /// How long a sign of the service in the new database is waited for.
+    pub patience: Duration,
 }
 
 /// What a move would do.
@@ -71,17 +82,6 @@ pub struct DwhMoved {
     pub kept: PathBuf,
     /// An earlier hvbak had begun it.
     pub went_on: bool,
-}
-
-/// A move that was put back, or would be.
-#[derive(Debug, Clone, Serialize)]
-pub struct DwhReverted {
-    pub manager: String,
-    pub to: String,
-    pub from: String,
-    /// Files that are given their original content.
-    pub files: Vec<String>,
-    pub is_active: bool,
 }
 
 /// Looks and says what would be done; changes nothing.
@@ -237,12 +237,6 @@ async fn move_with(session: &mut Session<'_>, options: &DwhDatabaseOptions) -> R
         return Err(RunError::DwhPreflight { manager, findings: stops, begun: open.is_some() });
     }
     let went_on = open.is_some();
-    let copied = open.as_ref().is_some_and(|m| m.record.state == State::Copied);
-    if copied && facts.is_active(dwh::UNIT) {
-        session.context.warn(
-            "the service was started by somebody since the copy: what it has collected since is in the old database alone",
-        );
-    }
     let (mut this, planned) = match open {
         Some(open) => {
             let planned = files::plan_again(session, &open, &options.target, &options.password)?;
@@ -250,10 +244,11 @@ async fn move_with(session: &mut Session<'_>, options: &DwhDatabaseOptions) -> R
         }
         None => begin(session, options, &facts).await?,
     };
-    if this.record.state < State::Copied {
-        copy(session, &mut this, options, &facts).await?;
-    }
-    edit(session, &mut this, &planned).await?;
+    let compared = match this.record.state {
+        state if state < State::Copied => copy(session, &mut this, options, &facts).await?,
+        _ => Compared::Once,
+    };
+    edit(session, &mut this, &planned, options, compared).await?;
     let record = &this.record;
     Ok(DwhMoved {
         manager: session.name.to_string(),
@@ -268,7 +263,7 @@ async fn move_with(session: &mut Session<'_>, options: &DwhDatabaseOptions) -> R
 }
 
 /// The service elsewhere has the database's place in files of its own.
-fn refuse_away(session: &Session<'_>) -> Result<()> {
+pub(super) fn refuse_away(session: &Session<'_>) -> Result<()> {
     if super::dwh_service::is_away(session)? {
         let what = "its service is not on the manager; `hvbak dwh move-service --revert` first";
         return Err(RunError::DwhOther { manager: session.name.to_string(), what: what.into() });
@@ -314,25 +309,22 @@ pub(super) async fn service(session: &mut Session<'_>, verb: &'static str) -> Re
 }
 
 fn copy_command(dir: &str, target: &Target, what: &str) -> Vec<String> {
-    let mode = match (target.secured, target.validated) {
-        (_, true) => "verify-full",
-        (true, false) => "require",
-        (false, false) => "prefer",
-    };
     let port = target.port.to_string();
     let script = format!("{dir}/{}", dwh::COPY_FILE);
-    ["/bin/sh", &script, dir, &target.host, &port, &target.user, &target.database, mode, what]
+    let (user, database, mode) = (&target.user, &target.database, target.sslmode());
+    ["/bin/sh", &script, dir, &target.host, &port, user, database, mode, what]
         .map(ToOwned::to_owned)
         .to_vec()
 }
 
-/// Copies, or takes home the copy of an earlier hvbak.
+/// Copies, or takes home the copy of an earlier hvbak; the service may have been started
+/// since that one.
 async fn copy(
     session: &mut Session<'_>,
     this: &mut Move,
     options: &DwhDatabaseOptions,
     facts: &DwhFacts,
-) -> Result<()> {
+) -> Result<Compared> {
     let target = &options.target;
     let mut earlier = None;
     for run in copies(session) {
@@ -343,6 +335,7 @@ async fn copy(
             forget(session, &run).await?;
         }
     }
+    let when = if earlier.is_some() { Compared::Once } else { Compared::Now };
     let ran = match earlier {
         Some(ran) => ran,
         None => {
@@ -380,7 +373,8 @@ async fn copy(
         Ok(said) => {
             this.record.compared = Some(said.same);
             this.record.state = State::Copied;
-            files::save(session, this)
+            files::save(session, this)?;
+            Ok(when)
         }
         Err(cause) => {
             // One that vanished can have ended well behind everybody's back.
@@ -388,26 +382,26 @@ async fn copy(
             if taken_back {
                 take_back(session, this).await?;
             }
-            let manager = session.name.to_string();
-            Err(RunError::DwhCopy { manager, cause, kept, taken_back })
+            let (manager, again) = (session.name.to_string(), target.made_by());
+            Err(RunError::DwhCopy { manager, cause, kept, taken_back, again })
         }
     }
 }
 
 /// The copies of this repository that lie on the manager.
-fn copies(session: &Session<'_>) -> Vec<PointId> {
+pub(super) fn copies(session: &Session<'_>) -> Vec<PointId> {
     let mine = session.context.repository.id().to_string();
     let ours = |seen: &&Seen| seen.kind == Kind::DwhCopy && seen.owner == mine;
     session.look.runs.iter().filter(ours).filter_map(|seen| seen.name.parse().ok()).collect()
 }
 
-async fn forget(session: &mut Session<'_>, run: &PointId) -> Result<()> {
+pub(super) async fn forget(session: &mut Session<'_>, run: &PointId) -> Result<()> {
     session.forget(run).await?;
     pick_up::settle(session.context, &session.name, run).await
 }
 
 /// Before any file was changed: the service works on as it did.
-async fn take_back(session: &mut Session<'_>, this: &mut Move) -> Result<()> {
+pub(super) async fn take_back(session: &mut Session<'_>, this: &mut Move) -> Result<()> {
     if this.record.was_active {
         service(session, "start").await?;
     }
@@ -415,77 +409,91 @@ async fn take_back(session: &mut Session<'_>, this: &mut Move) -> Result<()> {
     files::save(session, this)
 }
 
-async fn edit(session: &mut Session<'_>, this: &mut Move, planned: &[Planned]) -> Result<()> {
-    this.record.state = State::Editing;
-    files::save(session, this)?;
-    // A reboot or a watchdog may have started it meanwhile: then `start` would do nothing,
-    // and it would go on with the old database.
-    service(session, "stop").await?;
-    for file in planned {
-        session.context.phase(format!("changing {}", file.path));
-        let from = files::sum(file.before.as_bytes());
-        files::write(session, file.path, &from, file.after.clone().into_bytes()).await?;
-    }
-    if this.record.was_active {
-        service(session, "start").await?;
-    }
-    this.record.state = State::Done;
-    files::save(session, this)
-}
-
-/// Puts the newest move back: every file byte for byte, the service as it was. With
-/// `dry_run` it only says which.
-///
-/// # Errors
-/// [`RunError::DwhNone`]; [`RunError::DwhFile`] before anything is put back, when a file is
-/// neither what it was nor what the move made of it.
-pub async fn dwh_revert_database(context: &ManagerContext, dry_run: bool) -> Result<DwhReverted> {
-    let mut session = Session::open(context).await?;
-    let result = revert_with(&mut session, dry_run).await;
-    session.close().await;
-    result
-}
-
-async fn revert_with(session: &mut Session<'_>, dry_run: bool) -> Result<DwhReverted> {
-    session.lock().await?;
-    refuse_away(session)?;
-    session.look_again().await?;
-    let manager = session.name.to_string();
-    let newest = files::newest(session)?.filter(|m| m.record.state != State::Reverted);
-    let Some(mut this) = newest else { return Err(RunError::DwhNone { manager }) };
-    let mut changed = Vec::new();
-    for edit in &this.record.edits {
-        let original = files::original(session, &this, edit)?;
-        let now = files::sum(&files::read(session, &edit.path).await?);
-        if now == edit.after {
-            changed.push((edit.path.clone(), now, original));
-        } else if now != edit.before {
-            let why = "was changed by somebody else since and stays as it is".into();
-            return Err(RunError::DwhFile { manager, path: edit.path.clone(), why });
+/// Changes the files and lets the service work on the new database.
+async fn edit(
+    session: &mut Session<'_>,
+    this: &mut Move,
+    planned: &[Planned],
+    options: &DwhDatabaseOptions,
+    mut compared: Compared,
+) -> Result<()> {
+    let mut files = planned.iter();
+    // The service's own, from which on it can only work on the new database.
+    if let Some(first) = files.next() {
+        let from = files::sum(first.before.as_bytes());
+        let mut tries = 0..4;
+        loop {
+            // A reboot or a watchdog may have started it meanwhile.
+            service(session, "stop").await?;
+            let now = files::sum(&files::read(session, first.path).await?);
+            if now == from && compared == Compared::Once {
+                still_same(session, this, options).await?;
+            }
+            compared = Compared::Once;
+            this.record.state = State::Editing;
+            files::save(session, this)?;
+            session.context.phase(format!("changing {}", first.path));
+            let after = first.after.clone().into_bytes();
+            match files::write(session, first.path, &from, after, Writing::WhileQuiet).await {
+                Err(RunError::DwhAtWork { .. }) if tries.next().is_some() => {
+                    session.context.warn("somebody started the service: stopping it again");
+                }
+                other => break other?,
+            }
         }
     }
-    let done = DwhReverted {
-        manager,
-        to: this.record.target.to_string(),
-        from: this.record.from.clone(),
-        files: changed.iter().map(|(path, ..)| path.clone()).collect(),
-        is_active: this.record.was_active,
-    };
-    if dry_run {
-        return Ok(done);
+    for file in files {
+        session.context.phase(format!("changing {}", file.path));
+        let from = files::sum(file.before.as_bytes());
+        let after = file.after.clone().into_bytes();
+        files::write(session, file.path, &from, after, Writing::Anyway).await?;
     }
-    for run in copies(session) {
-        session.context.phase("stopping the copy");
-        session.stop(&run).await?;
-        forget(session, &run).await?;
+    let mut silent = None;
+    if this.record.was_active {
+        // One that was started a moment ago would go on with the old database.
+        service(session, "stop").await?;
+        let mark = check::mark(session.link()).await?;
+        if let Some(mark) = mark.as_ref().filter(|mark| mark.at != options.target.to_string()) {
+            let (manager, at) = (session.name.to_string(), mark.at.clone());
+            return Err(RunError::DwhElsewhere { manager, at });
+        }
+        service(session, "start").await?;
+        session.context.phase("waiting for the service to be seen in the new database");
+        silent = check::silence(session.link(), mark.as_ref(), options.patience).await?;
     }
-    this.record.state = State::Reverting;
-    files::save(session, &this)?;
-    service(session, "stop").await?;
-    for (path, now, original) in changed.into_iter().rev() {
-        session.context.phase(format!("putting {path} back"));
-        files::write(session, &path, &now, original).await?;
+    this.record.state = State::Done;
+    files::save(session, this)?;
+    let Some(why) = silent else { return Ok(()) };
+    Err(RunError::DwhSilent {
+        manager: session.name.to_string(),
+        at: options.target.to_string(),
+        why,
+        way_back: Some("hvbak dwh move-database --revert"),
+    })
+}
+
+/// Compares both databases once more: whoever started the service since the copy let it
+/// collect rows in the old one alone. When they differ no file is changed, and the service
+/// works on as it did.
+async fn still_same(
+    session: &mut Session<'_>,
+    this: &mut Move,
+    options: &DwhDatabaseOptions,
+) -> Result<()> {
+    let found = check::compare(session, &options.target.with(&options.password)).await?;
+    if found.is_same() {
+        this.record.compared = found.same;
+        return Ok(());
     }
-    take_back(session, &mut this).await?;
-    Ok(done)
+    if found.differs.is_empty() {
+        // Nothing is known: the move stays as it is, for the next try.
+        let what = found.told("the old one", "the new one");
+        return Err(RunError::DwhUncompared { manager: session.name.to_string(), what });
+    }
+    take_back(session, this).await?;
+    Err(RunError::DwhDiffer {
+        manager: session.name.to_string(),
+        what: found.told("old", "new"),
+        again: options.target.made_by(),
+    })
 }

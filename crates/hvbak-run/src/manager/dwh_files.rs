@@ -117,17 +117,30 @@ pub async fn read(session: &mut Session<'_>, path: &str) -> Result<Vec<u8>> {
     Err(RunError::DwhFile { manager, path: path.to_owned(), why: why.into() })
 }
 
+/// Whether the service may be at work while its file changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writing {
+    /// The file stays, and the error is [`RunError::DwhAtWork`].
+    WhileQuiet,
+    Anyway,
+}
+
 /// Gives a file of the manager another content, from one that is known to another.
 pub async fn write(
     session: &mut Session<'_>,
     path: &str,
     from: &str,
     content: Vec<u8>,
+    when: Writing,
 ) -> Result<()> {
     let doing = "write the configuration of the Data Warehouse";
     let to = sum(&content);
-    let args = [path, from, to.as_str()];
+    let quiet = if when == Writing::WhileQuiet { "quiet" } else { "" };
+    let args = [path, from, to.as_str(), quiet];
     let output = session.feed(dwh::WRITE, &args, &Bytes::from(content), doing).await?;
+    if output.status == ExitStatus::Code(78) {
+        return Err(RunError::DwhAtWork { manager: session.name.to_string() });
+    }
     let why = match output.status {
         ExitStatus::Code(76) => "is no plain file any more",
         ExitStatus::Code(77) => "was changed by somebody else and stays as it is",

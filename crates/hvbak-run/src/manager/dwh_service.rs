@@ -25,7 +25,10 @@ use hvbak_ssh::{ExitStatus, Output};
 use serde::Serialize;
 
 use super::{
-    ManagerContext, ManagerSettings, dwh_files as files, link::Link, restore_part::Session,
+    ManagerContext, ManagerSettings,
+    dwh_files::{self as files, Writing},
+    link::Link,
+    restore_part::Session,
 };
 use crate::error::{self, Result, RunError};
 
@@ -322,7 +325,8 @@ impl<'a> Site<'a> {
                 let why = "was changed by somebody else and stays as it is".into();
                 return Err(RunError::DwhFile { manager, path: edit.path.clone(), why });
             }
-            files::write(&mut self.session, &edit.path, &from, after.into_bytes()).await?;
+            files::write(&mut self.session, &edit.path, &from, after.into_bytes(), Writing::Anyway)
+                .await?;
         }
         register(&mut self.session, &self.machine.name).await?;
         if moving.record.was_active {
@@ -418,7 +422,7 @@ impl<'a> Site<'a> {
             self.on_new(dwh::REMOVE, &file.path, &file.sum, &Bytes::new(), why).await?;
         }
         for (path, now, bytes) in originals {
-            files::write(&mut self.session, &path, &now, bytes).await?;
+            files::write(&mut self.session, &path, &now, bytes, Writing::Anyway).await?;
         }
         let registered = moving.record.was_registered.clone().unwrap_or_default();
         register(&mut self.session, &registered).await?;

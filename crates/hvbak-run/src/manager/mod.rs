@@ -6,7 +6,9 @@
 mod backup;
 mod dumps;
 mod dwh;
+mod dwh_check;
 mod dwh_files;
+mod dwh_revert;
 mod dwh_service;
 mod fetch;
 mod hosted_engine;
@@ -37,10 +39,8 @@ use crate::{
 
 pub use backup::{ManagerBackupOptions, ManagerBackupReport, manager_backup};
 pub use dumps::{DumpVerdict, check_dumps};
-pub use dwh::{
-    DwhDatabaseOptions, DwhMoved, DwhPlan, DwhReverted, dwh_database_plan, dwh_move_database,
-    dwh_revert_database,
-};
+pub use dwh::{DwhDatabaseOptions, DwhMoved, DwhPlan, dwh_database_plan, dwh_move_database};
+pub use dwh_revert::{DwhRevertOptions, DwhReverted, dwh_revert_database};
 pub use dwh_service::{
     DwhServiceMoved, DwhServiceOptions, DwhServicePlan, dwh_move_service, dwh_revert_service,
     dwh_service_plan,

@@ -345,6 +345,11 @@ impl<'a> Session<'a> {
         self.link.feed(script, args, input, doing).await
     }
 
+    /// The connection, for a script that may be repeated.
+    pub fn link(&mut self) -> &mut Link {
+        &mut self.link
+    }
+
     /// The manager, as it is held in the repository.
     pub fn held(&self) -> Result<&ManagerLock> {
         let text = "the manager is not locked";

@@ -18,7 +18,8 @@ use hvbak_manager::{
     dwh::{CopyFailed, Target},
 };
 use hvbak_run::{
-    DwhDatabaseOptions, RunError, dwh_database_plan, dwh_move_database, dwh_revert_database,
+    DwhDatabaseOptions, DwhRevertOptions, ManagerContext, RunError, dwh_database_plan,
+    dwh_move_database, dwh_revert_database,
 };
 use hvbak_types::Secret;
 use nix::sys::signal::Signal;
@@ -33,6 +34,43 @@ const ENGINE: &str = "etc/ovirt-engine/engine.conf.d/10-setup-dwh-database.conf"
 /// Every character that pgpass, shell or SQL could take for something else.
 pub const OLD: &str = "a:b\\c'd\"e$f g";
 pub const NEW: &str = "N3w-Pass+word%!";
+
+/// How long a service that does not come is waited for.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+pub const BACK: DwhRevertOptions =
+    DwhRevertOptions { lose_rows: false, dry_run: false, patience: PATIENCE };
+const LOOK: DwhRevertOptions = DwhRevertOptions { dry_run: true, ..BACK };
+const LOSE: DwhRevertOptions = DwhRevertOptions { lose_rows: true, ..BACK };
+
+/// A stand-in for the service: a session in the database that its configuration names, by the
+/// real program's order of files.
+pub fn service(root: &Path, psql: &Path) {
+    let units = root.join("play/units");
+    fs::create_dir_all(&units).unwrap();
+    let work = units.join("ovirt-engine-dwhd.work");
+    let text = format!(
+        "#!/bin/sh\nLC_ALL=C\nfor conf in {root}/etc/ovirt-engine-dwh/ovirt-engine-dwhd.conf.d/*.conf; do . \"$conf\"; done\nrm -f {units}/pipe\nmkfifo {units}/pipe\nPGPASSWORD=$DWH_DB_PASSWORD exec timeout 300 {psql} -X -w -h \"$DWH_DB_HOST\" -p \"$DWH_DB_PORT\" -U \"$DWH_DB_USER\" -d \"$DWH_DB_DATABASE\" <>{units}/pipe\n",
+        root = root.display(),
+        units = units.display(),
+        psql = psql.display()
+    );
+    fs::write(&work, text).unwrap();
+    fs::set_permissions(work, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Ends what [`service`] began.
+pub fn end_service(root: &Path) {
+    let pid = fs::read_to_string(root.join("play/units/ovirt-engine-dwhd.pid"));
+    if let Some(pid) = pid.ok().and_then(|text| text.trim().parse().ok()) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM);
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        end_service(&self.stage.sshd.root());
+    }
+}
 
 pub struct Site {
     pub stage: Stage,
@@ -98,6 +136,7 @@ impl Site {
         fs::copy(fixture("stand-in-systemctl.sh"), &systemctl).unwrap();
         fs::set_permissions(systemctl, fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir_all(root.join("play/units")).unwrap();
+        service(&root, &postgres.bin.join("psql"));
         fs::write(root.join("play/units/ovirt-engine-dwhd.active"), "").unwrap();
         let before = [DWHD, ENGINE].map(|file| fs::read(root.join(file)).unwrap());
         Some(Self { stage, postgres, before })
@@ -114,7 +153,18 @@ impl Site {
                 validated: false,
             },
             password: Secret::new(NEW),
+            patience: PATIENCE,
         }
+    }
+
+    pub fn context(&self) -> ManagerContext {
+        self.stage.context()
+    }
+
+    /// What the service collects.
+    fn collect(&self, database: &str, rows: u32) {
+        let sql = format!("insert into big select g, 'new' from generate_series(1, {rows}) g");
+        self.postgres.sql(database, &sql);
     }
 
     pub fn is_active(&self) -> bool {
@@ -214,7 +264,7 @@ async fn the_database_moves_and_comes_back_byte_for_byte() {
     assert!(done.is_active && !done.went_on && done.same.contains("tables,"), "{done:?}");
     assert_eq!(site.count("new"), site.count("history"));
     let stop = "stop ovirt-engine-dwhd\n";
-    assert_eq!(site.calls(), format!("{stop}{stop}start ovirt-engine-dwhd new\n"));
+    assert_eq!(site.calls(), format!("{stop}{stop}{stop}start ovirt-engine-dwhd new\n"));
     let root = site.stage.sshd.root();
     let dwhd = site.stage.on_manager(DWHD).unwrap();
     assert!(dwhd.contains(&format!("DWH_DB_PASSWORD=\"{NEW}\"")) && dwhd.ends_with("# mine\n"));
@@ -230,18 +280,18 @@ async fn the_database_moves_and_comes_back_byte_for_byte() {
     let told = site.stage.ears.0.lock().unwrap().join("\n");
     assert!(!told.contains(NEW) && !told.contains("a:b"), "{told}");
 
-    let dry = dwh_revert_database(&context, true).await.unwrap();
+    let dry = dwh_revert_database(&context, &LOOK).await.unwrap();
     assert_eq!(dry.files.len(), 2);
     // What somebody changed since is not overwritten, and nothing else either.
     fs::write(root.join(DWHD), format!("{dwhd}# more\n")).unwrap();
-    let error = dwh_revert_database(&context, false).await.unwrap_err();
+    let error = dwh_revert_database(&context, &BACK).await.unwrap_err();
     assert!(text(&error).contains("changed by somebody else"), "{}", text(&error));
     assert!(site.stage.on_manager(ENGINE).unwrap().contains("127.0.0.2"));
     fs::write(root.join(DWHD), dwhd).unwrap();
-    let back = dwh_revert_database(&context, false).await.unwrap();
+    let back = dwh_revert_database(&context, &BACK).await.unwrap();
     assert!(back.files.len() == 2 && site.calls().ends_with("start ovirt-engine-dwhd history\n"));
     site.check_as_before();
-    let error = dwh_revert_database(&context, false).await.unwrap_err();
+    let error = dwh_revert_database(&context, &BACK).await.unwrap_err();
     assert!(matches!(error, RunError::DwhNone { .. }), "{error:?}");
 }
 
@@ -315,12 +365,20 @@ async fn a_copy_that_fails_leaves_the_service_on_the_old_database() {
             .replace("PORT", &site.postgres.port.to_string());
         stand_in(&site, name, &body);
         let error = dwh_move_database(&site.stage.context(), &site.to("new")).await.unwrap_err();
-        let RunError::DwhCopy { cause: CopyFailed::Said { why }, taken_back: true, kept, .. } =
-            &error
+        let RunError::DwhCopy {
+            cause: CopyFailed::Said { why, filled },
+            taken_back: true,
+            kept,
+            ..
+        } = &error
         else {
             panic!("{error:?}")
         };
         assert!(why.contains(expected) && kept.is_some(), "{why}");
+        let hint = error.hint().unwrap();
+        assert_eq!(hint.contains("is as it was"), !filled, "{hint}");
+        assert_eq!(hint.contains("create database \"new\""), *filled, "{hint}");
+        assert_eq!(*filled, site.count("new") != "0", "{why}");
         assert!(site.calls().ends_with("start ovirt-engine-dwhd history\n"), "{}", site.calls());
         site.check_as_before();
         fs::remove_file(site.stage.sshd.root().join("usr/bin").join(name)).unwrap();
@@ -375,7 +433,7 @@ async fn a_move_that_dies_anywhere_goes_on_or_is_put_back() {
     let begun = Instant::now();
     dwh_move_database(&site.stage.context(), &site.to("first")).await.unwrap();
     let whole = begun.elapsed();
-    dwh_revert_database(&site.stage.context(), false).await.unwrap();
+    dwh_revert_database(&site.stage.context(), &BACK).await.unwrap();
     const MOMENTS: u32 = 6;
     for n in 1..=MOMENTS {
         let database = format!("moment{n}");
@@ -391,7 +449,7 @@ async fn a_move_that_dies_anywhere_goes_on_or_is_put_back() {
             assert_eq!(site.count(&database), site.count("history"), "moment {n}");
             site.check_swept();
         }
-        match dwh_revert_database(&site.stage.context(), false).await {
+        match dwh_revert_database(&site.stage.context(), &BACK).await {
             Ok(_) => {}
             // Nothing was begun.
             Err(RunError::DwhNone { .. }) if n % 2 == 1 => {}
@@ -399,4 +457,158 @@ async fn a_move_that_dies_anywhere_goes_on_or_is_put_back() {
         }
         site.check_as_before();
     }
+}
+
+/// A move that died when both databases were the same and no file was changed.
+async fn dies_before_the_files(site: &Site, database: &str) {
+    stand_in(site, "cp", "exit 1");
+    let error = dwh_move_database(&site.context(), &site.to(database)).await.unwrap_err();
+    assert!(text(&error).contains("write the configuration"), "{}", text(&error));
+    fs::remove_file(site.stage.sshd.root().join("usr/bin/cp")).unwrap();
+    assert!(!site.is_active());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_are_collected_while_a_move_is_unfinished_are_never_lost() {
+    let Some(site) = Site::new() else { return };
+    let active = site.stage.sshd.root().join("play/units/ovirt-engine-dwhd.active");
+    // The manager is rebooted, and the service collects until somebody goes on.
+    dies_before_the_files(&site, "new").await;
+    fs::write(&active, "").unwrap();
+    site.collect("history", 3);
+    let error = dwh_move_database(&site.context(), &site.to("new")).await.unwrap_err();
+    assert!(matches!(error, RunError::DwhDiffer { .. }), "{error:?}");
+    let said = text(&error);
+    assert!(said.contains("table \"public\".\"big\": old 20003, new 20000"), "{said}");
+    assert!(error.hint().unwrap().contains("create database \"new\""));
+    assert!(site.calls().ends_with("start ovirt-engine-dwhd history\n"), "{}", site.calls());
+    site.check_as_before();
+    // As many rows less as more: the sequence tells.
+    site.postgres.sql("history", "create table s (n serial); alter table s owner to dwh_old; insert into s select from generate_series(1, 5)");
+    site.postgres.database("second", "dwh_new");
+    dies_before_the_files(&site, "second").await;
+    site.postgres.sql("history", "insert into s default values; delete from s where n = 1");
+    let error = dwh_move_database(&site.context(), &site.to("second")).await.unwrap_err();
+    assert!(text(&error).contains("\"s_n_seq\": old 6, new 5"), "{}", text(&error));
+    site.check_as_before();
+    // It is started after the comparison, in the last moment before the file changes.
+    for (database, rows) in [("third", 0), ("fourth", 2)] {
+        site.postgres.database(database, "dwh_new");
+        let more = format!(
+            "PGPASSWORD=super {}/psql -XAtq -U postgres -h 127.0.0.1 -p {} -d history -c \"insert into big select g, 'late' from generate_series(1, {rows}) g\" </dev/null",
+            site.postgres.bin.display(),
+            site.postgres.port
+        );
+        let once = format!(
+            "once=$HVBAK_HOST_ROOT/play/once\n[ -f \"$once\" ] || {{ : >\"$once\"; : >{}; {more}; }}\nexec /bin/cp \"$@\"",
+            active.display()
+        );
+        stand_in(&site, "cp", &once);
+        let done = dwh_move_database(&site.context(), &site.to(database)).await;
+        for gone in ["usr/bin/cp", "play/once"] {
+            fs::remove_file(site.stage.sshd.root().join(gone)).unwrap();
+        }
+        if rows == 0 {
+            done.unwrap();
+            assert_eq!(site.count(database), site.count("history"));
+            dwh_revert_database(&site.context(), &BACK).await.unwrap();
+        } else {
+            let error = done.unwrap_err();
+            assert!(matches!(error, RunError::DwhDiffer { .. }), "{error:?}");
+        }
+        site.check_as_before();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn going_back_loses_rows_only_when_that_is_said() {
+    let Some(site) = Site::new() else { return };
+    let versions = "create table schema_version (version text, current boolean);
+        insert into schema_version values ('04050000', true); alter table schema_version owner to dwh_old";
+    site.postgres.sql("history", versions);
+    dwh_move_database(&site.context(), &site.to("new")).await.unwrap();
+    let moved = site.stage.on_manager(DWHD).unwrap();
+    let refused = async |options: &DwhRevertOptions, expected: &str| {
+        let error = dwh_revert_database(&site.context(), options).await.unwrap_err();
+        assert!(matches!(error, RunError::DwhBack { .. }), "{error:?}");
+        assert!(text(&error).contains(expected), "{expected}: {}", text(&error));
+        assert_eq!(site.stage.on_manager(DWHD).unwrap(), moved);
+        assert!(site.is_active());
+    };
+    site.collect("new", 2);
+    refused(&BACK, "table \"public\".\"big\": new 20002, old 20000").await;
+    let dry = dwh_revert_database(&site.context(), &LOOK).await.unwrap();
+    assert!(!dry.is_clear() && dry.findings[0].check == "rows", "{dry:?}");
+    // The old database is gone: no flag makes it a place to go back to.
+    site.postgres.sql("postgres", "alter database history rename to dropped");
+    refused(&BACK, "the old database").await;
+    refused(&LOSE, "the old database").await;
+    site.postgres.sql("postgres", "alter database dropped rename to history");
+    let back = dwh_revert_database(&site.context(), &LOSE).await.unwrap();
+    assert!(back.is_active && back.findings.len() == 1, "{back:?}");
+    site.check_as_before();
+    // Rows that come while it is stopped: the comparison is made again, and the service is
+    // where it was.
+    site.postgres.database("late", "dwh_new");
+    dwh_move_database(&site.context(), &site.to("late")).await.unwrap();
+    let moved = site.stage.on_manager(DWHD).unwrap();
+    let real = site.postgres.bin.display();
+    let late = format!(
+        "if [ $1 = stop ] && [ ! -f $HVBAK_HOST_ROOT/play/once ]; then : >$HVBAK_HOST_ROOT/play/once; PGPASSWORD=super {real}/psql -XAtq -U postgres -h 127.0.0.1 -p {} -d late -c 'insert into big values (1, null)' </dev/null; fi\nexec $HVBAK_HOST_ROOT/usr/bin/systemctl.real \"$@\"",
+        site.postgres.port
+    );
+    let bin = site.stage.sshd.root().join("usr/bin");
+    fs::rename(bin.join("systemctl"), bin.join("systemctl.real")).unwrap();
+    stand_in(&site, "systemctl", &late);
+    let error = dwh_revert_database(&site.context(), &BACK).await.unwrap_err();
+    assert!(text(&error).contains("new 20001, old 20000"), "{}", text(&error));
+    assert!(site.is_active() && site.stage.on_manager(DWHD).unwrap() == moved);
+    // engine-setup has upgraded the new one: the service is not let loose on the old schema.
+    site.postgres.sql("late", "update schema_version set version = '04050100'");
+    let error = dwh_revert_database(&site.context(), &BACK).await.unwrap_err();
+    assert!(text(&error).contains("is 04050100 and"), "{}", text(&error));
+    let back = dwh_revert_database(&site.context(), &LOSE).await.unwrap();
+    assert!(!back.is_active && !site.is_active(), "{back:?}");
+    fs::write(site.stage.sshd.root().join("play/units/ovirt-engine-dwhd.active"), "").unwrap();
+    site.check_as_before();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_is_not_seen_in_the_new_database_is_told_loudly() {
+    let Some(site) = Site::new() else { return };
+    let units = site.stage.sshd.root().join("play/units");
+    let work = units.join("ovirt-engine-dwhd.work");
+    let real = fs::read(&work).unwrap();
+    // One that does not come, and one that comes and ends.
+    for (text_of, expected) in [
+        ("#!/bin/sh\nexec sleep 60\n", "no session of the service"),
+        ("#!/bin/sh\nsleep 2\nrm -f DIR/ovirt-engine-dwhd.active\n", "ended after its start"),
+    ] {
+        fs::write(&work, text_of.replace("DIR", units.to_str().unwrap())).unwrap();
+        let error = dwh_move_database(&site.context(), &site.to("new")).await.unwrap_err();
+        assert!(matches!(error, RunError::DwhSilent { .. }), "{error:?}");
+        assert!(text(&error).contains(expected), "{}", text(&error));
+        assert!(error.hint().unwrap().contains("hvbak dwh move-database --revert"));
+        // It is all there: it can be put back at once.
+        fs::write(&work, &real).unwrap();
+        dwh_revert_database(&site.context(), &BACK).await.unwrap();
+        site.check_as_before();
+        site.postgres.sql("postgres", "drop database new with (force)");
+        site.postgres.database("new", "dwh_new");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_order_of_names_is_nobodys_locale() {
+    let Some(site) = Site::new() else { return };
+    // A server that sorts otherwise, as PostgreSQL 11 in another locale.
+    let real = site.postgres.bin.join("psql");
+    let body = format!(
+        "case $* in *'-d new '*relkind*) {0} \"$@\" | LC_ALL=C sort -r;; *) exec {0} \"$@\";; esac",
+        real.display()
+    );
+    stand_in(&site, "psql", &body);
+    dwh_move_database(&site.context(), &site.to("new")).await.unwrap();
+    dwh_revert_database(&site.context(), &BACK).await.unwrap();
+    site.check_as_before();
 }

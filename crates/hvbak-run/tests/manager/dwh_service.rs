@@ -9,7 +9,7 @@ use hvbak_run::{
 };
 
 use crate::{
-    dwh::{DWHD, NEW, OLD, Site as Database, Watch, all_text},
+    dwh::{BACK, DWHD, NEW, OLD, Site as Database, Watch, all_text},
     sshd::{Setup, Sshd, current_user},
     stage::{fixture, text},
 };
@@ -152,7 +152,7 @@ async fn the_service_moves_with_its_identity_and_comes_back_byte_for_byte() {
     // Twice, or the database under it: refused.
     for error in [
         dwh_move_service(&context, &options).await.unwrap_err(),
-        dwh_revert_database(&context, false).await.unwrap_err(),
+        dwh_revert_database(&context, &BACK).await.unwrap_err(),
         dwh_move_database(&context, &site.base.to("new")).await.unwrap_err(),
     ] {
         assert!(matches!(error, RunError::DwhOther { .. }), "{error:?}");
@@ -167,7 +167,7 @@ async fn the_service_moves_with_its_identity_and_comes_back_byte_for_byte() {
     assert_eq!(site.is_active(), (false, true));
     dwh_revert_service(&context, false).await.unwrap();
     site.check_as_before();
-    dwh_revert_database(&context, false).await.unwrap();
+    dwh_revert_database(&context, &BACK).await.unwrap();
     assert_eq!(fs::read(site.base.stage.sshd.root().join(DWHD)).unwrap(), site.base.before[0]);
 }
 

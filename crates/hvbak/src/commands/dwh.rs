@@ -1,12 +1,14 @@
 //! `hvbak dwh`: the Data Warehouse to another machine.
 
+use std::time::Duration;
+
 use hvbak_manager::{
     dwh::Target,
     restore::{Finding, Weight},
 };
 use hvbak_run::{
-    DwhDatabaseOptions, DwhPlan, DwhServiceOptions, dwh_database_plan, dwh_move_database,
-    dwh_move_service, dwh_revert_database, dwh_revert_service, dwh_service_plan,
+    DwhDatabaseOptions, DwhPlan, DwhRevertOptions, DwhServiceOptions, dwh_database_plan,
+    dwh_move_database, dwh_move_service, dwh_revert_database, dwh_revert_service, dwh_service_plan,
 };
 use serde_json::json;
 
@@ -17,9 +19,15 @@ use crate::{
     exit::{CliError, DONE, FAILED},
 };
 
+/// A service that was started is seen in its database by its first sample, after a minute.
+const PATIENCE: Duration = Duration::from_secs(150);
+
 pub async fn run(face: &Face, args: DwhArgs) -> Outcome {
     match args.command {
-        DwhCommand::MoveDatabase(args) if args.revert => revert(face, args.dry_run).await,
+        DwhCommand::MoveDatabase(args) if args.revert => {
+            let (lose_rows, dry_run) = (args.lose_rows, args.dry_run);
+            revert(face, DwhRevertOptions { lose_rows, dry_run, patience: PATIENCE }).await
+        }
         DwhCommand::MoveDatabase(args) => database(face, args).await,
         DwhCommand::MoveService(args) => service(face, args).await,
     }
@@ -39,7 +47,11 @@ async fn database(face: &Face, args: DwhDatabaseArgs) -> Outcome {
     let again = if done.went_on { ", begun by an earlier hvbak" } else { "" };
     face.printer.data(&format!("{} moved to {}{again}", done.from, done.to));
     face.printer.data(&format!("  {}, the same on both sides", done.same));
-    let service = if done.is_active { "works on the new database" } else { "is not started" };
+    let service = if done.is_active {
+        "works on the new database, where it was seen"
+    } else {
+        "is not started"
+    };
     face.printer.data(&format!("  ovirt-engine-dwhd {service}"));
     face.printer.say(&format!("the originals are in {}", done.kept.display()));
     face.printer.say("the old database stays as it is; drop it when nothing misses it");
@@ -50,21 +62,28 @@ async fn database(face: &Face, args: DwhDatabaseArgs) -> Outcome {
     ))
 }
 
-async fn revert(face: &Face, dry_run: bool) -> Outcome {
-    let done = dwh_revert_database(&face.manager_context()?, dry_run).await?;
+async fn revert(face: &Face, options: DwhRevertOptions) -> Outcome {
+    let done = dwh_revert_database(&face.manager_context()?, &options).await?;
+    let dry_run = options.dry_run;
     face.printer.record("dwh-reverted", &done);
     for file in &done.files {
         let word = if dry_run { "would be put back" } else { "put back" };
         face.printer.data(&format!("{file}  {word}"));
     }
     let service = if done.is_active { "works" } else { "is not started" };
-    if !dry_run {
+    if dry_run {
+        tell(face, &done.findings);
+    } else {
         face.printer.data(&format!("{}: ovirt-engine-dwhd {service}", done.from));
         face.printer.say(&format!("{} stays as it is; nothing uses it any more", done.to));
         face.printer.say("next: systemctl restart ovirt-engine, if it was since the move");
     }
+    let code = if done.is_clear() { DONE } else { FAILED };
     let files = &done.files;
-    Ok((DONE, json!({ "manager": done.manager, "files": files, "dry_run": dry_run })))
+    Ok((
+        code,
+        json!({ "manager": done.manager, "files": files, "dry_run": dry_run, "clear": done.is_clear() }),
+    ))
 }
 
 fn show(face: &Face, plan: &DwhPlan, dry_run: bool) {
@@ -143,7 +162,8 @@ fn options(args: &DwhDatabaseArgs) -> Result<DwhDatabaseOptions, CliError> {
         secured: args.tls || args.tls_validated,
         validated: args.tls_validated,
     };
-    Ok(DwhDatabaseOptions { target, password: read_secret("password file", file)? })
+    let password = read_secret("password file", file)?;
+    Ok(DwhDatabaseOptions { target, password, patience: PATIENCE })
 }
 
 /// `HOST`, `HOST:PORT`, `[V6]`, `[V6]:PORT` or a bare IPv6 address.

@@ -1,0 +1,101 @@
+//! What speaks against putting a move of the database back, from a comparison alone.
+//!
+//! The service has written to the new database since: going back loses those rows for the
+//! engine, and an old database that is gone or of an older schema is no place to go back to.
+
+use super::Compared;
+use crate::restore::{Finding, Weight};
+
+/// What lets rows be lost.
+const FLAG: &str = "--lose-rows";
+
+/// What is found by a comparison of the new database, `here`, with the old one, `there`.
+/// `from` and `to` name the old and the new one; with `lose_rows` the loss is told and no more.
+pub fn revert_preflight(
+    compared: &Compared,
+    from: &str,
+    to: &str,
+    lose_rows: bool,
+) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let loss = if lose_rows { Weight::Tells } else { Weight::Stops };
+    let mut add = |weight, check, text: String, remedy: String| {
+        found.push(Finding { weight, check, text, remedy: Some(remedy) });
+    };
+    if let Some(why) = &compared.there_why {
+        add(
+            Weight::Stops,
+            "old-database",
+            format!("the old database {from} does not answer: {why}"),
+            "start its PostgreSQL; when it was dropped there is no way back to it".into(),
+        );
+    }
+    if let Some(why) = &compared.here_why {
+        add(
+            loss,
+            "rows",
+            format!("what {to} has collected since the move cannot be seen: {why}"),
+            format!("{FLAG}, when it is gone for good"),
+        );
+        return found;
+    }
+    if needs_setup(compared) {
+        let version = |v: &Option<String>| v.clone().unwrap_or_else(|| "none".into());
+        add(
+            loss,
+            "schema",
+            format!(
+                "the schema of {to} is {} and that of the old database {from} is {}: this manager's service does not work on the old one until engine-setup has upgraded it",
+                version(&compared.here_schema),
+                version(&compared.there_schema)
+            ),
+            format!("{FLAG} puts the files back and leaves the service stopped; then engine-setup"),
+        );
+    }
+    if !compared.differs.is_empty() {
+        add(
+            loss,
+            "rows",
+            format!(
+                "{to} is not what {from} is, and what was collected since the move is in it alone: {}",
+                compared.told("new", "old")
+            ),
+            format!("{FLAG} leaves it behind; the new database stays as it is"),
+        );
+    }
+    found
+}
+
+/// Whether the old database is of another schema than the new one was brought to: the
+/// service is not started on it.
+pub fn needs_setup(compared: &Compared) -> bool {
+    let answers = compared.here_why.is_none() && compared.there_why.is_none();
+    answers && compared.here_schema != compared.there_schema
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_stops_until_it_is_wished_and_an_old_database_that_is_gone_always_does() {
+        let checks = |answer: &str, lose| {
+            let compared = Compared::parse(&format!("{answer}Done.\n"));
+            let found = revert_preflight(&compared, "OLD", "NEW", lose);
+            found.into_iter().map(|f| (f.check, f.weight == Weight::Stops)).collect::<Vec<_>>()
+        };
+        let good = "here.schema=1\nthere.schema=1\nsame=1 tables, 1 rows\n";
+        let rows = good.replace("same=1 tables, 1 rows", "differs=9/7/table x");
+        let newer = good.replacen("here.schema=1", "here.schema=2", 1);
+        let old_gone = "here.schema=1\nthere.why=down\n";
+        let new_gone = "there.schema=1\nhere.why=down\n";
+        assert_eq!(checks(good, false), []);
+        for (answer, check) in [(&*rows, "rows"), (&newer, "schema"), (new_gone, "rows")] {
+            assert_eq!(checks(answer, false), [(check, true)]);
+            assert_eq!(checks(answer, true), [(check, false)]);
+        }
+        for lose in [false, true] {
+            assert_eq!(checks(old_gone, lose), [("old-database", true)]);
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! Looks into the Data Warehouse's databases around a move: whether both hold the same, and
+//! whether the service works on the one that it should. Changes nothing.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hvbak_manager::dwh::{self, Compared, Mark, Other};
+
+use super::{link::Link, restore_part::Session};
+use crate::error::{self, Result};
+
+/// Compares the database that the manager's configuration names with another.
+pub async fn compare(session: &mut Session<'_>, other: &Other) -> Result<Compared> {
+    session.context.phase("counting every row of both databases");
+    let doing = "compare the databases of the Data Warehouse";
+    let input = Bytes::from(other.lines().unwrap_or_default());
+    let output = session.feed(dwh::COMPARE, &[], &input, doing).await?;
+    let manager = &session.context.manager.address;
+    Ok(Compared::parse(&output.check(doing).map_err(error::ssh(manager, doing))?.text()))
+}
+
+/// Where the service of this machine would work, before its start; `None`: that database
+/// does not answer.
+pub async fn mark(link: &mut Link) -> Result<Option<Mark>> {
+    let doing = "look at the database that the service would work on";
+    let output = link.script(dwh::WORKS, &["mark"], doing).await?;
+    Ok(Mark::parse(&output.check(doing).map_err(error::ssh(&link.name, doing))?.text()))
+}
+
+/// Waits until the service was seen in the database; else the reason why it was not.
+pub async fn silence(
+    link: &mut Link,
+    mark: Option<&Mark>,
+    patience: Duration,
+) -> Result<Option<String>> {
+    let Some(mark) = mark else { return Ok(Some("the database does not answer".into())) };
+    let doing = "see the service work on its database";
+    let seconds = patience.as_secs().to_string();
+    let args = ["watch", mark.clock.as_str(), mark.written.as_str(), &seconds];
+    let output = link.script(dwh::WORKS, &args, doing).await?;
+    Ok(dwh::silence(&output.check(doing).map_err(error::ssh(&link.name, doing))?.text()))
+}
