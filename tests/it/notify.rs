@@ -83,3 +83,18 @@ fn a_failure_is_told_by_mail_web_hook_and_event_and_a_success_only_when_asked() 
     lab.configure(|text| text.replace("[notify]", "[notify]\nwhen = \"always\""));
     lab.hvbak(&["--notify", "verify", "--all"]).exits(0).says("75").never_says("t0ken");
 }
+
+#[test]
+fn a_run_that_systemd_stops_is_told_to_the_engine_too() {
+    let lab = Lab::standard();
+    lab.configure(|text| {
+        format!("{text}\n[transfer]\nrate_limit_mib = 1\n[notify]\nengine_event = true\n")
+    });
+    lab.fill_web1();
+    let reading = |lab: &Lab| !lab.points().is_empty();
+    let run = lab.start_until(&["--notify", "backup", "--vm", "web1"], reading);
+    run.signal(nix::sys::signal::Signal::SIGTERM);
+    run.wait().exits(143).never_says("nobody was told");
+    let events = lab.api("GET", "/events", "");
+    assert!(events.contains("hvbak backup --vm web1 on"), "{events}");
+}

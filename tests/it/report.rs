@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hvbak_tests::{Lab, Run, small};
+use hvbak_tests::{Lab, Run, skip, small};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -102,4 +102,86 @@ fn a_run_that_was_stopped_is_recorded_and_one_that_died_is_told() {
     lab.hvbak(&["cleanup"]).exits(0);
     assert!(lab.json(&["report"]).exits(0).result()["dead_jobs"].as_array().unwrap().is_empty());
     lab.assert_clean();
+}
+
+#[test]
+fn a_page_and_a_file_for_a_monitor_say_what_the_table_says() {
+    let lab = Lab::standard();
+    lab.configure(|text| {
+        format!(
+            "{text}\n[report]\nmax_age = \"26h\"\nmax_verified_age = \"360h\"\nmax_manager_age = \"26h\"\n\
+             [policy.nightly]\nvms = [\"web1\"]\n"
+        )
+    });
+    lab.hvbak(&["backup", "--policy", "nightly"]).exits(0).says("in no policy").says("db1");
+    let (page, metrics) = (lab.path("out.html"), lab.path("out.prom"));
+    let typed = |path: &std::path::Path| path.to_str().unwrap().to_owned();
+    let args = ["report", "--html", &typed(&page), "--prometheus", &typed(&metrics)];
+    // Nothing was verified yet.
+    let run = lab.json(&args).exits(3);
+    let result = run.result();
+    assert_eq!(result["verified_too_old"], serde_json::json!(["web1"]), "{run}");
+    assert_eq!(result["too_old"], serde_json::json!([]), "{run}");
+    assert!(result["unassigned"].as_array().unwrap().contains(&"db1".into()), "{run}");
+    let about = |run: &Run, name: &str| run.of("problem").into_iter().find(|p| p["about"] == name);
+    assert_eq!(about(&run, "web1").unwrap()["remedy"], "`hvbak verify web1`", "{run}");
+    assert_eq!(about(&run, "db1").unwrap()["severity"], "warning", "{run}");
+    lab.hvbak(&["verify", "web1"]).exits(0);
+
+    // Names are what the engine's users typed; a record is the easiest place to put one.
+    let record = lab.path("repository/runs");
+    let record = std::fs::read_dir(record).unwrap().map(|e| e.unwrap().path());
+    let record = record.filter(|p| p.to_str().unwrap().contains("-backup-")).max().unwrap();
+    let mut run: Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    let hostile = "a\"b\\</td><script>alert(1)</script>\n`x`";
+    let bad = serde_json::json!({ "id": "6dc24d8e-3c5c-4f43-9a1a-6cbb2e9f3f10", "name": hostile, "outcome": "failed", "reason": "<b>no route</b>", "remedy": "look at the switch" });
+    run["vms"].as_array_mut().unwrap().push(bad);
+    std::fs::write(&record, run.to_string()).unwrap();
+    let run = lab.json(&args).exits(3);
+    assert_eq!(vm(&run, "web1")["verified"]["point"], vm(&run, "web1")["newest"]["point"], "{run}");
+    assert_eq!(run.result()["too_old"], serde_json::json!([hostile]), "{run}");
+    let html = std::fs::read_to_string(&page).unwrap();
+    assert!(!html.contains("<script>alert") && !html.contains("<b>no"), "{html}");
+    for word in ["web1", "look at the switch", "&lt;script&gt;", "in no policy"] {
+        assert!(html.contains(word), "{word}: {html}");
+    }
+    // Prometheus's own reader takes it, and finds nothing to complain about.
+    let text = std::fs::File::open(&metrics).unwrap();
+    match std::process::Command::new("promtool").args(["check", "metrics"]).stdin(text).output() {
+        Err(cause) => skip(&format!("promtool is not installed: {cause}")),
+        Ok(told) => {
+            let said =
+                String::from_utf8_lossy(&told.stderr) + String::from_utf8_lossy(&told.stdout);
+            assert!(told.status.success() && said.is_empty(), "{said}");
+        }
+    }
+    let text = std::fs::read_to_string(&metrics).unwrap();
+    let web = vm(&run, "web1")["vm"].as_str().unwrap().to_owned();
+    let value = |name: &str, labels: &str| {
+        let line = text.lines().find(|l| l.starts_with(&format!("{name}{labels} ")));
+        let line = line.unwrap_or_else(|| panic!("no {name}{labels}: {text}"));
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    let labels = format!("{{id=\"{web}\",vm=\"web1\"}}");
+    assert!(value("hvbak_vm_points", &labels) == 1.0 && value("hvbak_vm_too_old", &labels) == 0.0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let made = value("hvbak_vm_newest_point_timestamp_seconds", &labels);
+    assert!((0.0..600.0).contains(&(now.as_secs_f64() - made)), "{made}");
+    assert!(value("hvbak_unassigned_vms", "") >= 1.0);
+    assert!(!text.contains("hvbak_vm_last_drill_success{"), "nothing was rehearsed: {text}");
+    for path in [&page, &metrics] {
+        let mode = std::os::unix::fs::MetadataExt::mode(&path.metadata().unwrap());
+        assert_eq!(mode & 0o777, 0o644, "{path:?}");
+    }
+    // Where nothing can be written it is told, and nothing is half there.
+    let nowhere = typed(&lab.path("nowhere/out.prom"));
+    lab.hvbak(&["report", "--prometheus", &nowhere]).exits(1).says("nowhere/out.prom");
+    // Alone on the standard output, for a pipe.
+    let piped = lab.hvbak(&["report", "--html", "-"]).exits(3);
+    assert!(piped.stdout.starts_with("<!DOCTYPE html>"), "{piped}");
+    lab.json(&["report", "--html", "-"]).exits(2);
+    let shown = lab.hvbak(&["report"]).exits(3);
+    for line in ["FAILED ", "remedy: look at the switch", "warning db1: is in no policy"] {
+        assert!(shown.stdout.contains(line), "{line}: {shown}");
+    }
 }

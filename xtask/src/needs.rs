@@ -38,8 +38,8 @@ pub const TEST: &[Need] = &[
     ("pg_restore", "postgresql-client", "postgresql"),
 ];
 
-/// The other side of encrypted archives; Enterprise Linux has it in EPEL only.
-const SEALS: &[Need] = &[("age", "age", "")];
+/// The other side of encrypted archives and of the report's metrics; not in Enterprise Linux.
+const READERS: &[Need] = &[("age", "age", ""), ("promtool", "prometheus", "")];
 
 /// What the guests with real LVM need (`scripts/lab/hvlab.sh`); Debian only, because the
 /// image is made of its packages and its user-mode kernel.
@@ -82,11 +82,11 @@ const PACKAGES: &[Need] = &[
     ("objdump", "binutils", ""),
 ];
 
-/// Installs what guests, servers, rehearsals, packages and encrypted archives need where they can be had; without them their tests are skipped,
-/// loudly.
+/// Installs what guests, servers, rehearsals, packages and the readers of
+/// what hvbak writes need where they can be had; without them their tests are skipped, loudly.
 pub fn guests(install: bool) -> Result<()> {
     if install && present("apt-get") {
-        check(&[GUESTS, PEERS, DRILLS, PACKAGES, SEALS], true)
+        check(&[GUESTS, PEERS, DRILLS, PACKAGES, READERS], true)
     } else {
         Ok(())
     }

@@ -41,9 +41,11 @@ impl Assignments {
         self.vms.iter_mut().find(|known| known.vm == vm)
     }
 
-    /// VMs that no policy backs up, though one could.
+    /// VMs that no policy speaks of, though one could. One that a policy selects and leaves out
+    /// again was left out by a decision.
     pub fn unassigned(&self) -> impl Iterator<Item = &Assignment> {
-        self.vms.iter().filter(|vm| vm.policies.is_empty() && !vm.is_engine)
+        let forgotten = |vm: &&Assignment| vm.policies.is_empty() && vm.excluded.is_empty();
+        self.vms.iter().filter(forgotten).filter(|vm| !vm.is_engine)
     }
 }
 
@@ -104,7 +106,7 @@ mod tests {
         assert_eq!(names(&of("web1").excluded), ["nightly"]);
         assert_eq!(of("web1").excluded[0].why, "`web*` is excluded");
         let unassigned: Vec<_> = all.unassigned().map(|vm| vm.name.as_str()).collect();
-        assert_eq!(unassigned, ["lab", "web1"]);
+        assert_eq!(unassigned, ["lab"]);
         let missing = SelectError::Unknown { what: "vm", text: "gone".into() };
         assert_eq!(all.missing, [("hourly".to_owned(), missing)]);
         let none = [("empty".to_owned(), Selection::default())];

@@ -70,7 +70,7 @@ pub use merge::{Extents, StoredRun, StoredRuns};
 pub use notes::ManagerNotes;
 pub use repository::Repository;
 pub use resume::Resumable;
-pub use runs::{RunKind, RunListing, RunManager, RunOutcome, RunRecord, RunVm};
+pub use runs::{RunKind, RunListing, RunManager, RunOutcome, RunRecord, RunVm, Unassigned};
 pub use salvage::Salvage;
 pub use seal::{Identities, PlainSum, Recipients, is_sealed, open_sealed, sum_sealed};
 pub use stage::Staging;

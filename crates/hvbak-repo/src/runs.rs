@@ -75,6 +75,9 @@ pub struct RunVm {
     /// Why it failed or was left out; of a full, why it was one; of a drill, what was seen.
     #[serde(default)]
     pub reason: Option<String>,
+    /// What can be done about its failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
     #[serde(default)]
     pub point: Option<PointId>,
     #[serde(default)]
@@ -84,6 +87,30 @@ pub struct RunVm {
     pub stored_bytes: u64,
     #[serde(default)]
     pub seconds: f64,
+}
+
+impl RunVm {
+    /// A VM of which only the outcome is known.
+    pub fn new(id: VmId, name: impl Into<String>, outcome: RunOutcome) -> Self {
+        Self {
+            id,
+            name: name.into(),
+            outcome,
+            reason: None,
+            remedy: None,
+            point: None,
+            level: None,
+            stored_bytes: 0,
+            seconds: 0.0,
+        }
+    }
+}
+
+/// A VM that no policy backs up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unassigned {
+    pub id: VmId,
+    pub name: String,
 }
 
 /// One manager of a drill.
@@ -114,6 +141,9 @@ pub struct RunRecord {
     /// Managers whose archives were rehearsed; of drills only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub managers: Vec<RunManager>,
+    /// VMs that are in no policy; `None` when the run was not a policy's and did not look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unassigned: Option<Vec<Unassigned>>,
     /// What could not be undone yet, in words.
     #[serde(default)]
     pub left_behind: Vec<String>,
@@ -132,6 +162,7 @@ impl RunRecord {
             finished: now,
             vms: Vec::new(),
             managers: Vec::new(),
+            unassigned: None,
             left_behind: Vec::new(),
         }
     }
@@ -266,14 +297,9 @@ mod tests {
         for n in 0..RUNS_KEPT + 3 {
             let mut one = record(&format!("2026-11-{:02}T{:02}:00:00Z", 1 + n / 24, n % 24));
             one.vms.push(RunVm {
-                id: lab.vm,
-                name: "web1".into(),
-                outcome: RunOutcome::Failed,
                 reason: Some("no route".into()),
-                point: None,
-                level: None,
-                stored_bytes: 0,
                 seconds: 1.5,
+                ..RunVm::new(lab.vm, "web1", RunOutcome::Failed)
             });
             lab.repository.record_run(&one).unwrap();
             all.insert(0, one);

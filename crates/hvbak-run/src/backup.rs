@@ -9,7 +9,7 @@ use std::{
 };
 
 use hvbak_plan::{BackupInput, BackupPlan, DiskRules, Queue, Quiesce, VmAction, VmPlan, Wish};
-use hvbak_repo::{Level, Manifest, RunKind, RunOutcome, RunRecord, RunVm};
+use hvbak_repo::{Level, Manifest, RunKind, RunOutcome, RunRecord, RunVm, Unassigned};
 use hvbak_types::{Inventory, PointId, VmId};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -86,6 +86,8 @@ pub struct Wishes {
     pub full_every: Option<usize>,
     /// The policy that asks, for the points' records.
     pub policy: Option<String>,
+    /// VMs in no policy, for the run's record; `None` when nobody looked.
+    pub unassigned: Option<Vec<Unassigned>>,
     /// When the last VM may be begun.
     pub closes: Option<Timestamp>,
     /// Commands around the run and its VMs.
@@ -129,6 +131,7 @@ pub async fn backup(
     context.events.event(&Event::JobStarted { job: context.job, kind: "backup" });
     let mut report = BackupReport::default();
     let mut record = RunRecord::begin(context.job, RunKind::Backup);
+    record.unassigned.clone_from(&wishes.unassigned);
     for vm in &plan.vms {
         if let VmAction::Skip { skip } = &vm.action {
             report.skipped += 1;
@@ -183,7 +186,8 @@ pub async fn backup(
             Err(cause) => {
                 let failed = vm_failed(&context.events, vm.id, &vm.name, &cause);
                 let noted = run_vm(&vm, RunOutcome::Failed, failed.error.clone());
-                record.vms.push(RunVm { seconds: time.as_secs_f64(), ..noted });
+                let (seconds, remedy) = (time.as_secs_f64(), failed.hint.clone());
+                record.vms.push(RunVm { seconds, remedy, ..noted });
                 report.failed.push(failed);
             }
         }
@@ -223,16 +227,7 @@ async fn note(context: &Context, mut record: RunRecord) {
 }
 
 fn run_vm(vm: &VmPlan, outcome: RunOutcome, reason: String) -> RunVm {
-    RunVm {
-        id: vm.id,
-        name: vm.name.clone(),
-        outcome,
-        reason: Some(reason),
-        point: None,
-        level: None,
-        stored_bytes: 0,
-        seconds: 0.0,
-    }
+    RunVm { reason: Some(reason), ..RunVm::new(vm.id, vm.name.clone(), outcome) }
 }
 
 fn run_vm_done(vm: &VmPlan, manifest: &Manifest, time: Duration) -> RunVm {

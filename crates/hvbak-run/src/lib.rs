@@ -63,7 +63,10 @@ pub use manager::{
     manager_restore_pick_up, manager_restore_plan, walk,
 };
 pub use prune::{PruneReport, PruneWishes, prune};
-pub use report::{LastRun, ManagerDrill, NewestPoint, Report, VmReport, note_verify, report};
+pub use report::{
+    LastRun, ManagerDrill, ManagerReport, NewestArchive, NewestPoint, Report, Target, Targets,
+    Verified, VmReport, note_verify, report,
+};
 pub use restore::{Restored, RestoredDisk, point_facts, restore};
 pub use runbook::{RunbookWishes, runbook_facts};
 pub use settings::{

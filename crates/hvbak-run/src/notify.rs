@@ -11,7 +11,7 @@ use tokio::{io::AsyncWriteExt, process::Command};
 use crate::error::{self, Result, RunError};
 
 /// How long a way may take.
-const LIMIT: Duration = Duration::from_secs(30);
+pub const LIMIT: Duration = Duration::from_secs(30);
 
 /// What is told.
 #[derive(Debug, Clone)]
@@ -104,8 +104,9 @@ pub async fn web_hook(notice: &Notice, url: &str) -> Result<()> {
 /// # Errors
 /// As any request, e.g. without the permit `inject_external_events`.
 pub async fn engine_event(notice: &Notice, engine: &Engine) -> Result<()> {
-    // Origin and id together must be new: seconds, as milliseconds do not fit.
-    let id = u32::try_from(jiff::Timestamp::now().as_second() & 0x7fff_ffff).unwrap_or_default();
+    // Origin and id together must be new, also of two commands that end in the same second; the
+    // engine's field is a signed integer of 32 bits.
+    let id = uuid::Uuid::new_v4().as_fields().0 & 0x7fff_ffff;
     let event = NewEvent {
         description: notice.subject.clone(),
         severity: if notice.failed { "error" } else { "normal" }.into(),

@@ -51,7 +51,7 @@ fn assemble(
     inventory: &Inventory,
     wishes: RunbookWishes,
 ) -> hvbak_repo::Result<Facts> {
-    let report = report::read(repository, Timestamp::now(), None)?;
+    let report = report::read(repository, Timestamp::now(), &report::Targets::default())?;
     let mut speeds = Vec::new();
     let mut vms = Vec::new();
     for vm in inventory.vms.iter().filter(|vm| !vm.is_hosted_engine()) {
@@ -100,7 +100,7 @@ fn assemble(
         vms,
         manager_points: manager_points(repository)?,
         manager_drills: report
-            .managers
+            .manager_drills
             .iter()
             .map(|one| ManagerDrillFacts {
                 manager: one.manager.to_string(),

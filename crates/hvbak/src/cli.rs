@@ -758,13 +758,20 @@ pub struct ManagerPruneArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Needs no engine: it knows the VMs that have points, and those at which the last run failed or\nwas stopped. Exit 3 when `--max-age` is exceeded, 15 when a point cannot be read.\n\nExamples:\n  hvbak report\n  hvbak report --max-age 26h --quiet || echo 'backups are late'\n  hvbak report --json | jq -r 'select(.type == \"vm\") | [.name, .newest.age_seconds] | @tsv'"
+    after_help = "Needs no engine: it knows the VMs that have points, and those at which the last run failed or\nwas stopped. How old points may be says the configuration, [report] and each policy. Exit 3 when\none is older, 15 when one cannot be read.\n\nExamples:\n  hvbak report\n  hvbak report --max-age 26h --quiet || echo 'backups are late'\n  hvbak report --html /srv/www/backups.html\n  hvbak report --prometheus /var/lib/prometheus/node-exporter/hvbak.prom\n  hvbak report --json | jq -r 'select(.type == \"vm\") | [.name, .newest.age_seconds] | @tsv'"
 )]
 pub struct ReportArgs {
     /// Only this VM (repeatable)
     #[arg(long, value_name = "NAME|ID")]
     pub vm: Vec<String>,
-    /// Exit 3 when a VM has no point younger than this (26h, 90m)
+    /// Exit 3 when a VM has no point younger than this (26h, 90m), instead of what the
+    /// configuration says
     #[arg(long, value_name = "AGE")]
     pub max_age: Option<jiff::SignedDuration>,
+    /// Also write a page for browsers; `-`: only that, on stdout
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Also write a file for node_exporter's textfile collector; `-`: only that, on stdout
+    #[arg(long, value_name = "FILE")]
+    pub prometheus: Option<PathBuf>,
 }

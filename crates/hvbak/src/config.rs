@@ -10,14 +10,15 @@ use std::{
 };
 
 use hvbak_repo::{Identities, Recipients};
-use hvbak_run::RunError;
+use hvbak_run::{RunError, Target, Targets};
 use hvbak_types::Secret;
+use jiff::SignedDuration;
 use serde::Deserialize;
 
 use crate::{
     exit::CliError,
     notify::NotifySection,
-    policy::{self, Policies, PolicyError},
+    policy::{self, Policies, PolicyError, PolicySection},
 };
 
 /// Bytes of private keys that are read from the standard input.
@@ -43,6 +44,8 @@ pub struct Config {
     pub manager: Option<ManagerSection>,
     #[serde(default)]
     pub retention: RetentionSection,
+    #[serde(default)]
+    pub report: ReportSection,
     #[serde(default)]
     pub runbook: RunbookSection,
     #[serde(default)]
@@ -246,6 +249,17 @@ impl RetentionSection {
     }
 }
 
+/// How old what is stored may be before `report` complains.
+#[derive(Debug, Clone, Copy, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReportSection {
+    pub max_age: Option<SignedDuration>,
+    /// Of the newest point that was found whole by `verify` or `drill`.
+    pub max_verified_age: Option<SignedDuration>,
+    /// Of a manager's newest archive.
+    pub max_manager_age: Option<SignedDuration>,
+}
+
 /// What the disaster pages say of people and of the order of restoration.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -403,6 +417,20 @@ impl ConfigError {
 }
 
 impl Config {
+    /// How old what is stored may be.
+    pub fn targets(&self) -> Targets {
+        let ReportSection { max_age, max_verified_age, max_manager_age } = self.report;
+        let of = |policy: &PolicySection| Target {
+            point: policy.max_age.or(max_age),
+            verified: policy.max_verified_age.or(max_verified_age),
+        };
+        Targets {
+            other: Target { point: max_age, verified: max_verified_age },
+            policies: self.policies.iter().map(|(name, p)| (name.clone(), of(p))).collect(),
+            manager: max_manager_age,
+        }
+    }
+
     /// Reads the file and makes its paths absolute.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let read = |cause| ConfigError::Read { path: path.to_owned(), cause };

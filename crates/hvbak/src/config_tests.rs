@@ -114,6 +114,7 @@ fn keys_of(section: &str) -> &'static [&'static str] {
         "retention" => keys::<RetentionSection>(),
         "runbook" => keys::<RunbookSection>(),
         "drill" => keys::<DrillSection>(),
+        "report" => keys::<ReportSection>(),
         "hosts" => keys::<HostSection>(),
         "policy" => keys::<crate::policy::PolicySection>(),
         "guests" => keys::<GuestSection>(),

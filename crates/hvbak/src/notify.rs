@@ -4,9 +4,10 @@
 
 use std::path::PathBuf;
 
-use hvbak_run::notify::{self, Notice};
+use hvbak_run::notify::{self, LIMIT, Notice};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     commands::Face,
@@ -82,14 +83,25 @@ pub async fn send(face: &Face, code: u8, result: &Value, error: Option<&CliError
     }
 }
 
+/// Login and event together have an end, and a command that was stopped is told of as well.
 async fn event(face: &Face, config: &Config, notice: &Notice) -> Result<(), CliError> {
-    let engine = face.engine(config).await?;
-    let posted = notify::engine_event(notice, &engine).await;
-    engine.logout().await;
-    Ok(posted?)
+    let (config_path, printer) = (face.config_path.clone(), face.printer.clone());
+    let face = Face { config_path, printer, cancel: CancellationToken::new() };
+    let post = async {
+        let engine = face.engine(config).await?;
+        let posted = notify::engine_event(notice, &engine).await;
+        engine.logout().await;
+        Ok(posted?)
+    };
+    let late = |_| {
+        let text = format!("the engine did not take the event within {} s", LIMIT.as_secs());
+        CliError::from(hvbak_run::RunError::Tool { tool: "an event".into(), text })
+    };
+    tokio::time::timeout(LIMIT, post).await.map_err(late)?
 }
 
-fn machine() -> String {
+/// This machine's name.
+pub fn machine() -> String {
     nix::unistd::gethostname()
         .map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned())
 }
@@ -102,6 +114,8 @@ fn command_line(args: impl Iterator<Item = String>) -> String {
         match word.as_str() {
             "--config" | "-c" => drop(args.next()),
             "--notify" | "--json" | "--quiet" | "-q" => {}
+            glued if glued.starts_with("--config=") => {}
+            glued if glued.starts_with("-c") && !glued.starts_with("--") => {}
             _ => words.push(word),
         }
     }
@@ -129,9 +143,12 @@ fn notice(host: &str, command: &str, code: u8, result: &Value, error: Option<&Cl
             lines.push(format!("  hint: {}", text("hint")));
         }
     }
-    for (key, words) in
-        [("left_behind", "left behind"), ("missing", "not there"), ("too_old", "no recent point")]
-    {
+    for (key, words) in [
+        ("left_behind", "left behind"),
+        ("missing", "not there"),
+        ("too_old", "no recent point"),
+        ("unassigned", "in no policy"),
+    ] {
         for one in list(key) {
             lines.push(format!("{words}: {}", one.as_str().unwrap_or_default()));
         }
@@ -187,5 +204,9 @@ mod tests {
         }
         let args = ["--config", "/etc/x", "--notify", "backup", "--policy", "nightly"];
         assert_eq!(command_line(args.map(String::from).into_iter()), "backup --policy nightly");
+        for config in ["--config=/etc/x", "-c/etc/x", "-c=/etc/x"] {
+            let args = [config, "verify", "--all"].map(String::from);
+            assert_eq!(command_line(args.into_iter()), "verify --all");
+        }
     }
 }

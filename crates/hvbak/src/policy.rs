@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use hvbak_plan::{DiskRules, Selection, Window, Wish};
 use hvbak_run::{Hook, HookMoment};
-use jiff::tz::TimeZone;
+use jiff::{SignedDuration, tz::TimeZone};
 use serde::Deserialize;
 
 use crate::config::{QuiesceSetting, RetentionSection};
@@ -42,6 +42,9 @@ pub struct PolicySection {
     /// IANA name of the zone of the windows; this machine's without it.
     pub time_zone: Option<String>,
     pub limits: PolicyLimits,
+    /// Instead of those of `[report]`.
+    pub max_age: Option<SignedDuration>,
+    pub max_verified_age: Option<SignedDuration>,
     pub retention: Option<RetentionSection>,
     pub commands: Vec<CommandSection>,
 }
@@ -68,6 +71,8 @@ impl Default for PolicySection {
             windows: Vec::new(),
             time_zone: None,
             limits: PolicyLimits::default(),
+            max_age: None,
+            max_verified_age: None,
             retention: None,
             commands: Vec::new(),
         }
@@ -212,6 +217,11 @@ impl PolicySection {
 
 fn error<E: ToString>(name: &str) -> impl FnOnce(E) -> PolicyError {
     move |why| PolicyError { name: name.to_owned(), why: why.to_string() }
+}
+
+/// The selections of all, by name.
+pub fn selections(policies: &Policies) -> Vec<(String, Selection)> {
+    policies.iter().map(|(name, policy)| (name.clone(), policy.selection())).collect()
 }
 
 /// Checks all sections.

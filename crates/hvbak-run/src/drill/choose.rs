@@ -46,16 +46,7 @@ mod tests {
     }
 
     fn drill(second: i64, outcome: RunOutcome, vms: &[VmId]) -> RunRecord {
-        let one = |id: &VmId| RunVm {
-            id: *id,
-            name: String::new(),
-            outcome,
-            reason: None,
-            point: None,
-            level: None,
-            stored_bytes: 0,
-            seconds: 0.0,
-        };
+        let one = |id: &VmId| RunVm::new(*id, "", outcome);
         let at = Timestamp::from_second(second).unwrap();
         let mut run = RunRecord::begin(JobId::random(), RunKind::Drill);
         (run.started, run.finished, run.vms) = (at, at, vms.iter().map(one).collect());

@@ -281,13 +281,9 @@ fn run_vm(
     seconds: f64,
 ) -> RunVm {
     RunVm {
-        id,
-        name: name.to_owned(),
-        outcome: seen.outcome,
         reason: Some(seen.text.clone()),
         point: point.map(|point| point.id().clone()),
-        level: None,
-        stored_bytes: 0,
         seconds,
+        ..RunVm::new(id, name, seen.outcome)
     }
 }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use hvbak_plan::{
-    BackupInput, DiskRules, Quiesce, SelectError, Selection, Wish, explain_backup, pick_vms,
-    plan_backup, select_vms,
+    BackupInput, DiskRules, Quiesce, SelectError, Selection, Wish, assign_vms, explain_backup,
+    pick_vms, plan_backup, select_vms,
 };
+use hvbak_repo::Unassigned;
 use hvbak_run::{Context, Wishes};
 use hvbak_types::{Inventory, VmId};
 use jiff::Timestamp;
@@ -19,7 +20,7 @@ use crate::{
     cli::{BackupArgs, LevelArg, QuiesceArg, SelectArgs},
     config::QuiesceSetting,
     exit::{CliError, DONE, FAILED, PARTLY},
-    policy::PolicySection,
+    policy::{Policies, PolicySection, selections},
 };
 
 pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
@@ -75,6 +76,8 @@ pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
             None => ids,
         };
         let vms = hvbak_run::vm_facts(&context, &ids).await?;
+        let unassigned = named.map(|_| unassigned(face, &inventory, &config.policies)).transpose()?;
+        let names: Vec<_> = unassigned.iter().flatten().map(|vm| vm.name.clone()).collect();
         let wishes = Arc::new(Wishes {
             quiesce,
             exclude_disks: rules,
@@ -82,6 +85,7 @@ pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
             wish,
             full_every: section.and_then(|policy| policy.full_every),
             policy: args.policy.clone(),
+            unassigned,
             closes: hours.filter(|_| !args.ignore_windows).and_then(|hours| hours.closes),
             hooks: section.map(PolicySection::hooks).unwrap_or_default().into(),
             own,
@@ -102,7 +106,7 @@ pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
         };
         Ok((
             code,
-            json!({ "job": context.job, "done": report.done, "failed": report.failed, "skipped": report.skipped, "left_behind": report.left_behind, "not_begun": report.not_begun, "commands_failed": report.hooks_failed, "missing": missing }),
+            json!({ "job": context.job, "done": report.done, "failed": report.failed, "skipped": report.skipped, "left_behind": report.left_behind, "not_begun": report.not_begun, "commands_failed": report.hooks_failed, "missing": missing, "unassigned": names }),
         ))
     }
     .await;
@@ -126,6 +130,26 @@ fn picked(
         return Err(SelectError::Empty.into());
     }
     Ok((picked.vms.into_iter().map(|(vm, _)| vm).collect(), missing))
+}
+
+/// VMs that no policy speaks of: told at every run of one, as nobody else may look for them.
+fn unassigned(
+    face: &Face,
+    inventory: &Inventory,
+    policies: &Policies,
+) -> Result<Vec<Unassigned>, CliError> {
+    let all = assign_vms(inventory, &selections(policies))
+        .map_err(|(name, cause)| CliError::usage(format!("policy `{name}`: {cause}")))?;
+    let vms: Vec<_> =
+        all.unassigned().map(|vm| Unassigned { id: vm.vm, name: vm.name.clone() }).collect();
+    if !vms.is_empty() {
+        let names: Vec<_> = vms.iter().map(|vm| vm.name.as_str()).collect();
+        face.printer.say(&format!(
+            "warning: in no policy, so no timer backs them up: {} (`hvbak policy test`)",
+            names.join(", ")
+        ));
+    }
+    Ok(vms)
 }
 
 /// The policy's limits instead of the configuration's.

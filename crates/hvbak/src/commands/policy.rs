@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use comfy_table::{Table, presets::NOTHING};
-use hvbak_plan::{Assignments, Selection, Why, assign_vms, window_closes, window_opens};
+use hvbak_plan::{Assignments, Why, assign_vms, window_closes, window_opens};
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::json;
 
@@ -12,7 +12,7 @@ use crate::{
     cli::{PolicyArgs, PolicyCommand},
     config::Config,
     exit::{CliError, DONE, PARTLY},
-    policy::{Policies, PolicySection},
+    policy::{Policies, PolicySection, selections},
 };
 
 /// The section of a name.
@@ -116,9 +116,7 @@ async fn test(face: &Face, config: &Config, only: Option<&str>) -> Outcome {
     };
     engine.logout().await;
     let inventory = inventory?;
-    let policies: Vec<(String, Selection)> =
-        config.policies.iter().map(|(name, policy)| (name.clone(), policy.selection())).collect();
-    let all = assign_vms(&inventory, &policies)
+    let all = assign_vms(&inventory, &selections(&config.policies))
         .map_err(|(name, cause)| CliError::usage(format!("policy `{name}`: {cause}")))?;
     show(face, &all, only);
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();

@@ -87,16 +87,7 @@ pub async fn run(face: &Face, args: VerifyArgs) -> Outcome {
 /// What is known of a VM: its newest point that was looked at, and the first damage.
 fn note(seen: &mut Vec<RunVm>, (id, name): (VmId, &str), point: &PointId, damage: Option<String>) {
     let at = seen.iter().position(|vm| vm.id == id).unwrap_or_else(|| {
-        seen.push(RunVm {
-            id,
-            name: name.to_owned(),
-            outcome: RunOutcome::Done,
-            reason: None,
-            point: None,
-            level: None,
-            stored_bytes: 0,
-            seconds: 0.0,
-        });
+        seen.push(RunVm::new(id, name, RunOutcome::Done));
         seen.len() - 1
     });
     let Some(vm) = seen.get_mut(at) else { return };
