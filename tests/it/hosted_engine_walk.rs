@@ -1,257 +1,12 @@
-//! Walks through the sequences of a self-hosted engine with the whole program. Its hosts are
-//! the lab's, behind real OpenSSH; hosted-engine and the programs around it are stand-ins that
-//! say what the real formatter printed. What a person does is done here by hand.
+//! Walks through the sequences of a self-hosted engine with the whole program. What a person
+//! does is done here by hand.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, os::unix::fs::PermissionsExt};
 
-use hvbak_tests::{Lab, Run, Started, small};
+use hvbak_tests::Lab;
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
-/// Exit code: it is a person's turn.
-const WAITING: i32 = 16;
-const ARCHIVE: &str = "root/hvbak-engine.backup";
-const ANSWERS: &str = "root/hvbak-he-answers.conf";
-const ON_HOSTS: [&str; 7] =
-    ["hosted-engine", "systemctl", "rpm", "getent", "pgrep", "tmux", "sha256sum"];
-
-const RESTORING: [&str; 8] = [
-    "curl",
-    "engine-cleanup",
-    "engine-setup",
-    "locale",
-    "pg_dump",
-    "postgresql-setup",
-    "psql",
-    "runuser",
-];
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/engine-backup")
-}
-
-/// A lab with a host that has the engine (`old`), a fresh one and a manager's machine.
-struct Site {
-    lab: Lab,
-    names: Vec<String>,
-    roots: Vec<PathBuf>,
-}
-
-const OLD: usize = 0;
-const FRESH: usize = 1;
-const MANAGER: usize = 2;
-
-impl Site {
-    fn new() -> Self {
-        let lab = Lab::bare(&small(), &["--hosts", "3", "--domains", "nfs"]);
-        lab.enrol();
-        let hosts = lab.up["hosts"].as_array().unwrap().clone();
-        let text = |host: &Value, key: &str| host[key].as_str().unwrap().to_owned();
-        let names: Vec<_> = hosts.iter().map(|host| text(host, "name")).collect();
-        let roots: Vec<_> = hosts.iter().map(|host| PathBuf::from(text(host, "root"))).collect();
-        let mut more = String::new();
-        for (at, host) in hosts.iter().enumerate() {
-            let key = fs::read_to_string(roots[at].join("etc/ssh/ssh_host_ed25519_key.pub"));
-            let key = key.unwrap().trim().to_owned();
-            let (port, user) = (&host["port"], text(host, "user"));
-            let section = if at == MANAGER {
-                "[manager]\nhost = \"127.0.0.1\"\nname = \"engine.example.test\"".to_owned()
-            } else {
-                // One address for two hosts would be one host.
-                let address = if at == FRESH { "localhost" } else { "127.0.0.1" };
-                format!("[hosts.{}]\naddress = \"{address}\"", names[at])
-            };
-            more.push_str(&format!(
-                "\n{section}\nport = {port}\nuser = \"{user}\"\nhost_key = \"{key}\"\n"
-            ));
-        }
-        let url = text(&lab.up, "engine_url");
-        lab.configure(|text| {
-            // No step asks the engine: it may be down, and its name is what counts.
-            text.replace(&url, "https://engine.example.test/ovirt-engine/api") + &more
-        });
-        let site = Self { lab, names, roots };
-        for at in [OLD, FRESH, MANAGER] {
-            site.furnish(at);
-        }
-        site.set(OLD, "deployed", true);
-        site
-    }
-
-    /// Stand-ins, and what they say.
-    fn furnish(&self, at: usize) {
-        let root = &self.roots[at];
-        for dir in ["usr/bin", "usr/sbin", "play/he", "root", "var/tmp", "tmp"] {
-            fs::create_dir_all(root.join(dir)).unwrap();
-        }
-        for name in ON_HOSTS {
-            let dir = if name == "hosted-engine" { "usr/sbin" } else { "usr/bin" };
-            let to = root.join(dir).join(name);
-            fs::copy(fixtures().join("stand-in-hosts.sh"), &to).unwrap();
-            fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        for name in ["normal.json", "global.json"] {
-            fs::copy(fixtures().join("vm-status").join(name), root.join("play/he").join(name))
-                .unwrap();
-        }
-        if at != MANAGER {
-            return;
-        }
-        let services = root.join("usr/share/ovirt-engine/services/ovirt-engine");
-        fs::create_dir_all(&services).unwrap();
-        fs::write(services.join("ovirt-engine.conf"), "PACKAGE_VERSION=4.5.7\n").unwrap();
-        let program = root.join("usr/bin/engine-backup");
-        fs::copy(fixtures().join("stand-in.sh"), program).unwrap();
-        fs::copy(fixtures().join("4.5.7-all.backup"), root.join("play/archive")).unwrap();
-        self.play("b_ok_all");
-    }
-
-    /// What the stand-in for engine-backup says next.
-    fn play(&self, name: &str) {
-        let play = self.roots[MANAGER].join("play");
-        let text = fs::read_to_string(fixtures().join("transcripts.jsonl")).unwrap();
-        let mut runs = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let run = runs.find(|run| run["name"] == name).unwrap();
-        for (file, value) in [("stdout", &run["stdout"]), ("stderr", &run["stderr"])] {
-            fs::write(play.join(file), value.as_str().unwrap()).unwrap();
-        }
-        fs::write(play.join("rc"), run["rc"].to_string()).unwrap();
-    }
-
-    /// The manager's machine takes a restore of everything.
-    fn restorable(&self) {
-        let root = &self.roots[MANAGER];
-        for tool in RESTORING {
-            fs::copy(fixtures().join("stand-in-tools.sh"), root.join("usr/bin").join(tool))
-                .unwrap();
-        }
-        fs::create_dir_all(root.join("play/machine")).unwrap();
-        fs::create_dir_all(root.join("etc")).unwrap();
-        let release = "ID=centos\nID_LIKE=\"rhel fedora\"\nVERSION_ID=9\n";
-        fs::write(root.join("etc/os-release"), release).unwrap();
-        fs::remove_file(root.join("play/archive")).unwrap();
-        self.play("r_ok_perm");
-    }
-
-    /// How often the manager's programs were called so.
-    fn manager_calls(&self, text: &str) -> usize {
-        let calls = fs::read_to_string(self.roots[MANAGER].join("calls")).unwrap_or_default();
-        calls.lines().filter(|line| *line == text).count()
-    }
-
-    /// Changes the record as if hvbak had died before it noted a step's end.
-    fn unnote(&self, step: &str) {
-        let path = self.lab.path("repository/manager/engine.example.test/.walk.json");
-        let mut record = self.record();
-        for one in record["steps"].as_array_mut().unwrap() {
-            if one["name"] == step {
-                one["state"] = "begun".into();
-                one["at"] = "2026-01-01T00:00:00Z".into();
-            }
-        }
-        fs::write(path, record.to_string()).unwrap();
-    }
-
-    /// A file of a stand-in's state.
-    fn set(&self, at: usize, name: &str, there: bool) {
-        let path = self.roots[at].join("play/he").join(name);
-        if there {
-            fs::write(path, "").unwrap();
-        } else {
-            let _ = fs::remove_file(path);
-        }
-    }
-
-    fn is(&self, at: usize, name: &str) -> bool {
-        self.roots[at].join("play/he").join(name).exists()
-    }
-
-    fn args<'a>(&'a self, sequence: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-        let mut args = vec!["hosted-engine", "plan", sequence];
-        if sequence != "to-hosted" {
-            args.extend(["--host", &self.names[OLD]]);
-        }
-        if ["move", "recover", "to-hosted"].contains(&sequence) {
-            args.extend(["--to", &self.names[FRESH]]);
-        }
-        args.extend(["--run", "--wait", "0"]);
-        args.extend(more);
-        args
-    }
-
-    /// Without a terminal.
-    #[track_caller]
-    fn walk(&self, sequence: &str, more: &[&str]) -> Run {
-        self.lab.hvbak(&self.args(sequence, more))
-    }
-
-    /// The same, which must end at a step.
-    #[track_caller]
-    fn waits_at(&self, step: &str, sequence: &str, more: &[&str]) -> Run {
-        self.walk(sequence, more).exits(WAITING).says(&format!("waiting at step `{step}`"))
-    }
-
-    /// On a terminal, with these lines typed.
-    fn typed(&self, sequence: &str, more: &[&str], lines: &[&str]) -> Run {
-        let file = self.lab.scratch("typed");
-        fs::write(&file, lines.join("\n") + "\n").unwrap();
-        let hvbak = self.lab.command(&self.args(sequence, more));
-        let words: Vec<_> = std::iter::once(hvbak.get_program())
-            .chain(hvbak.get_args())
-            .map(|word| format!("'{}'", word.to_str().unwrap()))
-            .collect();
-        let line = r#"exec script --quiet --return --command "$1" /dev/null <"$2""#;
-        let mut shell = Command::new("/bin/sh");
-        shell.args(["-c", line, "sh", &words.join(" ")]).arg(&file);
-        for (key, value) in hvbak.get_envs() {
-            match value {
-                Some(value) => shell.env(key, value),
-                None => shell.env_remove(key),
-            };
-        }
-        Started::new(&mut shell).wait()
-    }
-
-    /// What a person does to make a fresh host one that has the engine.
-    fn deploy(&self) {
-        self.set(FRESH, "deployed", true);
-    }
-
-    fn lies(&self, name: &str) -> bool {
-        self.roots[FRESH].join(name).exists()
-    }
-
-    /// How often a program of a host was called so.
-    fn calls(&self, at: usize, text: &str) -> usize {
-        let calls = fs::read_to_string(self.roots[at].join("calls-he")).unwrap_or_default();
-        calls.lines().filter(|line| line.contains(text)).count()
-    }
-
-    fn record(&self) -> Value {
-        let path = self.lab.path("repository/manager/engine.example.test/.walk.json");
-        serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
-    }
-
-    fn state_of(&self, step: &str) -> String {
-        let record = self.record();
-        let steps = record["steps"].as_array().unwrap();
-        let found = steps.iter().find(|one| one["name"] == step).unwrap();
-        found["state"].as_str().unwrap().to_owned()
-    }
-
-    /// A move as far as the deployment.
-    fn moved_to_deploy(&self) {
-        self.waits_at("spm", "move", &["--yes"]);
-        let sure =
-            ["--yes", "--confirm", "spm", "--confirm", "stop-engine", "--confirm", "shutdown"];
-        self.waits_at("deploy", "move", &sure);
-    }
-}
+use crate::walk_site::{ANSWERS, ARCHIVE, FRESH, MANAGER, OLD, Site, WAITING, fixtures};
 
 #[test]
 fn a_move_is_walked_to_its_end_on_a_terminal() {
@@ -314,7 +69,8 @@ fn without_a_terminal_it_stops_where_somebody_is_needed_and_says_how_to_go_on() 
     assert!(site.is(OLD, "maintained") && !site.is(MANAGER, "off"));
     // A person's step that was never shown is not done because somebody says so beforehand.
     let all = ["--yes", "--confirm", "stop-engine", "--confirm", "shutdown", "--confirm", "deploy"];
-    site.waits_at("deploy", "move", &all);
+    site.walk("move", &all).exits(2).says("open at `stop-engine`");
+    site.waits_at("deploy", "move", &all[..5]);
     // What was shown and is not seen is not believed.
     let run = site.walk("move", &["--yes", "--confirm", "deploy"]).exits(1);
     run.says("not seen to be done").says("never deployed").says("no deployment is at work");
@@ -360,11 +116,13 @@ fn a_walk_that_is_killed_goes_on_and_repeats_nothing() {
     site.waits_at("deploy", "move", &["--yes"]);
     assert_eq!(site.calls(OLD, "--vm-shutdown"), 1, "it was down already");
     // Within the deployment nobody goes back.
+    site.set(FRESH, "deploying", true);
     let run = site.walk("move", &["--yes", "--from", "backup"]).exits(2);
     run.says("`deploy` was begun").says("--restart");
     site.waits_at("restart", "move", &["--yes", "--restart"]).says("--restart --confirm restart");
     assert_eq!(site.state_of("deploy"), "begun");
     assert!(site.lies(ARCHIVE));
+    site.set(FRESH, "deploying", false);
     let run = site.waits_at("spm", "move", &["--yes", "--restart", "--confirm", "restart"]);
     drop(run);
     assert!(!site.lies(ARCHIVE), "what the walk before has copied goes");
@@ -608,17 +366,8 @@ fn steps_that_are_done_elsewhere_are_passed_and_what_they_left_is_looked_at() {
 fn a_broken_engine_is_restored_once_whenever_hvbak_dies() {
     let site = Site::new();
     site.lab.hvbak(&["manager-backup"]).exits(0);
-    site.restorable();
+    site.broken();
     let root = &site.roots[MANAGER];
-    let setup = root.join("etc/ovirt-engine-setup.conf.d");
-    fs::create_dir_all(&setup).unwrap();
-    let text = "OVESETUP_ENGINE_CORE/enable=bool:True\n";
-    fs::write(setup.join("20-setup-ovirt-post.conf"), text).unwrap();
-    let names = root.join("etc/ovirt-engine/engine.conf.d");
-    fs::create_dir_all(&names).unwrap();
-    let text = "ENGINE_FQDN=engine.example.test\n";
-    fs::write(names.join("10-setup-protocols.conf"), text).unwrap();
-    fs::write(root.join("play/machine/nonempty"), "").unwrap();
     let run = site.waits_at("restore", "overwrite", &["--yes"]);
     run.says(&format!("--engine-setup --hosted-engine-host {}", site.names[OLD]));
     assert!(site.is(OLD, "maintained") && site.manager_calls("engine-cleanup") == 0);

@@ -75,4 +75,4 @@ pub use salvage::Salvage;
 pub use seal::{Identities, PlainSum, Recipients, is_sealed, open_sealed, sum_sealed};
 pub use stage::Staging;
 pub use verify::{Finding, FindingKind, VerifyOptions, VerifyProgress, VerifyReport};
-pub use walk::{WalkLock, WalkRecord, WalkStep};
+pub use walk::{EndedWalk, WalkLock, WalkRecord, WalkStep};

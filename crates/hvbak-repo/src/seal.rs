@@ -83,6 +83,19 @@ impl Recipients {
         &self.0
     }
 
+    /// Whether one of these keys opens what is sealed to them; tried in memory.
+    ///
+    /// # Errors
+    /// [`Error::Recipient`].
+    pub fn are_opened_by(&self, identities: &Identities) -> Result<bool> {
+        let mut sealed = Vec::new();
+        let path = Path::new("a trial");
+        self.seal(&mut sealed, path)?.finish().writing(path)?;
+        let Ok(decryptor) = Decryptor::new(sealed.as_slice()) else { return Ok(false) };
+        let keys = identities.0.iter().map(|key| &**key as &dyn age::Identity);
+        Ok(decryptor.decrypt(keys).is_ok())
+    }
+
     /// Seals what is written to `out`.
     pub(crate) fn seal<W: Write>(&self, out: W, path: &Path) -> Result<StreamWriter<W>> {
         let keys = self.0.iter().map(|text| Ok(key(text)?.1)).collect::<Result<Vec<_>>>()?;

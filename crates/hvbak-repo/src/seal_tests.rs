@@ -230,3 +230,15 @@ fn the_text_form_is_told() {
     fs::write(&path, "tar").unwrap();
     assert!(!is_sealed(&path).unwrap());
 }
+
+#[test]
+fn a_key_is_tried_before_anything_is_sealed() {
+    let dir = tempfile::tempdir().unwrap();
+    let ((mine, to_me), (foreign, _)) = (pair(), pair());
+    let (file, line) = ssh_key(dir.path(), "ed25519");
+    let recipients = Recipients::parse(&[to_me.as_str(), line.as_str()]).unwrap();
+    let opens = |text: &str| recipients.are_opened_by(&identities(text)).unwrap();
+    assert!(opens(&mine) && opens(&fs::read_to_string(file).unwrap()));
+    assert!(!opens(&foreign));
+    assert!(opens(&format!("{foreign}\n{mine}\n")), "one of several is enough");
+}

@@ -19,7 +19,7 @@ use crate::{
     durable,
     error::{At, Error, Result},
     lock::{PartLock, lock_part},
-    manager::ManagerName,
+    manager::{ManagerLock, ManagerName},
     repository::Repository,
 };
 
@@ -33,11 +33,14 @@ const RECORD_MAX: u64 = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WalkStep {
     pub name: String,
-    /// `open`, `begun`, `done`, `passed`.
+    /// `open`, `shown`, `begun`, `done`, `passed`.
     pub state: String,
     /// When it came to that.
     #[serde(default)]
     pub at: Option<Timestamp>,
+    /// A person has answered for it: those who could tell were silent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub witnessed: bool,
 }
 
 /// A walk.
@@ -56,13 +59,19 @@ pub struct WalkRecord {
     /// `FQDN@POINT` of the archive that is restored, once there is one.
     #[serde(default)]
     pub archive: Option<String>,
+    /// The engine's name within the archive, where it is another than the site's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    /// Hosts that `host` was before they were gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gone_hosts: Vec<String>,
     pub steps: Vec<WalkStep>,
 }
 
 impl WalkRecord {
     /// A walk that begins now, its steps open.
     pub fn begin(sequence: &str, steps: impl IntoIterator<Item = String>) -> Self {
-        let open = |name| WalkStep { name, state: "open".into(), at: None };
+        let open = |name| WalkStep { name, state: "open".into(), at: None, witnessed: false };
         Self {
             format: FORMAT,
             sequence: sequence.to_owned(),
@@ -71,9 +80,19 @@ impl WalkRecord {
             host: None,
             to: None,
             archive: None,
+            engine: None,
+            gone_hosts: Vec::new(),
             steps: steps.into_iter().map(open).collect(),
         }
     }
+}
+
+/// The record of a walk that has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EndedWalk {
+    /// When it ended.
+    pub time: PointId,
+    pub path: PathBuf,
 }
 
 /// Somebody walks for a manager until this is dropped.
@@ -146,6 +165,40 @@ impl Repository {
         durable::rename_over(&path, &ended)?;
         Ok(Some(ended))
     }
+
+    /// The records of walks that have ended, oldest first. Names that are no time are nobody's.
+    ///
+    /// # Errors
+    /// That the directory cannot be read; a manager without one has none.
+    pub fn ended_walks(&self, name: &ManagerName) -> Result<Vec<EndedWalk>> {
+        let dir = self.manager_dir(name);
+        let entries = match fs::read_dir(&dir) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.reading(&dir)?,
+        };
+        let mut walks = Vec::new();
+        for entry in entries {
+            let path = entry.reading(&dir)?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
+            let time = name.strip_prefix(ENDED).and_then(|rest| rest.strip_suffix(".json"));
+            if let Some(Ok(time)) = time.map(str::parse) {
+                walks.push(EndedWalk { time, path });
+            }
+        }
+        walks.sort_by(|a, b| a.time.cmp(&b.time));
+        Ok(walks)
+    }
+
+    /// Removes the record of a walk that has ended.
+    ///
+    /// # Errors
+    /// That it cannot be removed; one that is gone already is fine.
+    pub fn remove_ended_walk(&self, _: &ManagerLock, walk: &EndedWalk) -> Result<()> {
+        match fs::remove_file(&walk.path) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(cause).writing(&walk.path),
+            _ => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -174,6 +227,14 @@ mod tests {
         assert!(repository.manager_points(&name).unwrap().points.is_empty());
         let ended = repository.end_walk(&lock).unwrap().unwrap();
         assert!(ended.exists() && repository.walk(&name).unwrap().is_none());
+        fs::write(ended.with_file_name(".walked-of-somebody.json"), "").unwrap();
+        let walks = repository.ended_walks(&name).unwrap();
+        assert_eq!(walks.iter().map(|walk| &walk.path).collect::<Vec<_>>(), [&ended]);
+        let manager = repository.lock_manager(&name, JobId::random()).unwrap();
+        for _ in 0..2 {
+            repository.remove_ended_walk(&manager, &walks[0]).unwrap();
+        }
+        assert!(!ended.exists() && repository.ended_walks(&name).unwrap().is_empty());
         drop(lock);
         repository.lock_walk(&name, JobId::random()).unwrap();
     }

@@ -221,6 +221,19 @@ pub enum RunError {
     },
     #[error("step `{step}` is not seen to be done: {why}")]
     WalkUnseen { step: &'static str, sign: &'static str, why: String },
+    /// Nobody who is heard knows.
+    #[error("nobody can tell whether step `{step}` is done: {why}")]
+    WalkUnknown { step: &'static str, why: String },
+    #[error("step `{step}` was not shown yet: the sequence is open at `{open}`")]
+    WalkNotReached { step: &'static str, open: &'static str },
+    #[error("whether step `{step}` is done hvbak sees itself, or asks for it")]
+    WalkNoWitness { step: &'static str },
+    #[error("the sequence goes by way of host {host}, and that one answers")]
+    WalkHostThere { host: String },
+    #[error("host {host} cannot be asked instead: {why}")]
+    WalkHostSilent { host: String, why: String },
+    #[error("the archive that this walk makes will be encrypted, and {} to {}", key_text(*.wrong), .recipients.join(", "))]
+    WalkNeedsKey { recipients: Vec<String>, wrong: bool },
     #[error("host {host} cannot be given a file: {}", refused_text(*.code))]
     WalkRefused { host: String, code: u32 },
     #[error("host {host} cannot take the engine: {}", stops_text(.findings))]
@@ -302,6 +315,10 @@ impl RunError {
             | Self::WalkNoManager { .. }
             | Self::WalkSite { .. }
             | Self::WalkOther { .. }
+            | Self::WalkNeedsKey { .. }
+            | Self::WalkNotReached { .. }
+            | Self::WalkNoWitness { .. }
+            | Self::WalkHostThere { .. }
             | Self::WalkNoStep { .. }
             | Self::WalkBack { .. } => 2,
             Self::Cut { cause, .. } => cause.exit_code(),
@@ -354,6 +371,21 @@ impl RunError {
             Self::WalkNoManager { .. } => "add `[manager]` with `host = \"engine.example.com\"`",
             Self::WalkOther { .. } => {
                 "give the same options to go on with it, or `--restart` to begin anew"
+            }
+            Self::WalkUnknown { step, .. } => {
+                return Some(format!(
+                    "another host of the self-hosted engine may know: `--host OTHER`; or look for yourself, \
+                     and answer for what you saw: `--witness {step}`"
+                ));
+            }
+            Self::WalkNotReached { .. } => {
+                "answer what was shown; the same command without that answer goes on there"
+            }
+            Self::WalkNoWitness { .. } => "leave `--witness` away",
+            Self::WalkHostThere { .. } => "go on with it",
+            Self::WalkHostSilent { .. } => "name one that answers: `hvbak hosted-engine status`",
+            Self::WalkNeedsKey { .. } => {
+                "a later step opens it: give the private key of one of them, `--identity FILE`"
             }
             Self::WalkNoStep { names, .. } => return Some(format!("its steps: {names}")),
             Self::WalkBack { .. } => {
@@ -479,6 +511,15 @@ impl RunError {
 
 fn kept_text(kept: &Option<std::path::PathBuf>) -> String {
     kept.as_ref().map_or_else(String::new, |path| format!(" (log kept in {})", path.display()))
+}
+
+/// What is wrong with the key for an archive that is still to be made.
+fn key_text(wrong: bool) -> &'static str {
+    if wrong {
+        "the given key opens nothing that is encrypted"
+    } else {
+        "no key was given that opens what is encrypted"
+    }
 }
 
 fn refused_text(code: u32) -> &'static str {

@@ -56,6 +56,16 @@ exit 0
 "#
 );
 
+/// Closes a file with a line to all but root, and changes nothing else of it. `$1` the file,
+/// `$2` the line. `kept=yes` when it is such a file; links are not followed.
+pub const PROTECT: &str = on_host!(
+    r#"at=$R$1
+[ ! -L "$at" ] || exit 0
+[ -f "$at" ] && grep -qxF -e "$2" "$at" || exit 0
+chmod 600 "$at" && echo kept=yes
+"#
+);
+
 /// Removes files for good, and what a broken transfer left of them. `$@` the names.
 pub const SWEEP: &str = on_host!(
     r#"for at in "$@"; do
@@ -102,6 +112,11 @@ impl Deployment {
             }
         }
         found
+    }
+
+    /// Whether there is one, at work or over.
+    pub fn is_there(&self) -> bool {
+        self.running || self.deployed || !self.locks.is_empty()
     }
 
     /// For people.

@@ -37,6 +37,10 @@ pub(super) fn fit(site: &Site, fresh: &str) -> Step {
         site.fqdn
     );
     let fqdn = quoted(&site.fqdn);
+    let enrol = format!(
+        "hvbak enroll {} --without-engine --fingerprint SHA256:… --bootstrap-password-file FILE",
+        quoted(fresh)
+    );
     person(
         "fresh-host",
         title,
@@ -46,8 +50,9 @@ pub(super) fn fit(site: &Site, fresh: &str) -> Step {
             "hosted-engine --check-deployed   # must say no",
             &format!("getent ahosts {fqdn}"),
             "df -h /root /var/tmp   # the archive; 10 GiB for the local VM",
-            "# for hvbak: its public key (`key_file` of [ssh], with `.pub`) in /root/.ssh/authorized_keys,",
-            "#   and this host's key as `host_key` of its section in [hosts]",
+            "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub   # at its console: its fingerprint",
+            "# hvbak's key, on the backup host; no engine is asked:",
+            &enrol,
         ],
     )
     .by(Hand::Look, Act::CheckFreshHost, Sign::Fit)
@@ -61,10 +66,15 @@ pub(super) fn sent(site: &Site, fresh: &str) -> Step {
 /// From the answers to the engine that answers.
 pub(super) fn deployed(site: &Site, fresh: &str) -> Vec<Step> {
     let text = answers(&site.fqdn);
-    let mut lines = vec![format!("cat >{ANSWERS} <<'END'")];
-    lines.extend(text.lines().map(str::to_owned));
-    lines.push("END".into());
-    let mut call = vec![format!("tmux new-session {}", quoted(&deployment()))];
+    // Printed indented: a here-document would not end.
+    let mut lines = vec![format!("install -m 600 /dev/null {ANSWERS}"), r"printf '%s\n' \".into()];
+    lines.extend(text.lines().map(|line| format!(r"  {} \", quoted(line))));
+    lines.push(format!("  >{ANSWERS}"));
+    let mut call = vec![
+        "tmux new -A -s hvbak   # its shell outlives the connection; the same call comes back to it"
+            .into(),
+        deployment(),
+    ];
     call.extend(TROUBLES.map(str::to_owned));
     vec![
         Step {

@@ -140,6 +140,8 @@ pub enum Lost {
     Again,
     /// This step and all after it.
     Back,
+    /// Nothing: it is told, since somebody else may have wanted that.
+    Told,
 }
 
 /// One step.

@@ -1,4 +1,6 @@
 //! A broken engine in a sound VM: cleaned up and restored where it is.
+//!
+//! Its maintenance ends once; one that somebody sets later is told and stays.
 
 use super::{
     Act, Hand, Lost, Place, Sequence, Sign, Site, Step,
@@ -33,7 +35,8 @@ pub(super) fn steps(site: &Site) -> Vec<Step> {
             &["hosted-engine --set-maintenance --mode=none"],
         )
         .by(Hand::Hvbak, Act::LeaveMaintenance, Sign::Released)
-        .held("healthy", Lost::Again),
+        // A maintenance that is set again is somebody's, for a reason hvbak does not know.
+        .held("again", Lost::Told),
         person(
             "healthy",
             "the engine answers",

@@ -11,7 +11,10 @@ use super::Step;
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     Open,
-    /// It was shown to a person, or hvbak began it.
+    /// A step that is done once was shown to a person; nobody has said or seen that it was begun.
+    Shown,
+    /// Any other step was shown to a person; a step that is done once was seen or said to be
+    /// begun; or hvbak began it.
     Begun,
     Done,
     /// Somebody said that it needs not be done here.
@@ -30,6 +33,11 @@ impl State {
     pub fn is_over(self) -> bool {
         matches!(self, Self::Done | Self::Passed)
     }
+
+    /// Whether nothing of it can have been done yet.
+    pub fn is_untouched(self) -> bool {
+        matches!(self, Self::Open | Self::Shown)
+    }
 }
 
 /// The step that comes next.
@@ -41,7 +49,7 @@ pub fn next(states: &[State]) -> Option<usize> {
 pub fn held(steps: &[Step], states: &[State]) -> Vec<usize> {
     let is_open = |name: &str| {
         let at = steps.iter().position(|step| step.name == name);
-        at.is_some_and(|at| states.get(at) == Some(&State::Open))
+        at.is_some_and(|at| states.get(at).is_some_and(|state| state.is_untouched()))
     };
     let holds = |at: &usize| {
         states[*at].is_over() && steps[*at].holds.is_some_and(|holds| is_open(holds.until))
@@ -54,7 +62,7 @@ pub fn held(steps: &[Step], states: &[State]) -> Vec<usize> {
 /// # Errors
 /// One of them must not be done twice; nothing was changed.
 pub fn back_to(steps: &[Step], states: &mut [State], at: usize) -> Result<(), Irrevocable> {
-    let begun = |at: usize| steps[at].once && states[at] != State::Open;
+    let begun = |at: usize| steps[at].once && !states[at].is_untouched();
     if let Some(at) = (at..steps.len().min(states.len())).find(|&at| begun(at)) {
         return Err(Irrevocable { step: steps[at].name });
     }

@@ -4,14 +4,14 @@
 //! damaged neither counts as kept for a rule nor is removed; the newest whole one stays, and
 //! of every scope the newest one that holds it. Kept logs of restores and of failed backups
 //! go by the same rules, each kind for itself: the newest stays, and one that does not say
-//! what came of it.
+//! what came of it. Of walks that have ended the newest [`WALKS`] stay, and those of a year.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use hvbak_plan::{KeepFacts, KeepRules, Verdict, judge_points};
-use hvbak_repo::{ManagerName, ManagerPoint, ManagerRecord, RecordKind, Repository};
+use hvbak_repo::{EndedWalk, ManagerName, ManagerPoint, ManagerRecord, RecordKind, Repository};
 use hvbak_types::{JobId, PointId};
-use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use serde::Serialize;
 
 use crate::{error::Result, job::blocking};
@@ -27,7 +27,14 @@ pub struct ManagerPrune {
     pub freed_bytes: u64,
     /// Kept logs that are gone, or would be.
     pub removed_logs: Vec<ManagerRecord>,
+    /// Records of ended walks that are gone, or would be.
+    pub removed_walks: Vec<EndedWalk>,
 }
+
+/// Records of ended walks that stay, however old.
+const WALKS: usize = 10;
+/// Younger ones stay, however many.
+const WALKS_FOR: SignedDuration = SignedDuration::from_hours(365 * 24);
 
 /// Prunes the points of one manager.
 ///
@@ -44,7 +51,7 @@ pub async fn manager_prune(
     blocking("prune the manager's points", move || {
         let lock = repository.lock_manager(&manager, JobId::random())?;
         let listing = repository.manager_points(&manager)?;
-        let now = jiff::Timestamp::now();
+        let now = Timestamp::now();
         let scopes = |p: &ManagerPoint| p.manifest.scopes.iter().cloned().collect::<BTreeSet<_>>();
         let all: BTreeSet<_> = listing.points.iter().flat_map(scopes).collect();
         let mut facts = Vec::new();
@@ -78,6 +85,7 @@ pub async fn manager_prune(
             None => expired_logs(repository.manager_records(&manager)?, &rules, &zone),
             Some(_) => Vec::new(),
         };
+        let removed_walks = expired_walks(repository.ended_walks(&manager)?, now);
         if !dry_run {
             for point in &removed {
                 repository.remove_manager_point(&lock, point)?;
@@ -85,10 +93,22 @@ pub async fn manager_prune(
             for record in &removed_logs {
                 repository.remove_manager_record(&lock, record)?;
             }
+            for walk in &removed_walks {
+                repository.remove_ended_walk(&lock, walk)?;
+            }
         }
-        Ok(ManagerPrune { manager, verdicts, removed, freed_bytes, removed_logs })
+        Ok(ManagerPrune { manager, verdicts, removed, freed_bytes, removed_logs, removed_walks })
     })
     .await
+}
+
+/// Those that are neither among the newest nor of the last year; `walks` from the oldest on.
+fn expired_walks(mut walks: Vec<EndedWalk>, now: Timestamp) -> Vec<EndedWalk> {
+    walks.truncate(walks.len().saturating_sub(WALKS));
+    // One whose clock was ahead is young.
+    walks
+        .retain(|walk| walk.time.time().is_some_and(|ended| now.duration_since(ended) > WALKS_FOR));
+    walks
 }
 
 /// Those that no rule keeps.
@@ -121,4 +141,31 @@ fn expired_logs(
         expired.extend(of_kind.into_iter().filter(|record| goes(record)).cloned());
     }
     expired
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn walks(times: &[&str]) -> Vec<EndedWalk> {
+        let walk = |time: &&str| EndedWalk { time: time.parse().unwrap(), path: (*time).into() };
+        times.iter().map(walk).collect()
+    }
+
+    #[test]
+    fn of_ended_walks_the_newest_stay_and_those_of_a_year() {
+        let now = "2026-11-21T12:00:00Z".parse().unwrap();
+        let old: Vec<_> = (1..=9).map(|day| format!("2020010{day}T000000Z")).collect();
+        let mut all: Vec<&str> = old.iter().map(String::as_str).collect();
+        all.push("20200110T000000Z");
+        assert_eq!(expired_walks(walks(&all), now), [], "ten are few");
+        all.extend(["20251120T120000Z", "20251122T120000Z", "20261120T000000Z"]);
+        assert_eq!(expired_walks(walks(&all), now), walks(&all[..3]));
+        let young: Vec<_> = (10..=30).map(|day| format!("202610{day}T000000Z")).collect();
+        let young: Vec<&str> = young.iter().map(String::as_str).collect();
+        assert_eq!(expired_walks(walks(&young), now), [], "all of this year");
+        let mixed = [&all[..2], &young[..]].concat();
+        assert_eq!(expired_walks(walks(&mixed), now), walks(&all[..2]));
+        assert_eq!(expired_walks(Vec::new(), now), []);
+    }
 }

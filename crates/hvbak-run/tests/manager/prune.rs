@@ -91,3 +91,25 @@ async fn logs_of_restores_and_failed_backups_go_but_the_newest_and_those_without
     );
     assert!(prune(&stage, 1, false).await.removed_logs.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_of_old_walks_go_but_the_newest_ten() {
+    let stage = Stage::new("4.5.7");
+    fs::create_dir_all(stage.stored()).unwrap();
+    let old = |month: u32| format!(".walked-2020{month:02}01T000000Z.json");
+    for month in 1..=12 {
+        fs::write(stage.stored().join(old(month)), "{}").unwrap();
+    }
+    fs::write(stage.stored().join(".walk.json.tmp"), "half a record").unwrap();
+    let before = points(&stage);
+    assert_eq!(prune(&stage, 1, true).await.removed_walks.len(), 2);
+    assert_eq!(points(&stage), before, "a dry run removes nothing");
+    assert_eq!(prune(&stage, 1, false).await.removed_walks.len(), 2);
+    let left = points(&stage);
+    assert_eq!(left.len(), before.len() - 2);
+    assert!(
+        !left.contains(&old(1)) && !left.contains(&old(2)) && left.contains(&old(3)),
+        "{left:?}"
+    );
+    assert!(prune(&stage, 1, false).await.removed_walks.is_empty());
+}

@@ -68,6 +68,10 @@ pub struct HostedEnginePlanArgs {
     /// shown by an earlier call: it is done
     #[arg(long, value_name = "STEP", requires = "run", help_heading = "Walking")]
     pub confirm: Vec<String>,
+    /// Answer for a step that is done where whoever could tell is silent, such as a host that is
+    /// gone (repeatable); what hvbak sees otherwise is believed before it
+    #[arg(long, value_name = "STEP", requires = "run", help_heading = "Walking")]
+    pub witness: Vec<String>,
     /// Take the archive although it is one of a manager with another name
     #[arg(long, requires = "run", help_heading = "Walking")]
     pub other_name: bool,

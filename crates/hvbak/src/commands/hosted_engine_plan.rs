@@ -120,20 +120,19 @@ fn is_whole(point: &ManagerPoint) -> bool {
 }
 
 /// The newest archive with files and database: of the engine's name where there is one, since
-/// a repository may hold those of several managers.
+/// a repository may hold those of several managers. A directory alone, such as that of a walk,
+/// is none.
 fn newest(repository: &Repository, fqdn: &str) -> hvbak_repo::Result<Option<ManagerPoint>> {
-    let mut names = repository.manager_names()?;
-    if names.iter().any(|name| name.to_string() == fqdn.to_ascii_lowercase()) {
-        names.retain(|name| name.to_string() == fqdn.to_ascii_lowercase());
-    }
-    let mut found: Option<ManagerPoint> = None;
-    for name in names {
+    let own = fqdn.to_ascii_lowercase();
+    let (mut ours, mut any): (Option<ManagerPoint>, Option<ManagerPoint>) = (None, None);
+    for name in repository.manager_names()? {
+        let found = if name.to_string() == own { &mut ours } else { &mut any };
         for point in repository.manager_points(&name)?.points {
             let newer = found.as_ref().is_none_or(|f| f.manifest.started < point.manifest.started);
             if is_whole(&point) && newer {
-                found = Some(point);
+                *found = Some(point);
             }
         }
     }
-    Ok(found)
+    Ok(ours.or(any))
 }

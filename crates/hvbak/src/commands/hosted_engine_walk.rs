@@ -60,6 +60,7 @@ pub async fn run(
         restart: args.restart,
         yes: args.yes,
         confirmed: args.confirm.iter().cloned().collect(),
+        witnessed: args.witness.iter().cloned().collect(),
         patience: Duration::from_secs(args.wait.min(24 * 60) * 60),
         other_name: args.other_name,
     };
@@ -96,6 +97,7 @@ fn wanted(ask: Ask) -> &'static str {
         Ask::DoSurely => "hvbak will do it when you are sure; users of the site notice",
         Ask::Done => "somebody must do it",
         Ask::DoneSurely => "somebody must do it, and answer for it",
+        Ask::Witness => "nobody can tell but somebody who looks for himself",
         Ask::Restart => "an earlier walk has begun what cannot be taken back",
     }
 }
@@ -125,6 +127,9 @@ fn go_on(
     if args.wait != DEFAULT_WAIT {
         line.push_str(&format!(" --wait {}", args.wait));
     }
+    if let Some(identity) = &args.key.identity {
+        line.push_str(&format!(" --identity {}", word(&identity.display().to_string())));
+    }
     if args.other_name {
         line.push_str(" --other-name");
     }
@@ -134,7 +139,8 @@ fn go_on(
     if ask == Ask::Restart {
         line.push_str(" --restart");
     }
-    format!("{line} --confirm {step}")
+    let option = if ask == Ask::Witness { "--witness" } else { "--confirm" };
+    format!("{line} {option} {step}")
 }
 
 /// A word for a shell.
@@ -155,7 +161,11 @@ struct Person<'a> {
 
 impl Companion for Person<'_> {
     fn comes(&self, at: Position<'_>) {
-        let state = if at.state == State::Begun { "begun" } else { "open" };
+        let state = match at.state {
+            State::Begun => "begun",
+            State::Shown => "shown",
+            _ => "open",
+        };
         let mut record = serde_json::to_value(at.step).unwrap_or_default();
         if let Some(object) = record.as_object_mut() {
             object.insert("number".into(), at.number.into());
@@ -179,7 +189,7 @@ impl Companion for Person<'_> {
 
     fn ask<'s>(
         &'s self,
-        _: Option<&'s Step>,
+        step: Option<&'s Step>,
         ask: Ask,
         told: Option<&'s str>,
     ) -> Pin<Box<dyn Future<Output = Answer> + Send + 's>> {
@@ -191,9 +201,13 @@ impl Companion for Person<'_> {
                 self.printer.data(&format!("   seen so far: {told}"));
             }
             loop {
-                self.printer.ask(question(ask));
+                let is_long = ask == Ask::Done && step.is_some_and(|step| step.once);
+                self.printer.ask(if is_long { LONG } else { question(ask) });
                 let Some(line) = read_line().await else { return Answer::Nobody };
-                if let Some(answer) = understood(ask, &line) {
+                let started = is_long && line.trim() == "s";
+                if let Some(answer) =
+                    if started { Some(Answer::Started) } else { understood(ask, &line) }
+                {
                     return answer;
                 }
             }
@@ -201,12 +215,18 @@ impl Companion for Person<'_> {
     }
 }
 
+/// Of what takes its time.
+const LONG: &str = "   Enter: it is done; s: it was started; q: not now.";
+
 fn question(ask: Ask) -> &'static str {
     match ask {
         Ask::Do => "   Enter: hvbak does it; q: not now.",
         Ask::DoSurely => "   yes: hvbak does it, users of the site notice; q: not now.",
         Ask::Done => "   Enter: it is done; q: not now.",
         Ask::DoneSurely => "   yes: it is done, I answer for it; q: not now.",
+        Ask::Witness => {
+            "   yes: I have seen it done, and answer for it; Enter: look again; q: not now."
+        }
         Ask::Restart => "   yes: forget the earlier walk and begin anew; q: not now.",
     }
 }
@@ -217,6 +237,7 @@ fn understood(ask: Ask, line: &str) -> Option<Answer> {
     match line.trim() {
         "q" | "quit" | "no" | "n" => Some(Answer::Stop),
         "" if enter => Some(Answer::Yes),
+        "" if ask == Ask::Witness => Some(Answer::Again),
         "yes" => Some(Answer::Yes),
         _ => None,
     }

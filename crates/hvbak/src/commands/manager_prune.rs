@@ -28,7 +28,7 @@ pub async fn run(face: &Face, args: ManagerPruneArgs) -> Outcome {
     let wanted = |name: &ManagerName| {
         args.manager.is_empty() || args.manager.iter().any(|text| *text == name.to_string())
     };
-    let (mut removed, mut freed, mut logs) = (0, 0, 0);
+    let (mut removed, mut freed, mut logs, mut walks) = (0, 0, 0, 0);
     for name in all.into_iter().filter(wanted) {
         let done =
             hvbak_run::manager_prune(&repository, name, rules, zone.clone(), args.dry_run).await?;
@@ -48,6 +48,12 @@ pub async fn run(face: &Face, args: ManagerPruneArgs) -> Outcome {
             face.printer
                 .data(&format!("remove log of the {kind} of {} at {}", done.manager, record.time));
         }
+        for walk in &done.removed_walks {
+            let of = &done.manager;
+            face.printer
+                .data(&format!("remove record of the walk of {of} that ended {}", walk.time));
+        }
+        walks += done.removed_walks.len();
         logs += done.removed_logs.len();
         removed += done.removed.len();
         freed += done.freed_bytes;
@@ -59,6 +65,6 @@ pub async fn run(face: &Face, args: ManagerPruneArgs) -> Outcome {
     ));
     Ok((
         DONE,
-        json!({ "removed": removed, "removed_logs": logs, "freed_bytes": freed, "dry_run": args.dry_run }),
+        json!({ "removed": removed, "removed_logs": logs, "removed_walks": walks, "freed_bytes": freed, "dry_run": args.dry_run }),
     ))
 }

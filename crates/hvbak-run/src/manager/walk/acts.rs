@@ -4,12 +4,12 @@
 //! only when nothing of it ever ran, or when it failed and somebody says so.
 
 use hvbak_manager::{
-    Request, archive,
+    Request,
     command::Format,
     hosted_engine::{Maintenance, remote::STOP_ENGINE},
     remote::Kind,
     restore::{Provision, Weight, Wishes},
-    sequence::{Act, Archive, Seen, Step},
+    sequence::{Act, Seen, Step},
 };
 use hvbak_types::PointId;
 use jiff::Timestamp;
@@ -24,10 +24,7 @@ use super::{
     },
     Walker, files, unseen,
 };
-use crate::{
-    error::{self, Result, RunError},
-    job::blocking,
-};
+use crate::error::{self, Result, RunError};
 
 impl Walker<'_> {
     /// Does it and sees it done. `begun`: when an earlier hvbak began it.
@@ -51,15 +48,18 @@ impl Walker<'_> {
             Some(Act::BackUp) => return self.back_up(step).await,
             Some(Act::Copy) => return self.copy(step).await,
             Some(Act::ShutDown) => shut_down(&context.settings, self.host_of(step)?).await?,
-            Some(Act::Answer) => files::answer(context, self.host_of(step)?).await?,
+            Some(Act::Answer) => {
+                files::answer(context, self.host_of(step)?, &self.engine().to_string()).await?;
+            }
             Some(Act::Overwrite) => {
                 let mut wishes = Wishes::of(Request::All);
                 wishes.cleanup = true;
                 wishes.permissions = Some(true);
+                wishes.other_name = self.options.other_name;
                 let host = self.options.host.clone();
                 return match self.restore(step, wishes.clone(), host.clone(), begun).await {
                     // An earlier hvbak has cleaned up, and nothing is left to be cleaned.
-                    Err(RunError::ManagerPreflight { findings, cleaned: false, .. })
+                    Err(RunError::ManagerPreflight { findings, .. })
                         if begun.is_some() && findings.iter().any(|f| f.check == "cleanup") =>
                     {
                         wishes.cleanup = false;
@@ -73,6 +73,7 @@ impl Walker<'_> {
                 wishes.provision = Provision::All;
                 wishes.he_remove_storage_vm = true;
                 wishes.he_remove_hosts = true;
+                wishes.other_name = self.options.other_name;
                 return self.restore(step, wishes, self.options.host.clone(), begun).await;
             }
             Some(Act::Sweep) => files::sweep(context, self.host_of(step)?).await?,
@@ -81,11 +82,11 @@ impl Walker<'_> {
     }
 
     async fn check_fresh_host(&self, step: &Step) -> Result<()> {
-        let host = self.host_of(step)?;
-        let facts = files::facts(self.context, host).await?;
+        let (host, engine) = (self.host_of(step)?, self.engine().to_string());
+        let facts = files::facts(self.context, host, &engine).await?;
         let size = self.record.archive(&self.context.repository)?;
         let size = size.and_then(|archive| std::fs::metadata(archive.path).ok()).map(|m| m.len());
-        let findings = facts.findings(&self.context.name.to_string(), size);
+        let findings = facts.findings(&engine, size);
         let (stops, tells): (Vec<_>, Vec<_>) =
             findings.into_iter().partition(|finding| finding.weight == Weight::Stops);
         for finding in tells {
@@ -116,7 +117,8 @@ impl Walker<'_> {
         self.context.phase(format!("{title} is stored"));
         self.record.set_archive(title)?;
         // Later steps name it.
-        self.refresh()
+        self.refresh()?;
+        self.learn_engine().await
     }
 
     async fn copy(&self, step: &Step) -> Result<()> {
@@ -133,40 +135,6 @@ impl Walker<'_> {
             None => Ok(()),
             Some(why) => Err(unseen(step, why)),
         }
-    }
-
-    /// An archive of another manager takes command of another site's hosts.
-    async fn ensure_same_manager(&self, step: &Step, archive: &Archive) -> Result<()> {
-        let (repository, title) = (self.context.repository.clone(), archive.title.clone());
-        let keys = self.context.identities.clone();
-        let opened = blocking("open the archive", move || {
-            let point = repository.find_manager_point(&title)?;
-            let wrong = point.compare()?;
-            if !wrong.is_empty() {
-                let (path, why) = (point.path, wrong.join("; "));
-                return Err(hvbak_repo::Error::Damaged { path, why });
-            }
-            point.open_archive(keys.as_ref())
-        })
-        .await?;
-        let read = move || archive::verify(opened).map_err(|archive::ReadError(cause)| cause);
-        let report = tokio::task::spawn_blocking(read)
-            .await
-            .map_err(|e| RunError::Task { text: e.to_string() })?
-            .map_err(|cause| RunError::Local { doing: "read the archive".into(), cause })?;
-        let ours = self.context.name.to_string();
-        let theirs = report.conf.fqdn.as_deref();
-        if self.options.other_name || theirs.is_some_and(|name| name.eq_ignore_ascii_case(&ours)) {
-            return Ok(());
-        }
-        let of = theirs.map_or("does not say of which manager it is".into(), |theirs| {
-            format!("is of manager {theirs}")
-        });
-        let why = format!(
-            "{} {of}, and the engine here is {ours}; `--other-name` takes it all the same",
-            archive.title
-        );
-        Err(unseen(step, why))
     }
 
     async fn restore(

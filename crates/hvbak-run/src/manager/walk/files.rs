@@ -35,9 +35,8 @@ pub fn fresh(to: Option<&str>) -> Result<&str> {
 }
 
 /// Looks at the fresh host.
-pub async fn facts(context: &WalkContext, host: &str) -> Result<FreshFacts> {
-    let name = context.name.to_string();
-    Ok(FreshFacts::parse(&ask(context, host, FRESH, &[&name], "look at the fresh host").await?))
+pub async fn facts(context: &WalkContext, host: &str, engine: &str) -> Result<FreshFacts> {
+    Ok(FreshFacts::parse(&ask(context, host, FRESH, &[engine], "look at the fresh host").await?))
 }
 
 /// How far a deployment is.
@@ -116,20 +115,30 @@ pub async fn copy(context: &WalkContext, host: &str, archive: &Archive) -> Resul
     Ok(())
 }
 
+/// The line by which answers are those for an engine.
+fn line(engine: &str) -> String {
+    let text = answers(engine);
+    let line = text.lines().find(|line| line.starts_with("OVEHOSTED_NETWORK/fqdn="));
+    line.unwrap_or_default().to_owned()
+}
+
 /// Whether the answers for this engine lie there; what a person filled in stays.
-pub async fn has_answers(context: &WalkContext, host: &str) -> Result<bool> {
-    let text = answers(&context.name.to_string());
-    let line = text.lines().find(|line| line.starts_with("OVEHOSTED_NETWORK/fqdn=")).unwrap_or("");
+pub async fn has_answers(context: &WalkContext, host: &str, engine: &str) -> Result<bool> {
     let doing = "look for the answers";
-    let found = ask(context, host, remote::HAS_LINE, &[ANSWERS, line], doing).await?;
+    let found = ask(context, host, remote::HAS_LINE, &[ANSWERS, &line(engine)], doing).await?;
     Ok(found.trim() == "there=yes")
 }
 
-/// Writes the answers.
-pub async fn answer(context: &WalkContext, host: &str) -> Result<()> {
+/// Writes the answers. Those for this engine that lie there already are closed to others, and
+/// otherwise stay as somebody has filled them in.
+pub async fn answer(context: &WalkContext, host: &str, engine: &str) -> Result<()> {
     let doing = "write the answers";
-    let text = Bytes::from(answers(&context.name.to_string()));
+    let text = Bytes::from(answers(engine));
     let sum: String = Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect();
+    let kept = ask(context, host, remote::PROTECT, &[ANSWERS, &line(engine)], doing).await?;
+    if kept.trim() == "kept=yes" {
+        return Ok(());
+    }
     let mut link = Link::to_host(&context.settings, host).await?;
     let output = link.feed(remote::RECEIVE, &[ANSWERS, &sum], &text, doing).await;
     link.close().await;

@@ -5,14 +5,17 @@
 use std::time::Duration;
 
 use hvbak_manager::{
-    hosted_engine::remote::{ENGINE, engine_at_rest},
+    hosted_engine::{
+        VmStatusError,
+        remote::{ENGINE, engine_at_rest},
+    },
     restore::{HEALTH, parse_health},
     sequence::{Place, Seen, SequenceError, Sign, Step},
 };
 
 use super::{
     super::{hosted_engine_status, link::Link},
-    Walker, files,
+    WalkContext, Walker, files,
 };
 use crate::error::{self, Result, RunError};
 
@@ -35,6 +38,35 @@ pub fn is_seen_beforehand(sign: Sign) -> bool {
         | Sign::Healthy
         | Sign::FreshArchive
         | Sign::Restored => false,
+    }
+}
+
+fn is_never_deployed(cause: &RunError) -> bool {
+    matches!(cause, RunError::HostedEngine { cause: VmStatusError::NotDeployed, .. })
+}
+
+/// Whether the host cannot be asked, or its agents do not answer; a key or a login that is
+/// refused is another thing.
+fn is_silence(cause: &RunError) -> bool {
+    match cause {
+        RunError::Ssh { .. } => cause.exit_code() == 1,
+        RunError::HostedEngine { .. } => !is_never_deployed(cause),
+        _ => false,
+    }
+}
+
+fn in_words(cause: &RunError) -> String {
+    let hint = cause.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
+    crate::chain(cause) + &hint
+}
+
+/// Whether a host has something to say of the self-hosted engine, and why not.
+pub async fn speaks(context: &WalkContext, host: &str) -> Result<std::result::Result<(), String>> {
+    match hosted_engine_status(&context.settings, host).await {
+        Ok(status) if status.hosts.iter().any(|host| host.live_data) => Ok(Ok(())),
+        Ok(_) => Ok(Err("no host that it knows of has live data".into())),
+        Err(cause) if is_silence(&cause) || is_never_deployed(&cause) => Ok(Err(in_words(&cause))),
+        Err(cause) => Err(cause),
     }
 }
 
@@ -63,12 +95,9 @@ impl Walker<'_> {
                     Err(cause) if sign == Sign::NotSeenUp => {
                         Ok(Seen::Unknown(crate::chain(&cause)))
                     }
-                    Err(RunError::Cancelled) => Err(RunError::Cancelled),
                     // Told, and the person is asked again.
-                    Err(cause) if step.hand.is_person() => {
-                        let hint =
-                            cause.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
-                        Ok(Seen::No(crate::chain(&cause) + &hint))
+                    Err(cause) if step.hand.is_person() && is_never_deployed(&cause) => {
+                        Ok(Seen::No(in_words(&cause)))
                     }
                     Err(cause) => Err(cause),
                 }
@@ -86,7 +115,8 @@ impl Walker<'_> {
                 Ok(why.map_or(Seen::Yes, Seen::No))
             }
             Sign::Answered => {
-                let there = files::has_answers(context, self.host_of(step)?).await?;
+                let (host, engine) = (self.host_of(step)?, self.engine().to_string());
+                let there = files::has_answers(context, host, &engine).await?;
                 yes(there, "there are no answers for this engine")
             }
             Sign::Swept => {
@@ -100,6 +130,16 @@ impl Walker<'_> {
             }
             // Told by the act itself.
             _ => Ok(Seen::Yes),
+        }
+    }
+
+    /// Looks once; a host that could tell and is silent is no error.
+    pub(super) async fn looked(&self, step: &Step) -> Result<Seen> {
+        match self.seen(step).await {
+            Err(cause) if step.sign.is_of_hosts() && is_silence(&cause) => {
+                Ok(Seen::Unknown(in_words(&cause)))
+            }
+            other => other,
         }
     }
 

@@ -4,12 +4,15 @@
 //!
 //! Invariants: a step is in the repository's record before it is begun, and done there after
 //! its sign was seen; a step that would harm when done twice is never begun twice; what must
-//! go on holding is looked at again whenever a walk goes on. Who is asked and how is the
+//! go on holding is looked at again whenever a walk goes on; a person's word counts where nobody
+//! who is heard can tell, and against nothing that is seen. Who is asked and how is the
 //! caller's ([`Companion`]).
 
 mod acts;
+mod archive;
 mod files;
 mod look;
+mod person;
 mod record;
 
 use std::{
@@ -73,6 +76,8 @@ pub struct WalkOptions {
     pub yes: bool,
     /// Steps that are answered beforehand.
     pub confirmed: BTreeSet<String>,
+    /// Steps that somebody has seen to be done where those who could tell are silent.
+    pub witnessed: BTreeSet<String>,
     /// How long a sign is waited for after hvbak did something.
     pub patience: Duration,
     /// The archive may be one of a manager with another name.
@@ -93,6 +98,8 @@ pub enum Ask {
     Done,
     /// The same, and nobody else can tell.
     DoneSurely,
+    /// Whoever could tell whether it is done is silent: the person has seen it.
+    Witness,
     /// An earlier walk was begun, and something of it cannot be taken back.
     Restart,
 }
@@ -101,6 +108,10 @@ pub enum Ask {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     Yes,
+    /// It was begun, and takes its time.
+    Started,
+    /// hvbak shall look again.
+    Again,
     /// Not now.
     Stop,
     /// There is nobody.
@@ -161,13 +172,17 @@ pub async fn walk(
     {
         return Ok(waiting);
     }
-    record.begin(options)?;
+    record.begin(context, options).await?;
     let looked = Instant::now();
-    let mut walker = Walker { context, options, companion, record, steps: Vec::new(), looked };
+    let (steps, is_idle) = (Vec::new(), false);
+    let mut walker = Walker { context, options, companion, record, steps, looked, is_idle };
     walker.refresh()?;
     if let Some(name) = &options.from {
-        walker.go_to(name)?;
+        walker.go_to(name).await?;
     }
+    walker.ensure_reached()?;
+    walker.ensure_key().await?;
+    walker.learn_engine().await?;
     walker.look_back().await?;
     while let Some(at) = next(walker.record.states()) {
         if context.cancel.is_cancelled() {
@@ -222,6 +237,8 @@ struct Walker<'a> {
     steps: Vec<Step>,
     /// When it was last seen that what must hold does.
     looked: Instant,
+    /// A deployment was begun, and nothing of it is there: it may be begun again.
+    is_idle: bool,
 }
 
 impl WalkContext {
@@ -259,7 +276,7 @@ impl Walker<'_> {
             host: self.options.host.as_ref().map(address),
             host_name: self.options.host.clone(),
             to: self.options.to.as_ref().map(address),
-            fqdn: self.context.name.to_string(),
+            fqdn: self.engine().to_string(),
             archive: self.record.archive(&self.context.repository)?,
         };
         let steps = self.options.sequence.steps(&site);
@@ -268,37 +285,45 @@ impl Walker<'_> {
     }
 
     /// `--from`.
-    fn go_to(&mut self, name: &str) -> Result<()> {
+    async fn go_to(&mut self, name: &str) -> Result<()> {
         let Some(at) = self.steps.iter().position(|step| step.name == name) else {
             let names = self.steps.iter().map(|step| step.name).collect::<Vec<_>>().join(", ");
             return Err(RunError::WalkNoStep { step: name.to_owned(), names });
         };
-        let mut states = self.record.states().to_vec();
+        self.look_at_deployment().await?;
+        let mut states = self.looked_through();
         from(&self.steps, &mut states, at).map_err(|cause| RunError::WalkBack { cause })?;
         self.record.set_all(states)
     }
 
     /// What was done and must still be so. What was lost is done again.
     async fn look_back(&mut self) -> Result<()> {
+        self.look_at_deployment().await?;
         let mut back = None;
         let mut states = self.record.states().to_vec();
-        for at in held(&self.steps, &states) {
+        for at in held(&self.steps, &self.looked_through()) {
             let step = &self.steps[at];
-            let why = match self.seen(step).await? {
+            let why = match self.looked(step).await? {
                 Seen::Yes => continue,
                 // Who is lost cannot be asked; a person has answered for that.
-                Seen::Unknown(why) if step.sign == Sign::NotSeenUp => {
-                    self.context.warn(format!("step `{}`: {why}", step.name));
+                Seen::Unknown(_) if step.holds.is_some_and(|holds| holds.lost == Lost::Told) => {
                     continue;
                 }
-                Seen::Unknown(why) => return Err(unseen(step, why)),
+                Seen::Unknown(why) if step.sign == Sign::NotSeenUp || self.is_witnessed(at) => {
+                    self.context.warn(format!("step `{}`: {why}", step.name));
+                    self.record.witness(at);
+                    continue;
+                }
+                Seen::Unknown(why) => return Err(unknown(step, why)),
                 Seen::No(why) => why,
             };
             self.context.warn(format!("step `{}` no longer holds: {why}", step.name));
-            states[at] = State::Open;
-            if step.holds.is_some_and(|holds| holds.lost == Lost::Back) {
-                back = back.or(Some(at));
+            match step.holds.map(|holds| holds.lost) {
+                Some(Lost::Told) => continue,
+                Some(Lost::Back) => back = back.or(Some(at)),
+                Some(Lost::Again) | None => {}
             }
+            states[at] = State::Open;
         }
         if let Some(at) = back {
             back_to(&self.steps, &mut states, at).map_err(|cause| RunError::WalkBack { cause })?;
@@ -342,66 +367,17 @@ impl Walker<'_> {
         Position { number: at + 1, of: self.steps.len(), step, state }
     }
 
-    /// A person's step.
-    async fn persons(&mut self, at: usize, step: &Step, state: State) -> Result<Option<WalkEnd>> {
-        let ask = if step.hand.asks_twice() { Ask::DoneSurely } else { Ask::Done };
-        // Who answers beforehand has seen it in an earlier walk.
-        let mut answered = state == State::Begun && self.options.confirmed.contains(step.name);
-        self.record.set(at, State::Begun)?;
-        let mut told = match (state, step.sign) {
-            (_, Sign::None) => None,
-            (State::Begun, _) | (_, Sign::NotSeenUp) => match self.seen(step).await? {
-                Seen::Yes if !step.hand.asks_twice() => return Ok(None),
-                Seen::Yes => None,
-                Seen::No(why) | Seen::Unknown(why) => Some(self.told(step, why).await),
-            },
-            _ => None,
-        };
-        loop {
-            let waiting = || {
-                let step = step.name.to_owned();
-                Ok(Some(WalkEnd::Waiting { step, ask, told: told.clone() }))
-            };
-            if !answered {
-                let answer = tokio::select! {
-                    answer = self.companion.ask(Some(step), ask, told.as_deref()) => answer,
-                    () = self.context.cancel.cancelled() => return Err(RunError::Cancelled),
-                };
-                if answer != Answer::Yes {
-                    return waiting();
-                }
-            }
-            if step.sign == Sign::None {
-                return Ok(None);
-            }
-            let why = match self.seen(step).await? {
-                Seen::Yes => return Ok(None),
-                Seen::Unknown(_) if step.hand.asks_twice() => return Ok(None),
-                Seen::No(why) | Seen::Unknown(why) => self.told(step, why).await,
-            };
-            if answered {
-                return Err(unseen(step, why));
-            }
-            told = Some(why);
-            answered = false;
-        }
-    }
-
-    /// What is seen of a step that is not done, in words.
-    async fn told(&self, step: &Step, why: String) -> String {
-        if step.name != "deploy" {
-            return why;
-        }
-        match files::deployment(self.context, self.options.to.as_deref()).await {
-            Ok(found) => format!("{why}; {}", found.words()),
-            Err(cause) => format!("{why}; {}", crate::chain(&cause)),
-        }
-    }
-
     /// A step of hvbak's.
     async fn own(&mut self, at: usize, step: &Step, state: State) -> Result<Own> {
-        if look::is_seen_beforehand(step.sign) && self.seen(step).await? == Seen::Yes {
-            return Ok(Own::Done { already: true });
+        if look::is_seen_beforehand(step.sign) {
+            if self.options.witnessed.contains(step.name)
+                && let Seen::Unknown(why) = self.looked(step).await?
+            {
+                return Ok(self.take_word(at, &why));
+            }
+            if self.seen(step).await? == Seen::Yes {
+                return Ok(Own::Done { already: true });
+            }
         }
         let ask = match step.hand {
             Hand::HvbakWhenSure => Some(Ask::DoSurely),
@@ -425,8 +401,10 @@ impl Walker<'_> {
         }
         let begun = self.record.at(at).filter(|_| state == State::Begun);
         self.record.set(at, State::Begun)?;
-        self.act(step, begun).await?;
-        Ok(Own::Done { already: false })
+        match self.act(step, begun).await {
+            Ok(()) => Ok(Own::Done { already: false }),
+            Err(cause) => self.word_for(at, step, cause).await,
+        }
     }
 }
 
@@ -437,6 +415,10 @@ enum Own {
     Waiting(WalkEnd),
     /// Another step comes before it now.
     Moved,
+}
+
+fn unknown(step: &Step, why: String) -> RunError {
+    RunError::WalkUnknown { step: step.name, why }
 }
 
 fn unseen(step: &Step, why: String) -> RunError {

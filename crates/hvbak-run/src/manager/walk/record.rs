@@ -6,10 +6,10 @@
 use std::sync::Arc;
 
 use hvbak_manager::sequence::{Archive, State, Step};
-use hvbak_repo::{Repository, WalkLock, WalkRecord};
+use hvbak_repo::{ManagerName, Repository, WalkLock, WalkRecord};
 use jiff::Timestamp;
 
-use super::{WalkContext, WalkOptions};
+use super::{WalkContext, WalkOptions, look};
 use crate::error::{self, Result, RunError};
 
 /// The open walk of a manager, or none.
@@ -45,19 +45,35 @@ impl Record {
     }
 
     /// Compares an open walk with what is asked for, or begins one. The steps come later.
-    pub fn begin(&mut self, options: &WalkOptions) -> Result<()> {
+    pub async fn begin(&mut self, context: &WalkContext, options: &WalkOptions) -> Result<()> {
         if let Some(cause) = self.damaged.take() {
             return Err(error::repository("read how far the walk is")(cause));
         }
-        let Some(record) = &self.record else {
+        let Some(record) = &mut self.record else {
             self.begin_new(options);
             return Ok(());
         };
+        let sequence = options.sequence.word();
+        if let (Some(first), Some(other)) = (&record.host, &options.host)
+            && first != other
+            && record.sequence == sequence
+        {
+            let why = match look::speaks(context, first).await? {
+                Ok(()) => return Err(RunError::WalkHostThere { host: first.clone() }),
+                Err(why) => why,
+            };
+            if let Err(why) = look::speaks(context, other).await? {
+                return Err(RunError::WalkHostSilent { host: other.clone(), why });
+            }
+            context.warn(format!("host {first} is gone ({why}): {other} is asked instead"));
+            record.gone_hosts.push(first.clone());
+            record.host = Some(other.clone());
+        }
         let other = |what: &str, theirs: &Option<String>| RunError::WalkOther {
             sequence: record.sequence.clone(),
             what: format!("{what} {}", theirs.as_deref().unwrap_or("none")),
         };
-        if record.sequence != options.sequence.word() {
+        if record.sequence != sequence {
             return Err(other("sequence", &Some(record.sequence.clone())));
         }
         for (what, theirs, ours) in
@@ -73,6 +89,7 @@ impl Record {
             }
             if let Some(record) = &mut self.record {
                 record.archive.clone_from(&options.archive);
+                record.engine = None;
             }
         }
         Ok(())
@@ -130,6 +147,7 @@ impl Record {
         if let Some(record) = &mut self.record {
             for ((step, old), new) in record.steps.iter_mut().zip(&self.states).zip(&states) {
                 if old != new {
+                    step.witnessed &= new.is_over();
                     step.state = word_of(*new);
                     step.at = Some(Timestamp::now());
                 }
@@ -139,12 +157,37 @@ impl Record {
         self.write()
     }
 
+    /// Notes with the step's next state that a person has answered for it.
+    pub fn witness(&mut self, at: usize) {
+        if let Some(step) = self.record.as_mut().and_then(|record| record.steps.get_mut(at)) {
+            step.witnessed = true;
+        }
+    }
+
+    pub fn is_witnessed(&self, at: usize) -> bool {
+        let step = self.record.as_ref().and_then(|record| record.steps.get(at));
+        step.is_some_and(|step| step.witnessed)
+    }
+
     /// Notes the archive that a step has made.
     pub fn set_archive(&mut self, title: String) -> Result<()> {
         if let Some(record) = &mut self.record {
-            record.archive = Some(title);
+            (record.archive, record.engine) = (Some(title), None);
         }
         self.write()
+    }
+
+    /// Notes the engine's name within the archive.
+    pub fn set_engine(&mut self, name: &ManagerName) -> Result<()> {
+        if let Some(record) = &mut self.record {
+            record.engine = Some(name.to_string());
+        }
+        self.write()
+    }
+
+    /// The engine's name within the archive, where it was asked for.
+    pub fn engine(&self) -> Option<ManagerName> {
+        self.record.as_ref()?.engine.as_ref()?.parse().ok()
     }
 
     /// The archive, compared with nothing yet.
@@ -167,7 +210,7 @@ impl Record {
     /// Whether one of these was begun, by an earlier walk.
     pub fn has_begun(&self, names: &[&str]) -> bool {
         let steps = self.record.iter().flat_map(|record| &record.steps);
-        let mut begun = steps.filter(|step| step.state != "open");
+        let mut begun = steps.filter(|step| !["open", "shown"].contains(&step.state.as_str()));
         begun.any(|step| names.contains(&step.name.as_str()))
     }
 
