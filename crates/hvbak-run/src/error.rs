@@ -190,6 +190,8 @@ pub enum RunError {
         /// The command that puts the move back.
         way_back: Option<&'static str>,
     },
+    #[error("the Data Warehouse's machine {name} of manager {manager} is not lost: {why}")]
+    DwhNotLost { manager: String, name: String, why: String },
     #[error("the move of the Data Warehouse of manager {manager} was not put back: {}", stops_text(.findings))]
     DwhBack { manager: String, findings: Vec<hvbak_manager::restore::Finding> },
     #[error("{path} on manager {manager} {why}")]
@@ -411,6 +413,9 @@ impl RunError {
                 return Some(format!(
                     "the service works on the old database again, and the new one holds a copy: drop it there, make it anew ({again}), and begin again"
                 ));
+            }
+            Self::DwhNotLost { .. } => {
+                "two services must not work for one engine: `--revert` without `--machine-is-lost` when it answers; else see that it is off for good, and wait five minutes"
             }
             Self::DwhUncompared { .. } | Self::DwhAtWork { .. } => {
                 "the service is stopped: the same command again goes on, `hvbak dwh move-database --revert` puts back"

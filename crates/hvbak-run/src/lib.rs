@@ -53,14 +53,14 @@ pub use hvbak_ssh::enroll::KeyKind;
 pub use job::{Context, blocking};
 pub use manager::{
     Answer, Ask, Companion, DumpVerdict, DwhDatabaseOptions, DwhMoved, DwhPlan, DwhRevertOptions,
-    DwhReverted, DwhServiceMoved, DwhServiceOptions, DwhServicePlan, EngineAccess,
-    ManagerBackupOptions, ManagerBackupReport, ManagerContext, ManagerPaths, ManagerPathsOptions,
-    ManagerPrune, ManagerRestoreOptions, ManagerRestorePlan, ManagerRestored, ManagerSettings,
-    PickedUp, PlannedCommand, Position, SetupDone, SetupWish, WalkContext, WalkEnd, WalkOptions,
-    check_dumps, dwh_database_plan, dwh_move_database, dwh_move_service, dwh_revert_database,
-    dwh_revert_service, dwh_service_plan, hosted_engine_maintenance, hosted_engine_status,
-    manager_as_host, manager_backup, manager_paths, manager_prune, manager_restore,
-    manager_restore_pick_up, manager_restore_plan, walk,
+    DwhReverted, DwhServiceMoved, DwhServiceOptions, DwhServicePlan, DwhServiceRevertOptions,
+    EngineAccess, ManagerBackupOptions, ManagerBackupReport, ManagerContext, ManagerPaths,
+    ManagerPathsOptions, ManagerPrune, ManagerRestoreOptions, ManagerRestorePlan, ManagerRestored,
+    ManagerSettings, PickedUp, PlannedCommand, Position, SetupDone, SetupWish, WalkContext,
+    WalkEnd, WalkOptions, check_dumps, dwh_database_plan, dwh_move_database, dwh_move_service,
+    dwh_revert_database, dwh_revert_service, dwh_service_plan, hosted_engine_maintenance,
+    hosted_engine_status, manager_as_host, manager_backup, manager_paths, manager_prune,
+    manager_restore, manager_restore_pick_up, manager_restore_plan, walk,
 };
 pub use prune::{PruneReport, PruneWishes, prune};
 pub use report::{

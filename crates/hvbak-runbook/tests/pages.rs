@@ -223,6 +223,22 @@ fn an_encrypted_archive_comes_with_the_commands_that_open_it() {
 }
 
 #[test]
+fn the_data_warehouse_moves_by_hvbak_first_and_by_hand_without_it() {
+    let facts = site("web1");
+    let page = pages(&facts).into_iter().find(|page| page.slug == "data-warehouse").unwrap();
+    let at = |text: &str| page.markdown.find(text).unwrap_or_else(|| panic!("no {text}"));
+    let order = [
+        "hvbak dwh move-database --to db.example.com --password-file /root/dwh.pw --dry-run",
+        "hvbak dwh move-service --to dwh.example.com --engine-db-host engine.example.com\n",
+        "hvbak dwh move-service --revert --machine-is-lost",
+        "hvbak dwh move-database --revert --lose-rows",
+        "By hand, without hvbak",
+        "engine-backup --mode=restore --scope=files --scope=dwhdb",
+    ];
+    assert!(order.map(at).is_sorted(), "{:?}", order.map(at));
+}
+
+#[test]
 fn names_are_neither_markup_nor_commands() {
     let facts = site(HOSTILE);
     let html = html(&facts, &pages(&facts));

@@ -590,7 +590,7 @@ pub enum ManagerPathsCommand {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Everything that can be known is looked at first, and the changes of files are shown before they\nare made. Originals and progress are kept in the repository (manager/FQDN/.dwh-*): when a move\ndied, the same command goes on, and `--revert` puts every file back byte for byte. The old\ndatabase is read and nothing else.\n\nExamples:\n  hvbak dwh move-database --to db.example.com --password-file /root/dwh.pw --dry-run\n  hvbak dwh move-database --to db.example.com:5433 --user dwh --database history \\\n      --password-file /root/dwh.pw --tls-validated\n  hvbak dwh move-database --revert\n  hvbak dwh move-service --to dwh.example.com --engine-db-host engine.example.com\n  hvbak dwh move-service --revert"
+    after_help = "Everything that can be known is looked at first, and the changes of files are shown before they\nare made. Originals and progress are kept in the repository (manager/FQDN/.dwh-*): when a move\ndied, the same command goes on, and `--revert` puts every file back byte for byte. The old\ndatabase is read and nothing else.\n\nExamples:\n  hvbak dwh move-database --to db.example.com --password-file /root/dwh.pw --dry-run\n  hvbak dwh move-database --to db.example.com:5433 --user dwh --database history \\\n      --password-file /root/dwh.pw --tls-validated\n  hvbak dwh move-database --revert\n  hvbak dwh move-service --to dwh.example.com --engine-db-host engine.example.com\n  hvbak dwh move-service --revert\n  hvbak dwh move-service --revert --machine-is-lost"
 )]
 pub struct DwhArgs {
     #[command(subcommand)]
@@ -616,6 +616,9 @@ pub struct DwhServiceArgs {
     /// Put the newest move back: the service on the manager again
     #[arg(long, conflicts_with_all = ["to", "engine_db_host"])]
     pub revert: bool,
+    /// With --revert: that machine is gone for good and is not asked
+    #[arg(long, requires = "revert")]
+    pub machine_is_lost: bool,
     /// Look, print every change, and do nothing
     #[arg(long)]
     pub dry_run: bool,

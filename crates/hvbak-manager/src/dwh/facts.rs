@@ -5,13 +5,14 @@
 use hvbak_types::Secret;
 use serde::Serialize;
 
-use super::Target;
+use super::{Target, grants::grants};
 use crate::{remote::Fields, restore::DbFacts};
 
 /// Looks at service, configuration, both databases and the target. Standard input: host,
 /// port, user, name, `sslmode` and password of the target, a line each; empty lines: none. The
 /// target is reached as the copy will reach it.
-pub const FACTS: &str = r#"R=${HVBAK_HOST_ROOT:-}
+pub const FACTS: &str = concat!(
+    r#"R=${HVBAK_HOST_ROOT:-}
 umask 077
 LC_ALL=C; export LC_ALL
 [ -n "$R" ] && PATH=$R/usr/bin:$R/usr/sbin:$PATH
@@ -25,7 +26,22 @@ for tool in psql pg_dump pg_restore; do
   command -v "$tool" >/dev/null 2>&1 || echo "missing=$tool"
 done
 echo "client=$(pg_dump --version 2>/dev/null | sed -n 's/.* \([0-9][0-9]*\).*/\1/p' | head -n 1)"
-IFS= read -r host; IFS= read -r port; IFS= read -r user; IFS= read -r db; IFS= read -r mode; IFS= read -r password
+# What a later file sets wins; readers take *.conf in the order of bytes.
+later() {
+  past=
+  for conf in "$R$1"/*.conf; do
+    [ -r "$conf" ] || continue
+    if [ "$conf" = "$R$1/$2" ]; then past=yes; continue; fi
+    [ -n "$past" ] || continue
+    names=$(sed -n -E 's/^[[:space:]]*(('"$3"')_DB_[A-Z_]+)=.*/\1/p' "$conf" | sort -u | tr '\n' ' ')
+    [ -z "$names" ] || echo "later=$1/$(basename "$conf"):$names"
+  done
+}
+later /etc/ovirt-engine-dwh/ovirt-engine-dwhd.conf.d 10-setup-database.conf 'DWH|ENGINE'
+later /etc/ovirt-engine/engine.conf.d 10-setup-dwh-database.conf DWH
+"#,
+    grants!(),
+    r#"IFS= read -r host; IFS= read -r port; IFS= read -r user; IFS= read -r db; IFS= read -r mode; IFS= read -r password
 export PGPASSWORD= PGCONNECT_TIMEOUT=10 PGAPPNAME=hvbak PGSSLMODE=prefer
 if [ -n "$host" ]; then (
   PGPASSWORD=$password PGSSLMODE=$mode
@@ -37,6 +53,8 @@ if [ -n "$host" ]; then (
   echo "new.encoding=$(ask 'show server_encoding' 2>/dev/null)"
   echo "new.create=$(ask "select has_schema_privilege('public', 'create')" 2>/dev/null)"
   echo "new.uuid=$(ask "select count(*) from pg_available_extensions where name = 'uuid-ossp'" 2>/dev/null)"
+  echo "new.made=$(ask "select count(*) from pg_extension where extname = 'uuid-ossp'" 2>/dev/null)"
+  ask "select 'new.role=' || rolname from pg_roles" 2>/dev/null
   echo "new.id=$(ask "select inet_server_port() || '/' || (select oid from pg_database where datname = current_database()) || '@' || pg_postmaster_start_time()" 2>/dev/null)"
   echo "new.empty=$( { pg_dump -w -s -h "$host" -p "$port" -U "$user" "$db" </dev/null 2>/dev/null || echo FAILED; } |
     awk 'tolower($0) ~ /^create / && tolower($0) !~ /^create (or replace )?((procedural|trusted) )*(extension|language)/ { n++ }
@@ -61,13 +79,16 @@ place() {
     why=$(ask 'select 1' 2>&1 >/dev/null) || { echo "old.why=$(printf %s "$why" | tr '\n' ' ' | head -c 300)"; exit 0; }
     echo old.reachable=yes
     echo "old.server=$(ask 'show server_version_num' 2>/dev/null)"
+    echo "old.uuid=$(ask "select count(*) from pg_extension where extname = 'uuid-ossp'" 2>/dev/null)"
+    ask "$(grants)" 2>/dev/null | cut -f 1 | sort | uniq -c | sed 's/^ *\([0-9]*\) /old.grants=\1:/'
     echo "old.size=$(ask 'select pg_database_size(current_database())' 2>/dev/null)"
     echo "old.id=$(ask "select inet_server_port() || '/' || (select oid from pg_database where datname = current_database()) || '@' || pg_postmaster_start_time()" 2>/dev/null)" )
   ( place keeper ENGINE
     ask "select 'row='||var_name||'='||coalesce(var_value, '') from dwh_history_timekeeping where var_name in ('dwhUuid', 'dwhHostname', 'DwhCurrentlyRunning')" 2>/dev/null )
 )
 exit 0
-"#;
+"#
+);
 
 /// The lines for [`FACTS`]' standard input; `None`: a value holds a line break.
 pub fn target_lines(target: Option<(&Target, &Secret)>) -> Option<String> {
@@ -103,6 +124,20 @@ impl Place {
     }
 }
 
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}:{}/{}", self.user, self.host, self.port, self.database)
+    }
+}
+
+/// A file that wins over the one that a move changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Later {
+    pub path: String,
+    /// `DWH_DB_HOST` and the like.
+    pub names: Vec<String>,
+}
+
 /// The database that is there.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct SourceFacts {
@@ -115,6 +150,10 @@ pub struct SourceFacts {
     pub size: Option<u64>,
     /// What no two databases share while their server runs.
     pub id: Option<String>,
+    /// It uses the extension uuid-ossp.
+    pub has_uuid: bool,
+    /// Other roles that were granted something in it, and how often; empty: PUBLIC.
+    pub grants: Vec<(String, u64)>,
 }
 
 /// The database that is to be.
@@ -125,8 +164,12 @@ pub struct TargetFacts {
     pub encoding: Option<String>,
     /// Its role may make tables.
     pub may_create: bool,
-    /// The extension uuid-ossp can be had.
+    /// The extension uuid-ossp can be had, and is in the database.
     pub has_uuid: bool,
+    pub uuid_made: bool,
+    /// Every role of the server.
+    #[serde(skip)]
+    pub roles: Vec<String>,
     pub id: Option<String>,
 }
 
@@ -145,6 +188,8 @@ pub struct DwhFacts {
     pub dwhd: Place,
     /// The engine's own database, as the service reaches it.
     pub keeper: Place,
+    /// Files that are read after the ones of engine-setup and set a database, too.
+    pub later: Vec<Later>,
     pub uuid: Option<String>,
     /// How long samples, hours and days are kept; empty: defaults.
     pub keep: String,
@@ -188,6 +233,14 @@ impl DwhFacts {
             dwhd: place("dwhd.place"),
             keeper: place("keeper.place"),
             uuid: filled("uuid"),
+            later: fields
+                .all("later")
+                .filter_map(|line| line.split_once(':'))
+                .map(|(path, names)| Later {
+                    path: path.to_owned(),
+                    names: names.split_whitespace().map(ToOwned::to_owned).collect(),
+                })
+                .collect(),
             keep: fields.first("keep").unwrap_or_default().to_owned(),
             registered_uuid: row("dwhUuid"),
             registered_host: row("dwhHostname"),
@@ -198,6 +251,12 @@ impl DwhFacts {
                 server: major("old.server"),
                 size: fields.first("old.size").and_then(|v| v.parse().ok()),
                 id: filled("old.id"),
+                has_uuid: fields.first("old.uuid") == Some("1"),
+                grants: fields
+                    .all("old.grants")
+                    .filter_map(|line| line.split_once(':'))
+                    .filter_map(|(n, role)| Some((role.to_owned(), n.parse().ok()?)))
+                    .collect(),
             },
             target: TargetFacts {
                 common: DbFacts {
@@ -215,6 +274,8 @@ impl DwhFacts {
                 encoding: filled("new.encoding"),
                 may_create: fields.first("new.create") == Some("t"),
                 has_uuid: fields.first("new.uuid") == Some("1"),
+                uuid_made: fields.first("new.made") == Some("1"),
+                roles: fields.all("new.role").map(ToOwned::to_owned).collect(),
                 id: filled("new.id"),
             },
         }

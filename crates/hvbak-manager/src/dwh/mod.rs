@@ -9,6 +9,7 @@ mod back;
 mod compare;
 mod conf;
 mod facts;
+mod grants;
 mod preflight;
 mod record;
 mod remote;
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use back::{needs_setup, revert_preflight};
 pub use compare::{COMPARE, Compared, Difference, Other};
 pub use conf::{EditError, check_target, diff, point_at};
-pub use facts::{DwhFacts, FACTS, Place, SourceFacts, TargetFacts, target_lines};
+pub use facts::{DwhFacts, FACTS, Later, Place, SourceFacts, TargetFacts, target_lines};
 pub use preflight::preflight;
 pub use record::{Edit, Record, State};
 pub use remote::{
@@ -29,10 +30,10 @@ pub use remote::{
 };
 
 pub use service::{
-    CONF_DIR, CREATE, HOSTNAME, MACHINE, Machine, NewFile, REMOVE, SETUP_CONF, ServiceCase,
-    ServiceRecord, reach_engine, service_preflight, without_dwh,
+    CONF_DIR, CREATE, HOSTNAME, MACHINE, Machine, NewFile, REMOVE, SETUP_CONF, STILL_RUNNING,
+    ServiceCase, ServiceRecord, is_of_package, reach_engine, service_preflight, without_dwh,
 };
-pub use works::{Mark, WORKS, silence};
+pub use works::{Mark, SESSIONS, WORKS, others_at_work, silence};
 
 /// The service.
 pub const UNIT: &str = "ovirt-engine-dwhd";

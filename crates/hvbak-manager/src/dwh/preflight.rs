@@ -18,6 +18,11 @@ pub fn preflight(
     open: Option<State>,
 ) -> Vec<Finding> {
     let mut found = Findings(Vec::new());
+    found.later(facts);
+    // Once the rows were compared only the files are left.
+    if open.is_some_and(|state| state >= State::Copied) {
+        return found.0;
+    }
     found.machine(look, facts);
     found.instance(facts);
     if open.is_none() {
@@ -26,6 +31,7 @@ pub fn preflight(
     found.source(look, facts);
     // What is in it can only be the whole of a copy whose end nobody saw.
     found.target(facts, target, open == Some(State::Copying));
+    found.grants(facts, target);
     found.afterwards(facts, target);
     found.0
 }
@@ -41,6 +47,43 @@ impl Findings {
     fn tell(&mut self, check: &'static str, text: impl Into<String>, remedy: Option<&str>) {
         let remedy = remedy.map(ToOwned::to_owned);
         self.0.push(Finding { weight: Weight::Tells, check, text: text.into(), remedy });
+    }
+
+    fn later(&mut self, facts: &DwhFacts) {
+        for file in &facts.later {
+            let names: Vec<_> = file.names.iter().filter(|n| n.starts_with("DWH_")).collect();
+            if names.is_empty() {
+                continue;
+            }
+            let names: Vec<_> = names.iter().map(|n| n.as_str()).collect();
+            self.stop(
+                "later-file",
+                format!(
+                    "{} sets {} and is read last: what a move writes before it would not count",
+                    file.path,
+                    names.join(", ")
+                ),
+                "take these lines out of it, into the file of engine-setup if they are right",
+            );
+        }
+    }
+
+    fn grants(&mut self, facts: &DwhFacts, target: &Target) {
+        let from = &facts.dwhd;
+        for (role, count) in &facts.source.grants {
+            if role.is_empty() || facts.target.roles.contains(role) {
+                continue;
+            }
+            self.tell(
+                "grants",
+                format!("{count} rights of role \"{role}\" are not copied: the new server has no such role"),
+                Some(&format!(
+                    "create role \"{role}\" login password '…' there first; or, later, on the manager: pg_dump -s -h {} -p {} -U {} {} | grep -E '^(GRANT|ALTER DEFAULT PRIVILEGES).* TO \"?{role}\"?;' | psql -h {} -p {} -U {} {}",
+                    from.host, from.port, from.user, from.database,
+                    target.host, target.port, target.user, target.database,
+                )),
+            );
+        }
     }
 
     fn machine(&mut self, look: &Look, facts: &DwhFacts) {
@@ -246,12 +289,21 @@ impl Findings {
                 format!("make it the owner of {}", target.database),
             );
         }
-        if !there.has_uuid {
-            self.stop(
-                "extension",
-                "the new server has no extension uuid-ossp",
-                "install postgresql-contrib there",
-            );
+        // Schemas of the Data Warehouse before 4.x used it; it is made only where it was.
+        if facts.source.has_uuid && !there.uuid_made {
+            if !there.has_uuid {
+                self.stop(
+                    "extension",
+                    "the old database uses the extension uuid-ossp, which the new server does not have",
+                    "install postgresql-contrib there",
+                );
+            } else if there.common.server.is_some_and(|version| version < 13) {
+                self.stop(
+                    "extension",
+                    "the old database uses the extension uuid-ossp, which only a superuser makes before PostgreSQL 13",
+                    format!("create extension \"uuid-ossp\" in {} there", target.database),
+                );
+            }
         }
         if let (Some(old), Some(new)) = (facts.source.server, there.common.server)
             && new < old
@@ -300,7 +352,7 @@ impl Findings {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "state=ovirt-engine:active:enabled\nstate=ovirt-engine-dwhd:active:enabled\nstate=grafana-server:inactive:disabled\nclient=15\nengine.place=5432:u:history:localhost\ndwhd.place=5432:u:history:127.0.0.1\nkeeper.place=5432:engine:engine:localhost\nuuid=u-1\nrow=dwhUuid=u-1\nrow=dwhHostname=e\nrow=DwhCurrentlyRunning=1\nold.reachable=yes\nold.server=150005\nold.size=1048576\nold.id=5432/1@x\nnew.reachable=yes\nnew.lc=en_US.UTF-8\nnew.server=150005\nnew.encoding=UTF8\nnew.create=t\nnew.uuid=1\nnew.empty=yes\nnew.id=5432/2@y\n";
+    const GOOD: &str = "state=ovirt-engine:active:enabled\nstate=ovirt-engine-dwhd:active:enabled\nstate=grafana-server:inactive:disabled\nclient=15\nengine.place=5432:u:history:localhost\ndwhd.place=5432:u:history:127.0.0.1\nkeeper.place=5432:engine:engine:localhost\nuuid=u-1\nrow=dwhUuid=u-1\nrow=dwhHostname=e\nrow=DwhCurrentlyRunning=1\nold.reachable=yes\nold.server=150005\nold.size=1048576\nold.id=5432/1@x\nold.uuid=1\nold.grants=2:grafana\nold.grants=1:\nnew.reachable=yes\nnew.lc=en_US.UTF-8\nnew.server=150005\nnew.encoding=UTF8\nnew.create=t\nnew.uuid=1\nnew.empty=yes\nnew.id=5432/2@y\n";
 
     fn checks(
         answer: &str,
@@ -336,6 +388,7 @@ mod tests {
             ("new.reachable=yes", "new.why=no route", "target"),
             ("new.create=t", "new.create=f", "target-rights"),
             ("new.uuid=1", "new.uuid=0", "extension"),
+            ("client=15", "later=/etc/x/99-a.conf:DWH_DB_HOST \nclient=15", "later-file"),
             ("new.server=150005", "new.server=140005", "server-version"),
             ("new.server=150005", "new.server=160001", "client-version"),
             ("new.id=5432/2@y", "new.id=5432/1@x", "same-database"),
@@ -359,6 +412,22 @@ mod tests {
             let found = checks(&answer, 1 << 20, None, Weight::Stops);
             assert!(!found.is_empty() && found.iter().all(|f| *f == check), "{to}: {found:?}");
         }
+        // Nobody needs the extension where it was not used, or is there.
+        for fine in [GOOD.replace("old.uuid=1", "old.uuid=0"), format!("new.made=1\n{GOOD}")] {
+            let fine = fine.replace("new.uuid=1", "new.uuid=0");
+            assert!(checks(&fine, 1 << 20, None, Weight::Stops).is_empty(), "{fine}");
+        }
+        let of_old = GOOD.replace("150005", "120005");
+        assert_eq!(checks(&of_old, 1 << 20, None, Weight::Stops), ["extension"]);
+        let made = format!("new.made=1\n{of_old}");
+        assert!(checks(&made, 1 << 20, None, Weight::Stops).is_empty());
+        // Roles that the new server lacks are told, one by one.
+        let told = |answer: &str| {
+            let found = checks(answer, 1 << 20, None, Weight::Tells);
+            found.into_iter().filter(|c| *c == "grants").count()
+        };
+        assert_eq!(told(GOOD), 1);
+        assert_eq!(told(&format!("new.role=grafana\n{GOOD}")), 0);
         assert_eq!(checks(GOOD, 1 << 10, None, Weight::Stops), ["space"]);
         let no_engine = GOOD.replace("row=", "x=");
         assert_eq!(checks(&no_engine, 1 << 20, None, Weight::Stops), ["engine-database"]);
@@ -374,5 +443,9 @@ mod tests {
         assert!(checks(&full, 1 << 20, Some(State::Copying), Weight::Stops).is_empty());
         let found = checks(&full, 1 << 20, Some(State::Begun), Weight::Stops);
         assert_eq!(found, ["target-not-empty"]);
+        // Only the files are left; one that wins over them still stops it.
+        assert!(checks("", 0, Some(State::Copied), Weight::Stops).is_empty());
+        let later = "later=/x/99-a.conf:DWH_DB_URL \nlater=/x/98-a.conf:ENGINE_DB_HOST \n";
+        assert_eq!(checks(later, 0, Some(State::Editing), Weight::Stops), ["later-file"]);
     }
 }

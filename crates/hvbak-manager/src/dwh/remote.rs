@@ -1,7 +1,7 @@
 //! What is run on the manager for a move: constant POSIX shell texts, and how the copy of
 //! the database is judged.
 
-use super::compare::counted;
+use super::{compare::counted, grants::grants};
 use crate::transcript::Ended;
 
 /// A file as it is: `$1` its path. Exit 66: there is none; 76: it is no plain small file.
@@ -93,6 +93,7 @@ old() { PGSSLMODE=$oldmode psql -X -w -At -v ON_ERROR_STOP=1 -h "$DWH_DB_HOST" -
 new() { PGSSLMODE=$mode psql -X -w -At -v ON_ERROR_STOP=1 -h "$host" -p "$port" -U "$user" -d "$db" -c "$1" </dev/null 2>>"$dir/tmp/err"; }
 "#,
     counted!(),
+    grants!(),
     r#"if [ "$what" = copy ]; then
   echo "- dump"
   PGSSLMODE=$oldmode pg_dump -w -E UTF8 --disable-dollar-quoting --disable-triggers --format=custom \
@@ -115,6 +116,12 @@ if ! cmp -s "$dir/tmp/old" "$dir/tmp/new"; then
   tail -n 3 "$dir/tmp/err" >"$dir/tmp/err2"; mv "$dir/tmp/err2" "$dir/tmp/err"
   die "the databases differ"
 fi
+echo "- grants"
+# What other roles may do, where the new server knows them. It does not undo a copy that is whole.
+old "$(grants)" >"$dir/tmp/grants" && new 'select rolname from pg_roles' >"$dir/tmp/roles" &&
+  awk -F '\t' 'NR == FNR { known[$0] = 1; next } $1 == "" || $1 in known { print $2 ";" }' "$dir/tmp/roles" "$dir/tmp/grants" >"$dir/tmp/sql" &&
+  { [ ! -s "$dir/tmp/sql" ] || PGSSLMODE=$mode psql -X -w -q -1 -v ON_ERROR_STOP=1 -h "$host" -p "$port" -U "$user" -d "$db" -f "$dir/tmp/sql" </dev/null >/dev/null 2>>"$dir/tmp/err"; } &&
+  echo "granted=$(wc -l <"$dir/tmp/sql" | tr -d ' ')" || echo "ungranted=$(tail -n 2 "$dir/tmp/err" | tr '\n' ' ')"
 echo "same=$(awk '$1 == "table" { t++; n += $NF } END { printf "%d tables, %.0f rows", t, n }' "$dir/tmp/old")"
 echo Done.
 "#
@@ -125,6 +132,8 @@ echo Done.
 pub struct CopySaid {
     /// Tables and rows that both databases have.
     pub same: String,
+    /// Why other roles' rights were not copied.
+    pub ungranted: Option<String>,
 }
 
 /// Why a copy does not count.
@@ -152,7 +161,8 @@ pub fn judge_copy(ended: &Ended, stdout: &str) -> Result<CopySaid, CopyFailed> {
         Ended::Vanished => Err(CopyFailed::Vanished),
         Ended::Code(0) => match said("same=") {
             Some(same) if stdout.trim_end().ends_with("\nDone.") => {
-                Ok(CopySaid { same: same.to_owned() })
+                let ungranted = said("ungranted=").map(|why| why.trim().to_owned());
+                Ok(CopySaid { same: same.to_owned(), ungranted })
             }
             _ => Err(CopyFailed::Unproven),
         },

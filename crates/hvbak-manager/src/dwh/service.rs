@@ -17,8 +17,17 @@ use crate::{
 pub const SETUP_CONF: &str = "/etc/ovirt-engine-setup.conf.d/20-setup-ovirt-post.conf";
 /// The service's configuration.
 pub const CONF_DIR: &str = "/etc/ovirt-engine-dwh/ovirt-engine-dwhd.conf.d";
+/// What the engine's database says of a service that is stopped (engine-backup puts it to 0 on
+/// every restore for the same reason).
+pub const STILL_RUNNING: &str = "the service is stopped, and the engine's database still counts it as running (DwhCurrentlyRunning): it has died, or another one works; engine-setup refuses until one was started and stopped cleanly";
 /// Bytes of file names that are listed.
 const NAME_MAX: usize = 100;
+
+/// Whether a file of [`CONF_DIR`] is of the packages of its machine (the software collection
+/// of PostgreSQL, EL7), and means nothing on another.
+pub fn is_of_package(name: &str) -> bool {
+    name.starts_with("10-scl-postgres")
+}
 
 /// Looks at a machine of the service: the manager, or the one that it moves to.
 pub const MACHINE: &str = r#"R=${HVBAK_HOST_ROOT:-}
@@ -252,6 +261,19 @@ pub fn service_preflight(case: &ServiceCase<'_>) -> Vec<Finding> {
             "hvbak dwh move-database --to HOST, then the service",
         );
     }
+    for file in &facts.later {
+        let reads = file.path.starts_with(CONF_DIR);
+        if let Some(name) = file.names.iter().find(|n| reads && n.starts_with("ENGINE_")) {
+            stop(
+                "later-file",
+                format!(
+                    "{} sets {name} and is read last: the engine's database by another name would not count",
+                    file.path
+                ),
+                "take these lines out of it, into 10-setup-database.conf if they are right",
+            );
+        }
+    }
     match (&facts.uuid, &facts.registered_uuid) {
         (Some(here), Some(there)) if here == there => {}
         _ => stop(
@@ -297,8 +319,19 @@ pub fn service_preflight(case: &ServiceCase<'_>) -> Vec<Finding> {
                 "one engine has one; stop and disable it",
             );
         }
-        if !new.files.is_empty() {
-            let names: Vec<_> = new.files.iter().map(|(name, _)| name.as_str()).collect();
+        if facts.is_running == Some(true) && !manager.is_active {
+            stop(
+                "instance",
+                format!(
+                    "the engine's database says that a Data Warehouse is at work, and it is not on the manager (last known host: {})",
+                    facts.registered_host.as_deref().unwrap_or("none")
+                ),
+                "stop it where it is; start and stop ovirt-engine-dwhd on the manager once when it has died",
+            );
+        }
+        let names: Vec<_> = new.files.iter().map(|(name, _)| name.as_str()).collect();
+        let names: Vec<_> = names.into_iter().filter(|name| !is_of_package(name)).collect();
+        if !names.is_empty() {
             stop(
                 "configured",
                 format!("{} has {} in {CONF_DIR}", new.name, names.join(", ")),

@@ -8,10 +8,10 @@
 
 use crate::remote::Fields;
 
-/// `$1` `mark`: where the machine's configuration leads, the database's clock, and what was
-/// written to it so far. `$1` `watch`, `$2` clock, `$3` what was written, `$4` seconds: waits
-/// for a sign of the service, or its end. May be repeated.
-pub const WORKS: &str = r#"R=${HVBAK_HOST_ROOT:-}
+/// Asks the database that the machine's configuration names: `ask SQL`.
+macro_rules! asking {
+    () => {
+        r#"R=${HVBAK_HOST_ROOT:-}
 LC_ALL=C; export LC_ALL
 [ -n "$R" ] && PATH=$R/usr/bin:$R/usr/sbin:$PATH
 for d in "$R"/opt/rh/rh-postgresql*/root/usr; do
@@ -21,7 +21,16 @@ for conf in "$R"/etc/ovirt-engine-dwh/ovirt-engine-dwhd.conf.d/*.conf; do [ -r "
 export PGPASSWORD="$DWH_DB_PASSWORD" PGCONNECT_TIMEOUT=10 PGAPPNAME=hvbak PGSSLMODE=prefer
 case ${DWH_DB_SECURED:-} in [Tt]rue|1) PGSSLMODE=require;; esac
 ask() { psql -X -w -At -h "$DWH_DB_HOST" -p "${DWH_DB_PORT:-5432}" -U "$DWH_DB_USER" -d "$DWH_DB_DATABASE" -c "$1" </dev/null 2>/dev/null; }
-written="select coalesce(sum(n_tup_ins + n_tup_upd), 0)::bigint from pg_stat_user_tables"
+"#
+    };
+}
+
+/// `$1` `mark`: where the machine's configuration leads, the database's clock, and what was
+/// written to it so far. `$1` `watch`, `$2` clock, `$3` what was written, `$4` seconds: waits
+/// for a sign of the service, or its end. May be repeated.
+pub const WORKS: &str = concat!(
+    asking!(),
+    r#"written="select coalesce(sum(n_tup_ins + n_tup_upd), 0)::bigint from pg_stat_user_tables"
 if [ "$1" = mark ]; then
   echo "at=$DWH_DB_USER@$DWH_DB_HOST:${DWH_DB_PORT:-5432}/$DWH_DB_DATABASE"
   echo "clock=$(ask 'select extract(epoch from clock_timestamp())::numeric(20, 3)')"
@@ -50,7 +59,18 @@ while :; do
   [ "$(date +%s)" -lt "$end" ] || exit 0
   sleep 1
 done
-"#;
+"#
+);
+
+/// Who else has worked lately with the service's role on the database that the manager's
+/// configuration names. Sessions of a machine that died stay for hours and do nothing.
+pub const SESSIONS: &str = concat!(
+    asking!(),
+    r#"ask 'select 1' >/dev/null || { echo unknown=yes; exit 0; }
+ask "select 'other=' || host(client_addr) from pg_stat_activity where datname = current_database() and usename = current_user and client_addr <> inet_client_addr() and greatest(backend_start, query_start, state_change) > now() - interval '5 minutes'" | sort -u
+exit 0
+"#
+);
 
 /// How it was before the start.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -81,6 +101,17 @@ pub fn silence(watched: &str) -> Option<String> {
     }
     let none = "no session of the service and no row of it was seen there";
     fields.first("sign").is_none().then(|| none.to_owned())
+}
+
+/// Why a machine is not lost, by the answer of [`SESSIONS`]; `None`: nobody else is at work.
+pub fn others_at_work(answer: &str) -> Option<String> {
+    let fields = Fields::new(answer);
+    if fields.first("unknown").is_some() {
+        return Some("the database does not say who works on it".to_owned());
+    }
+    let others: Vec<_> = fields.all("other").collect();
+    (!others.is_empty())
+        .then(|| format!("its role has worked on the database lately, from {}", others.join(", ")))
 }
 
 #[cfg(test)]

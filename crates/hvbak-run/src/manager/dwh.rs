@@ -107,7 +107,7 @@ pub async fn dwh_database_plan(
             None if facts.dwhd.is_unset() => (Vec::new(), String::new()),
             None => {
                 let planned = files::plan(&mut session, &options.target, &options.password).await?;
-                (planned, place(&facts))
+                (planned, facts.dwhd.to_string())
             }
         };
         Ok(DwhPlan {
@@ -181,11 +181,8 @@ async fn look(
     session.context.phase("looking for what speaks against a move");
     session.look_again().await?;
     let facts = facts(session, Some(options)).await?;
-    // Once the rows were compared only the files are left.
-    let findings = match open.map(|open| open.record.state) {
-        Some(state) if state >= State::Copied => Vec::new(),
-        state => dwh::preflight(&session.look, &facts, &options.target, state),
-    };
+    let state = open.map(|open| open.record.state);
+    let findings = dwh::preflight(&session.look, &facts, &options.target, state);
     Ok((facts, findings))
 }
 
@@ -199,11 +196,6 @@ pub(super) async fn facts(
     let output = session.feed(dwh::FACTS, &[], &input, doing).await?;
     let manager = &session.context.manager.address;
     Ok(DwhFacts::parse(&output.check(doing).map_err(error::ssh(manager, doing))?.text()))
-}
-
-fn place(facts: &DwhFacts) -> String {
-    let at = &facts.dwhd;
-    format!("{}@{}:{}/{}", at.user, at.host, at.port, at.database)
 }
 
 /// Whether a move that was begun is the one that is asked for.
@@ -287,7 +279,7 @@ async fn begin(
         format: 1,
         state: State::Begun,
         target: options.target.clone(),
-        from: place(facts),
+        from: facts.dwhd.to_string(),
         was_active: facts.is_active(dwh::UNIT),
         edits: edits.collect(),
         compared: None,
@@ -371,6 +363,11 @@ async fn copy(
     let kept = session.finish(ran, &outcome).await?;
     match judged {
         Ok(said) => {
+            if let Some(why) = said.ungranted {
+                session.context.warn(format!(
+                    "the rights of other roles in the old database were not copied: {why}"
+                ));
+            }
             this.record.compared = Some(said.same);
             this.record.state = State::Copied;
             files::save(session, this)?;

@@ -8,7 +8,7 @@
 //! Invariants: as in `dwh.rs`; on the new machine nothing is overwritten, and only what hvbak
 //! made there is removed, as long as it is what it was made as.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use hvbak_manager::{
@@ -25,7 +25,7 @@ use hvbak_ssh::{ExitStatus, Output};
 use serde::Serialize;
 
 use super::{
-    ManagerContext, ManagerSettings,
+    ManagerContext, ManagerSettings, dwh_check as check,
     dwh_files::{self as files, Writing},
     link::Link,
     restore_part::Session,
@@ -42,6 +42,8 @@ pub struct DwhServiceOptions {
     /// By what name the engine's database is reached from there; needed when it is on the
     /// manager.
     pub engine_host: Option<String>,
+    /// How long a sign of the service in its database is waited for.
+    pub patience: Duration,
 }
 
 /// What a move would do.
@@ -78,21 +80,23 @@ pub struct DwhServiceMoved {
     pub kept: PathBuf,
     /// An earlier hvbak had begun it.
     pub went_on: bool,
+    /// What the new machine still has, because it was not asked.
+    pub left_there: Vec<String>,
 }
 
 /// A move with its notes.
-struct Moving {
-    notes: ManagerNotes,
-    record: ServiceRecord,
+pub(super) struct Moving {
+    pub notes: ManagerNotes,
+    pub record: ServiceRecord,
 }
 
 /// Both machines and what is known of them.
-struct Site<'a> {
-    session: Session<'a>,
-    new: Link,
+pub(super) struct Site<'a> {
+    pub session: Session<'a>,
+    pub new: Link,
     facts: DwhFacts,
     manager: Machine,
-    machine: Machine,
+    pub machine: Machine,
 }
 
 /// A file of the new machine.
@@ -152,26 +156,6 @@ pub async fn dwh_move_service(
     result
 }
 
-/// Puts the newest move of the service back.
-///
-/// # Errors
-/// [`RunError::DwhNone`]; [`RunError::DwhFile`] before anything is put back, when a file is
-/// neither what it was nor what the move made of it.
-pub async fn dwh_revert_service(
-    context: &ManagerContext,
-    dry_run: bool,
-) -> Result<DwhServiceMoved> {
-    let session = Session::open(context).await?;
-    let found = newest(&session)?.filter(|m| m.record.state != State::Reverted);
-    let manager = session.name.to_string();
-    session.close().await;
-    let Some(moving) = found else { return Err(RunError::DwhNone { manager }) };
-    let mut site = Site::open(context, &moving.record.host).await?;
-    let result = site.revert(dry_run).await;
-    site.close().await;
-    result
-}
-
 /// Whether the service is, or may be, away from the manager: then its database stays where
 /// it is.
 pub(super) fn is_away(session: &Session<'_>) -> Result<bool> {
@@ -179,15 +163,20 @@ pub(super) fn is_away(session: &Session<'_>) -> Result<bool> {
 }
 
 impl<'a> Site<'a> {
-    async fn open(context: &'a ManagerContext, to: &str) -> Result<Self> {
+    /// How the machine is reached.
+    pub fn settings(context: &ManagerContext, to: &str) -> ManagerSettings {
         let known = context.settings.hosts.get(to).cloned().unwrap_or_default();
-        let settings = ManagerSettings {
+        ManagerSettings {
             address: known.address.unwrap_or_else(|| to.to_owned()),
             port: known.port.unwrap_or(22),
             user: known.user.unwrap_or_else(|| context.settings.ssh.user.clone()),
             host_key: known.host_key,
             ..context.manager.clone()
-        };
+        }
+    }
+
+    pub async fn open(context: &'a ManagerContext, to: &str) -> Result<Self> {
+        let settings = Self::settings(context, to);
         let mut session = Session::open(context).await?;
         let mut new = Link::open(&context.settings, &settings).await?;
         let facts = super::dwh::facts(&mut session, None).await?;
@@ -198,7 +187,7 @@ impl<'a> Site<'a> {
         Ok(Self { session, new, facts, manager, machine })
     }
 
-    async fn close(self) {
+    pub async fn close(self) {
         self.new.close().await;
         self.session.close().await;
     }
@@ -218,8 +207,7 @@ impl<'a> Site<'a> {
         };
         let mut probes = Vec::new();
         for (name, _) in &self.manager.files {
-            // Of the packages, not of the setup.
-            if name == "10-scl-postgres.conf" {
+            if dwh::is_of_package(name) {
                 continue;
             }
             let path = format!("{}/{name}", dwh::CONF_DIR);
@@ -245,11 +233,11 @@ impl<'a> Site<'a> {
             dwh_database: seen.get(&Scope::DwhDb),
             begun: open.is_some(),
         };
-        let findings = match open.map(|m| m.record.state) {
+        let mut findings = service_preflight(&case);
+        if open.is_some_and(|m| m.record.state == State::Editing) {
             // Only the new service is left to start.
-            Some(State::Editing) => Vec::new(),
-            _ => service_preflight(&case),
-        };
+            findings.retain(|finding| finding.check == "later-file");
+        }
         Ok((made, findings))
     }
 
@@ -309,6 +297,10 @@ impl<'a> Site<'a> {
         }
         super::dwh::service(&mut self.session, "stop").await?;
         super::dwh::service(&mut self.session, "disable").await?;
+        let after = super::dwh::facts(&mut self.session, None).await?;
+        if after.is_running == Some(true) {
+            self.session.context.warn(dwh::STILL_RUNNING.to_owned());
+        }
         moving.record.state = State::Editing;
         save(&self.session, &moving)?;
         for file in &made {
@@ -329,13 +321,23 @@ impl<'a> Site<'a> {
                 .await?;
         }
         register(&mut self.session, &self.machine.name).await?;
+        let mut silent = None;
         if moving.record.was_active {
+            self.new_service("stop").await?;
+            let mark = check::mark(&mut self.new).await?;
             for verb in ["enable", "start"] {
                 self.new_service(verb).await?;
             }
+            self.session.context.phase("waiting for the service to be seen in its database");
+            silent = check::silence(&mut self.new, mark.as_ref(), options.patience).await?;
         }
         moving.record.state = State::Done;
         save(&self.session, &moving)?;
+        if let Some(why) = silent {
+            let at = self.facts.dwhd.to_string();
+            let way_back = Some("hvbak dwh move-service --revert");
+            return Err(RunError::DwhSilent { manager, at, why, way_back });
+        }
         Ok(told(&self.session, &moving, went_on))
     }
 
@@ -379,71 +381,13 @@ impl<'a> Site<'a> {
         Ok(moving)
     }
 
-    async fn revert(&mut self, dry_run: bool) -> Result<DwhServiceMoved> {
-        self.session.lock().await?;
-        let manager = self.session.name.to_string();
-        let found = newest(&self.session)?.filter(|m| m.record.state != State::Reverted);
-        let Some(mut moving) = found else { return Err(RunError::DwhNone { manager }) };
-        // Everything first, then the first change.
-        let changed = |path: &str| RunError::DwhFile {
-            manager: manager.clone(),
-            path: path.to_owned(),
-            why: "was changed by somebody else since and stays as it is".into(),
-        };
-        let mut originals = Vec::new();
-        for edit in &moving.record.edits {
-            let original = moving.notes.get(&edit.kept);
-            let original = original.map_err(error::repository("read the original"))?;
-            let original = original.filter(|bytes| files::sum(bytes) == edit.before);
-            let now = files::sum(&files::read(&mut self.session, &edit.path).await?);
-            match original {
-                Some(_) if now == edit.before => {}
-                Some(bytes) if now == edit.after => originals.push((edit.path.clone(), now, bytes)),
-                _ => return Err(changed(&edit.path)),
-            }
-        }
-        for file in &moving.record.files {
-            let name = file.path.rsplit('/').next().unwrap_or_default();
-            let there = self.machine.files.iter().find(|(of, _)| of == name);
-            if there.is_some_and(|(_, sum)| *sum != file.sum) {
-                return Err(changed(&format!("{}:{}", moving.record.name, file.path)));
-            }
-        }
-        if dry_run {
-            return Ok(told(&self.session, &moving, false));
-        }
-        moving.record.state = State::Reverting;
-        save(&self.session, &moving)?;
-        for verb in ["stop", "disable"] {
-            self.new_service(verb).await?;
-        }
-        for file in &moving.record.files {
-            let why = "was changed by somebody else and stays as it is";
-            self.on_new(dwh::REMOVE, &file.path, &file.sum, &Bytes::new(), why).await?;
-        }
-        for (path, now, bytes) in originals {
-            files::write(&mut self.session, &path, &now, bytes, Writing::Anyway).await?;
-        }
-        let registered = moving.record.was_registered.clone().unwrap_or_default();
-        register(&mut self.session, &registered).await?;
-        if moving.record.was_enabled {
-            super::dwh::service(&mut self.session, "enable").await?;
-        }
-        if moving.record.was_active {
-            super::dwh::service(&mut self.session, "start").await?;
-        }
-        moving.record.state = State::Reverted;
-        save(&self.session, &moving)?;
-        Ok(told(&self.session, &moving, false))
-    }
-
-    async fn new_service(&mut self, verb: &'static str) -> Result<()> {
+    pub async fn new_service(&mut self, verb: &'static str) -> Result<()> {
         let doing = "switch the Data Warehouse's service on the new machine";
         let output = self.new.script(dwh::SERVICE, &[verb], doing).await?;
         output.check(doing).map(drop).map_err(error::ssh(&self.new.name, doing))
     }
 
-    async fn on_new(
+    pub async fn on_new(
         &mut self,
         script: &str,
         path: &str,
@@ -467,7 +411,7 @@ fn machine(output: Output, host: &str) -> Result<Machine> {
     Ok(Machine::parse(&output.check(doing).map_err(error::ssh(host, doing))?.text()))
 }
 
-fn told(session: &Session<'_>, moving: &Moving, went_on: bool) -> DwhServiceMoved {
+pub(super) fn told(session: &Session<'_>, moving: &Moving, went_on: bool) -> DwhServiceMoved {
     DwhServiceMoved {
         manager: session.name.to_string(),
         to: moving.record.name.clone(),
@@ -475,6 +419,7 @@ fn told(session: &Session<'_>, moving: &Moving, went_on: bool) -> DwhServiceMove
         edits: moving.record.edits.iter().map(|edit| edit.path.clone()).collect(),
         kept: moving.notes.path().to_owned(),
         went_on,
+        left_there: Vec::new(),
     }
 }
 
@@ -497,14 +442,14 @@ async fn setup(session: &mut Session<'_>) -> Result<Option<(String, String)>> {
 }
 
 /// Whom the engine's database names.
-async fn register(session: &mut Session<'_>, name: &str) -> Result<()> {
+pub(super) async fn register(session: &mut Session<'_>, name: &str) -> Result<()> {
     let doing = "name the new machine in the engine's database";
     let output = session.feed(dwh::HOSTNAME, &[name], &Bytes::new(), doing).await?;
     let manager = session.context.manager.address.clone();
     output.check(doing).map(drop).map_err(error::ssh(&manager, doing))
 }
 
-fn newest(session: &Session<'_>) -> Result<Option<Moving>> {
+pub(super) fn newest(session: &Session<'_>) -> Result<Option<Moving>> {
     let Some((notes, bytes)) = files::newest_note(session, RECORD)? else { return Ok(None) };
     let record: ServiceRecord = serde_json::from_slice(&bytes).map_err(|cause| {
         let name = notes.path().join(RECORD).display().to_string();
@@ -517,7 +462,7 @@ fn newest(session: &Session<'_>) -> Result<Option<Moving>> {
     Ok(Some(Moving { notes, record }))
 }
 
-fn save(session: &Session<'_>, of: &Moving) -> Result<()> {
+pub(super) fn save(session: &Session<'_>, of: &Moving) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(&of.record)
         .map_err(|cause| RunError::Task { text: cause.to_string() })?;
     text.push(b'\n');

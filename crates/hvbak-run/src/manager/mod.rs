@@ -10,6 +10,7 @@ mod dwh_check;
 mod dwh_files;
 mod dwh_revert;
 mod dwh_service;
+mod dwh_service_revert;
 mod fetch;
 mod hosted_engine;
 mod link;
@@ -42,9 +43,9 @@ pub use dumps::{DumpVerdict, check_dumps};
 pub use dwh::{DwhDatabaseOptions, DwhMoved, DwhPlan, dwh_database_plan, dwh_move_database};
 pub use dwh_revert::{DwhRevertOptions, DwhReverted, dwh_revert_database};
 pub use dwh_service::{
-    DwhServiceMoved, DwhServiceOptions, DwhServicePlan, dwh_move_service, dwh_revert_service,
-    dwh_service_plan,
+    DwhServiceMoved, DwhServiceOptions, DwhServicePlan, dwh_move_service, dwh_service_plan,
 };
+pub use dwh_service_revert::{DwhServiceRevertOptions, dwh_revert_service};
 pub use hosted_engine::{hosted_engine_maintenance, hosted_engine_status};
 pub use paths::{ManagerPaths, ManagerPathsOptions, manager_paths};
 pub use prune::{ManagerPrune, manager_prune};

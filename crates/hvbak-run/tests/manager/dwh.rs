@@ -612,3 +612,105 @@ async fn the_order_of_names_is_nobodys_locale() {
     dwh_revert_database(&site.context(), &BACK).await.unwrap();
     site.check_as_before();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_read_later_stops_the_move_before_the_service() {
+    let Some(site) = Site::new() else { return };
+    let dir = site.stage.sshd.root().join(DWHD);
+    let dir = dir.parent().unwrap();
+    // Only later ones win, and only those that readers take.
+    for (name, wins) in
+        [("05-local.conf", false), ("99-local.conf.bak", false), ("99-local.conf", true)]
+    {
+        let (path, context) = (dir.join(name), site.context());
+        fs::write(&path, "# mine\n  DWH_DB_HOST=localhost\n").unwrap();
+        let plan = dwh_database_plan(&context, &site.to("new")).await.unwrap();
+        assert_eq!(plan.is_clear(), !wins, "{name}: {:?}", plan.findings);
+        if wins {
+            let error = dwh_move_database(&context, &site.to("new")).await.unwrap_err();
+            let said = text(&error);
+            assert!(said.contains("conf.d/99-local.conf sets DWH_DB_HOST "), "{said}");
+            assert_eq!(site.calls(), "");
+        }
+        fs::remove_file(path).unwrap();
+    }
+    site.check_as_before();
+    // One that comes while the move is at work: the service is not started on the wrong one.
+    let late = dir.join("99-late.conf");
+    let once = format!("echo 'DWH_DB_DATABASE=history' >{}\nexec /bin/cp \"$@\"", late.display());
+    stand_in(&site, "cp", &once);
+    let error = dwh_move_database(&site.context(), &site.to("new")).await.unwrap_err();
+    fs::remove_file(site.stage.sshd.root().join("usr/bin/cp")).unwrap();
+    assert!(matches!(error, RunError::DwhElsewhere { .. }), "{error:?}");
+    assert!(!site.is_active() && !site.calls().contains("start"), "{}", site.calls());
+    let error = dwh_move_database(&site.context(), &site.to("new")).await.unwrap_err();
+    assert!(text(&error).contains("99-late.conf sets DWH_DB_DATABASE"), "{}", text(&error));
+    fs::remove_file(late).unwrap();
+    let done = dwh_move_database(&site.context(), &site.to("new")).await.unwrap();
+    assert!(done.went_on && site.is_active());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_new_database_is_asked_as_the_copy_will_ask_it() {
+    let Some(site) = Site::new() else { return };
+    site.postgres.tls();
+    let with = |validated| {
+        let mut options = site.to("new");
+        (options.target.secured, options.target.validated) = (true, validated);
+        options
+    };
+    // A certificate that nobody vouches for is found before the service is stopped.
+    let error = dwh_move_database(&site.context(), &with(true)).await.unwrap_err();
+    assert!(matches!(error, RunError::DwhPreflight { .. }), "{error:?}");
+    assert!(text(&error).contains("certificate"), "{}", text(&error));
+    assert_eq!(site.calls(), "");
+    site.check_as_before();
+    dwh_move_database(&site.context(), &with(false)).await.unwrap();
+    dwh_revert_database(&site.context(), &BACK).await.unwrap();
+    site.check_as_before();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rights_of_other_roles_move_along_or_are_told() {
+    let Some(site) = Site::new() else { return };
+    site.postgres.sql("postgres", "create role \"Graf ana\" login password 'pw'");
+    site.postgres
+        .sql("postgres", "create role reports; grant connect on database history to reports");
+    site.postgres.sql(
+        "history",
+        "set role dwh_old;
+         grant select on all tables in schema public to \"Graf ana\";
+         grant select (md5) on big to reports;
+         grant select on big to public;
+         alter default privileges in schema public grant select on tables to \"Graf ana\"",
+    );
+    // A grant that fails does not undo the copy, and is told.
+    let broken = format!(
+        "case $* in *' -q -1 '*) echo 'no, not that' >&2; exit 3;; esac; exec {}/psql \"$@\"",
+        site.postgres.bin.display()
+    );
+    stand_in(&site, "psql", &broken);
+    site.postgres.database("without", "dwh_new");
+    dwh_move_database(&site.context(), &site.to("without")).await.unwrap();
+    let told = site.stage.ears.0.lock().unwrap().join("\n");
+    assert!(told.contains("were not copied: no, not that"), "{told}");
+    dwh_revert_database(&site.context(), &BACK).await.unwrap();
+    fs::remove_file(site.stage.sshd.root().join("usr/bin/psql")).unwrap();
+
+    dwh_move_database(&site.context(), &site.to("new")).await.unwrap();
+    site.postgres.sql("new", "set role dwh_new; create table later (n int)");
+    let may = |sql: &str| {
+        let done = site.postgres.psql("new", &format!("select {sql}"));
+        String::from_utf8(done.stdout).unwrap().trim() == "t"
+    };
+    for right in [
+        "has_table_privilege('Graf ana', 'big', 'select')",
+        "has_table_privilege('Graf ana', 'later', 'select')",
+        "has_column_privilege('reports', 'big', 'md5', 'select')",
+        "has_table_privilege('engine', 'big', 'select')",
+        "not has_table_privilege('Graf ana', 'big', 'insert')",
+        "datacl::text like '%reports=c%' from pg_database where datname = 'new'",
+    ] {
+        assert!(may(right), "{right}");
+    }
+}

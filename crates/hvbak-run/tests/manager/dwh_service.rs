@@ -4,24 +4,37 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Instant};
 
 use hvbak_run::{
-    DwhServiceOptions, HostOverride, ManagerContext, RunError, dwh_move_database, dwh_move_service,
-    dwh_revert_database, dwh_revert_service, dwh_service_plan,
+    DwhServiceOptions, DwhServiceRevertOptions, HostOverride, ManagerContext, RunError,
+    dwh_move_database, dwh_move_service, dwh_revert_database, dwh_revert_service, dwh_service_plan,
 };
 
 use crate::{
-    dwh::{BACK, DWHD, NEW, OLD, Site as Database, Watch, all_text},
-    sshd::{Setup, Sshd, current_user},
+    dwh::{
+        BACK, DWHD, NEW, OLD, PATIENCE, Site as Database, Watch, all_text, end_service, service,
+    },
+    sshd::{Setup, Sshd, current_user, free_port},
     stage::{fixture, text},
 };
 
 const SETUP: &str = "etc/ovirt-engine-setup.conf.d/20-setup-ovirt-post.conf";
 const DIR: &str = "etc/ovirt-engine-dwh/ovirt-engine-dwhd.conf.d";
 
+const THERE: DwhServiceRevertOptions =
+    DwhServiceRevertOptions { machine_is_lost: false, dry_run: false, patience: PATIENCE };
+const LOOK: DwhServiceRevertOptions = DwhServiceRevertOptions { dry_run: true, ..THERE };
+const LOST: DwhServiceRevertOptions = DwhServiceRevertOptions { machine_is_lost: true, ..THERE };
+
 /// A manager whose Data Warehouse's database was moved, and a machine for its service.
 struct Site {
     base: Database,
     new: Sshd,
     before: Vec<(String, Vec<u8>)>,
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        end_service(&self.new.root());
+    }
 }
 
 fn installed(root: &Path) {
@@ -65,7 +78,13 @@ impl Site {
         fs::create_dir_all(systemctl.parent().unwrap()).unwrap();
         fs::copy(fixture("stand-in-systemctl.sh"), &systemctl).unwrap();
         fs::set_permissions(systemctl, fs::Permissions::from_mode(0o755)).unwrap();
+        service(&new.root(), &base.postgres.bin.join("psql"));
         fs::write(new.root().join("etc/hostname"), "dwh.example.test\n").unwrap();
+        // Of each machine's packages: neither copied nor in the way.
+        for root in [&root, &new.root()] {
+            fs::create_dir_all(root.join(DIR)).unwrap();
+            fs::write(root.join(DIR).join("10-scl-postgres-10.conf"), "SCL=1\n").unwrap();
+        }
         let mut site = Self { base, new, before: Vec::new() };
         let context = site.context();
         let error = dwh_move_service(&context, &site.options()).await.unwrap_err();
@@ -90,7 +109,11 @@ impl Site {
     }
 
     fn options(&self) -> DwhServiceOptions {
-        DwhServiceOptions { to: "dwh1".into(), engine_host: Some("127.0.0.2".into()) }
+        DwhServiceOptions {
+            to: "dwh1".into(),
+            engine_host: Some("127.0.0.2".into()),
+            patience: PATIENCE,
+        }
     }
 
     fn is_active(&self) -> (bool, bool) {
@@ -107,7 +130,7 @@ impl Site {
     #[track_caller]
     fn check_as_before(&self) {
         assert!(files(&self.base.stage.sshd.root()) == self.before, "files of the manager");
-        assert_eq!(files(&self.new.root()), [], "files of the new machine");
+        assert_eq!(files(&self.new.root()).len(), 1, "files of the new machine");
         assert_eq!((self.is_active(), self.registered()), ((true, false), "e".into()));
         let enabled = |root: &Path| root.join("play/units/ovirt-engine-dwhd.enabled").exists();
         assert!(enabled(&self.base.stage.sshd.root()) && !enabled(&self.new.root()));
@@ -147,6 +170,7 @@ async fn the_service_moves_with_its_identity_and_comes_back_byte_for_byte() {
     let stored = all_text(site.base.stage.repository.path());
     assert!(!stored.contains(NEW) && !stored.contains(&OLD[..5]));
     let told = site.base.stage.ears.0.lock().unwrap().join("\n");
+    assert!(told.contains("still counts it as running (DwhCurrentlyRunning)"), "{told}");
     assert!(!told.contains(NEW) && !told.contains(&OLD[..5]), "{told}");
 
     // Twice, or the database under it: refused.
@@ -159,13 +183,13 @@ async fn the_service_moves_with_its_identity_and_comes_back_byte_for_byte() {
     }
     let scale = root.join(DIR).join("10-setup-scale.conf");
     fs::write(&scale, "changed\n").unwrap();
-    let error = dwh_revert_service(&context, false).await.unwrap_err();
+    let error = dwh_revert_service(&context, &THERE).await.unwrap_err();
     assert!(text(&error).contains("changed by somebody else"), "{}", text(&error));
     assert_eq!(site.is_active(), (false, true));
     fs::write(&scale, "DWH_TABLES_KEEP_DAILY=7\n").unwrap();
-    dwh_revert_service(&context, true).await.unwrap();
+    dwh_revert_service(&context, &LOOK).await.unwrap();
     assert_eq!(site.is_active(), (false, true));
-    dwh_revert_service(&context, false).await.unwrap();
+    dwh_revert_service(&context, &THERE).await.unwrap();
     site.check_as_before();
     dwh_revert_database(&context, &BACK).await.unwrap();
     assert_eq!(fs::read(site.base.stage.sshd.root().join(DWHD)).unwrap(), site.base.before[0]);
@@ -205,6 +229,15 @@ async fn nothing_is_changed_while_anything_stops_the_move_of_the_service() {
     refused(&none, "no name was given").await;
     let wrong = DwhServiceOptions { engine_host: Some("127.0.0.1x".into()), ..site.options() };
     refused(&wrong, "does not answer").await;
+    let late = site.base.stage.sshd.root().join(DIR).join("99-local.conf");
+    fs::write(&late, "ENGINE_DB_HOST=localhost\n").unwrap();
+    refused(&good, "99-local.conf sets ENGINE_DB_HOST").await;
+    fs::remove_file(late).unwrap();
+    // The engine's database counts one as running, and it is not here.
+    let here = site.base.stage.sshd.root().join("play/units/ovirt-engine-dwhd.active");
+    fs::remove_file(&here).unwrap();
+    refused(&good, "says that a Data Warehouse is at work, and it is not on the manager").await;
+    fs::write(&here, "").unwrap();
     site.base.postgres.sql(
         "engine",
         "update dwh_history_timekeeping set var_value = 'x' where var_name = 'dwhUuid'",
@@ -219,7 +252,7 @@ async fn a_move_of_the_service_that_dies_anywhere_goes_on_or_is_put_back() {
     let begun = Instant::now();
     dwh_move_service(&site.context(), &site.options()).await.unwrap();
     let whole = begun.elapsed();
-    dwh_revert_service(&site.context(), false).await.unwrap();
+    dwh_revert_service(&site.context(), &THERE).await.unwrap();
     site.check_as_before();
     const MOMENTS: u32 = 6;
     for n in 1..=MOMENTS {
@@ -238,11 +271,90 @@ async fn a_move_of_the_service_that_dies_anywhere_goes_on_or_is_put_back() {
             }
             assert_eq!(site.is_active(), (false, true), "moment {n}");
         }
-        match dwh_revert_service(&site.context(), false).await {
+        match dwh_revert_service(&site.context(), &THERE).await {
             Ok(_) => {}
             Err(RunError::DwhNone { .. }) if n % 2 == 1 => {}
             Err(error) => panic!("moment {n}: {}", text(&error)),
         }
         site.check_as_before();
     }
+}
+
+/// A client that ends with the test.
+struct Psql(std::process::Child);
+
+impl Drop for Psql {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A session of the service's role from another address, through a proxy that binds it.
+async fn session_from(site: &Site, address: &str) -> (Psql, tokio::task::JoinHandle<()>) {
+    let port = site.base.postgres.port;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap().port();
+    let from: std::net::SocketAddr = format!("{address}:0").parse().unwrap();
+    let proxy = tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(from).unwrap();
+            let to = format!("127.0.0.1:{port}").parse().unwrap();
+            let mut far = socket.connect(to).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
+        }
+    });
+    let mut command = std::process::Command::new(site.base.postgres.bin.join("psql"));
+    command
+        .env("PGPASSWORD", NEW)
+        .args(["-Xw", "-h", "127.0.0.1", "-p", &at.to_string(), "-U", "dwh_new", "-d", "new"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null());
+    let psql = Psql(command.spawn().unwrap());
+    let there = format!("select count(*) from pg_stat_activity where client_addr = '{address}'");
+    for _ in 0..100 {
+        if site.base.postgres.psql("new", &there).stdout == b"1\n" {
+            return (psql, proxy);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    panic!("no session from {address}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_comes_back_from_a_machine_that_is_lost_and_from_no_other() {
+    let Some(site) = Site::new().await else { return };
+    dwh_move_service(&site.context(), &site.options()).await.unwrap();
+    let refused = async |context: &ManagerContext, expected: &str| {
+        let error = dwh_revert_service(context, &LOST).await.unwrap_err();
+        assert!(matches!(error, RunError::DwhNotLost { .. }), "{error:?}");
+        assert!(text(&error).contains(expected), "{expected}: {}", text(&error));
+        assert_eq!(site.is_active(), (false, true));
+    };
+    refused(&site.context(), "it answers").await;
+    // From here on nobody listens there.
+    let mut away = site.context();
+    let mut settings = hvbak_run::Settings::clone(&away.settings);
+    settings.hosts.get_mut("dwh1").unwrap().port = Some(free_port());
+    away.settings = Arc::new(settings);
+    let error = dwh_revert_service(&away, &THERE).await.unwrap_err();
+    assert!(text(&error).contains("log in"), "{}", text(&error));
+    // Its sshd alone is dead: the service is seen in the database.
+    site.base.postgres.admit("127.0.0.3");
+    let (psql, proxy) = session_from(&site, "127.0.0.3").await;
+    refused(&away, "worked on the database lately, from 127.0.0.3").await;
+    drop(psql);
+    proxy.abort();
+    let there = files(&site.new.root());
+    let dry = dwh_revert_service(&away, &DwhServiceRevertOptions { dry_run: true, ..LOST }).await;
+    assert_eq!((dry.unwrap().left_there.len(), site.is_active()), (3, (false, true)));
+    let done = dwh_revert_service(&away, &LOST).await.unwrap();
+    assert!(done.files.is_empty() && done.left_there.len() == 3, "{done:?}");
+    assert_eq!(files(&site.new.root()), there, "the lost machine was touched");
+    assert!(files(&site.base.stage.sshd.root()) == site.before, "files of the manager");
+    assert_eq!((site.base.is_active(), site.registered()), (true, "e".into()));
+    let error = dwh_revert_service(&away, &LOST).await.unwrap_err();
+    assert!(matches!(error, RunError::DwhNone { .. }), "{error:?}");
 }

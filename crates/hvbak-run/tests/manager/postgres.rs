@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write,
-    os::unix::process::CommandExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -113,6 +113,41 @@ impl Postgres {
     /// An empty database as it should be for an engine.
     pub fn database(&self, name: &str, owner: &str) {
         self.sql("postgres", &format!("create database {name} owner {owner} encoding 'UTF8' template template0 lc_collate 'C' lc_ctype 'C'"));
+    }
+
+    /// TLS with a certificate that nobody knows.
+    pub fn tls(&self) {
+        let made = rcgen::generate_simple_self_signed(vec!["db.example.test".into()]).unwrap();
+        let files = [("tls.crt", made.cert.pem()), ("tls.key", made.signing_key.serialize_pem())];
+        for (name, pem) in files {
+            let path = self.dir.path().join(name);
+            fs::write(&path, pem).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            if current_user() == "root" {
+                std::os::unix::fs::chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+            }
+            let what = if name.ends_with("key") { "ssl_key_file" } else { "ssl_cert_file" };
+            self.sql("postgres", &format!("alter system set {what} = '{}'", path.display()));
+        }
+        self.sql("postgres", "alter system set ssl = on");
+        self.sql("postgres", "select pg_reload_conf()");
+        let on =
+            || self.psql("postgres", "select ssl from pg_stat_ssl where pid = pg_backend_pid()");
+        for _ in 0..100 {
+            if on().stdout == b"t\n" {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("no TLS");
+    }
+
+    /// Lets clients of an address in.
+    pub fn admit(&self, address: &str) {
+        let path = self.dir.path().join("data/pg_hba.conf");
+        let line = format!("\nhost all all {address}/32 scram-sha-256\n");
+        fs::OpenOptions::new().append(true).open(path).unwrap().write_all(line.as_bytes()).unwrap();
+        self.sql("postgres", "select pg_reload_conf()");
     }
 
     fn connection(&self, password: &str) -> Connection {

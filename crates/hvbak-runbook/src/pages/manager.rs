@@ -145,11 +145,44 @@ pub fn version(facts: &Facts) -> String {
 
 pub fn data_warehouse(facts: &Facts) -> String {
     let fqdn = quoted(&facts.engine.fqdn);
+    let to = "--to db.example.com --password-file /root/dwh.pw";
     format!(
         "To a machine of its own, the database first and the service at once after it. Exactly one \
-         `ovirt-engine-dwhd` may run for an engine.\n\n## On the manager\n{}## On the new \
+         `ovirt-engine-dwhd` may run for an engine.\n\n## With hvbak, from the backup host\n\n\
+         The new PostgreSQL has the role and an empty database of its own, the new machine the \
+         package `ovirt-engine-dwh-setup` and **no** `engine-setup` yet. Each command looks first \
+         and names what is missing; one that died goes on when it is given again.\n{}{}## The way \
+         back\n{}{}## By hand, without hvbak\n\n### On the manager\n{}### On the new \
          machine\n\nOnly tools and database; **no** `engine-setup` yet. A restore of the manager's files also puts \
-         the manager's PKI there: guard the machine as the manager.\n{}## The service\n{}{}",
+         the manager's PKI there: guard the machine as the manager.\n{}### The service\n{}{}",
+        commands(&[
+            "# the database: what would be done, then do it".into(),
+            format!("hvbak dwh move-database {to} --dry-run"),
+            format!("hvbak dwh move-database {to}"),
+            "# then the service; the manager's PostgreSQL must let the new machine in".into(),
+            format!("hvbak dwh move-service --to dwh.example.com --engine-db-host {fqdn} --dry-run"),
+            format!("hvbak dwh move-service --to dwh.example.com --engine-db-host {fqdn}"),
+            "# on the manager, when nothing speaks against it (self-hosted: global maintenance)".into(),
+            "systemctl restart ovirt-engine".into(),
+            "# on the new machine; Grafana's own machine, too".into(),
+            "engine-setup".into(),
+        ]),
+        steps(&[
+            "The notes of `--dry-run` were read: rights of roles that the new server lacks, TLS, space there.",
+            "hvbak has said that the service was seen in the new database.",
+            "The old database stays until nothing misses it; then drop it by hand.",
+            "The new database is backed up where it is: `engine-backup` on the manager leaves it out now.",
+        ]),
+        commands(&[
+            "hvbak dwh move-service --revert".into(),
+            "hvbak dwh move-service --revert --machine-is-lost   # only when it is gone for good".into(),
+            "hvbak dwh move-database --revert --dry-run          # what was collected since".into(),
+            "hvbak dwh move-database --revert --lose-rows        # leaves that behind".into(),
+        ]),
+        steps(&[
+            "The service first, the database after it.",
+            "A lost machine that comes back: `systemctl disable --now ovirt-engine-dwhd` there before it has a network.",
+        ]),
         commands(&[
             "systemctl disable --now ovirt-engine-dwhd".into(),
             "engine-backup --mode=backup --scope=files --scope=dwhdb --file=/root/dwh.backup --log=/root/dwh.log".into(),

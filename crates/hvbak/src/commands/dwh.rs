@@ -7,8 +7,9 @@ use hvbak_manager::{
     restore::{Finding, Weight},
 };
 use hvbak_run::{
-    DwhDatabaseOptions, DwhPlan, DwhRevertOptions, DwhServiceOptions, dwh_database_plan,
-    dwh_move_database, dwh_move_service, dwh_revert_database, dwh_revert_service, dwh_service_plan,
+    DwhDatabaseOptions, DwhPlan, DwhRevertOptions, DwhServiceOptions, DwhServiceRevertOptions,
+    dwh_database_plan, dwh_move_database, dwh_move_service, dwh_revert_database,
+    dwh_revert_service, dwh_service_plan,
 };
 use serde_json::json;
 
@@ -114,17 +115,28 @@ fn tell(face: &Face, findings: &[Finding]) {
 async fn service(face: &Face, args: DwhServiceArgs) -> Outcome {
     let context = face.manager_context()?;
     let Some(to) = args.to else {
-        let done = dwh_revert_service(&context, args.dry_run).await?;
+        let options = DwhServiceRevertOptions {
+            machine_is_lost: args.machine_is_lost,
+            dry_run: args.dry_run,
+            patience: PATIENCE,
+        };
+        let done = dwh_revert_service(&context, &options).await?;
         face.printer.record("dwh-service-reverted", &done);
         let word = if args.dry_run { "would work" } else { "works" };
         face.printer.data(&format!("ovirt-engine-dwhd {word} on {} as before", done.manager));
         let from = &done.to;
+        if args.machine_is_lost {
+            face.printer.data(&format!(
+                "{from} was not asked. Should it come back, two services would work for one engine: before it has a network, `systemctl disable --now ovirt-engine-dwhd` there, and remove {}",
+                done.left_there.join(", ")
+            ));
+        }
         return Ok((
             DONE,
-            json!({ "manager": done.manager, "from": from, "dry_run": args.dry_run }),
+            json!({ "manager": done.manager, "from": from, "dry_run": args.dry_run, "left_there": done.left_there }),
         ));
     };
-    let options = DwhServiceOptions { to, engine_host: args.engine_db_host };
+    let options = DwhServiceOptions { to, engine_host: args.engine_db_host, patience: PATIENCE };
     let plan = dwh_service_plan(&context, &options).await?;
     face.printer.record("dwh-service-plan", &plan);
     for file in &plan.files {
