@@ -96,3 +96,65 @@ fn a_bootstrap_key_that_the_host_does_not_know_is_a_refused_login() {
         .exits(12)
         .says("hv1");
 }
+
+#[test]
+fn a_host_is_enrolled_without_an_engine_by_the_fingerprint_that_its_console_shows() {
+    let lab = two_hosts();
+    lab.hvbak(&["init"]).exits(0);
+    let host = &lab.up["hosts"][0];
+    let (root, user) = (host["root"].as_str().unwrap(), host["user"].as_str().unwrap());
+    let url = lab.up["engine_url"].as_str().unwrap().to_owned();
+    lab.configure(|text| {
+        let text = text.replace(&url, "https://127.0.0.1:1/ovirt-engine/api");
+        let port = &host["port"];
+        text + &format!(
+            "\n[hosts.hv9]\naddress = \"127.0.0.1\"\nport = {port}\nuser = \"{user}\"\n"
+        )
+    });
+    let key = lab.path("bootstrap_key");
+    let first = ["--bootstrap-key", key.to_str().unwrap(), "--bootstrap-user", user];
+    let enrol = |more: &[&'static str]| {
+        lab.hvbak(&[&["enroll", "hv9", "--without-engine"][..], &first, more].concat())
+    };
+    lab.hvbak(&[&["enroll", "hv9"][..], &first].concat()).exits(14);
+    // Nobody has said whose key it is, or it is another's.
+    enrol(&[]).exits(13).says("SHA256:").says("--fingerprint");
+    enrol(&["--fingerprint", "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"]).exits(13);
+    enrol(&["--fingerprint", "no key"]).exits(1).says("neither an OpenSSH public key");
+    enrol(&["hv8", "--fingerprint", "SHA256:AAAA"]).exits(2).says("one host");
+    lab.typed(&[&["enroll", "hv9", "--without-engine"][..], &first].concat(), &["no"]).exits(2);
+    assert_eq!(ours(&lab, 0), 0, "it was shown a key of ours");
+    let public = format!("{root}/etc/ssh/ssh_host_ed25519_key.pub");
+    let shown = hvbak_tests::run_tool("ssh-keygen", &["-lf", &public]);
+    let shown = shown.split_whitespace().nth(1).unwrap().to_owned();
+    let with = ["enroll", "hv9", "--without-engine", "--fingerprint", &shown];
+    lab.hvbak(&[&with[..], &first].concat()).exits(0).says("login proven");
+    assert_eq!((ours(&lab, 0), ours(&lab, 1)), (1, 0));
+    // From now on its key is known, also by its address, and nothing else is taken for it.
+    lab.hvbak(&["enroll", "hv9", "--without-engine"]).exits(0).says("enrolled already");
+    let other = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    let run = lab.hvbak(&["enroll", "hv9", "--without-engine", "--fingerprint", other]);
+    run.exits(13).says("another fingerprint was given");
+    lab.hvbak(&["hosted-engine", "status", "--host", "hv9"]).never_says("cannot log in");
+    lab.hvbak(&["enroll", "hv9", "--without-engine", "--revoke"]).exits(0);
+    assert_eq!(ours(&lab, 0), 0);
+}
+
+#[test]
+fn a_person_at_a_terminal_compares_the_key_of_a_host_that_no_engine_knows() {
+    let lab = two_hosts();
+    lab.hvbak(&["init"]).exits(0);
+    let host = &lab.up["hosts"][1];
+    let (port, user) = (&host["port"], host["user"].as_str().unwrap());
+    lab.configure(|text| {
+        text + &format!(
+            "\n[hosts.hv9]\naddress = \"127.0.0.1\"\nport = {port}\nuser = \"{user}\"\n"
+        )
+    });
+    let key = lab.path("bootstrap_key");
+    let first = ["--bootstrap-key", key.to_str().unwrap(), "--bootstrap-user", user];
+    let args = [&["enroll", "hv9", "--without-engine"][..], &first].concat();
+    lab.typed(&args, &["yes"]).exits(0).says("shows these keys").says("login proven");
+    assert_eq!((ours(&lab, 0), ours(&lab, 1)), (0, 1));
+    lab.hvbak(&["enroll", "hv9", "--without-engine"]).exits(0).says("enrolled already");
+}

@@ -6,10 +6,9 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use hvbak_tests::{Lab, Run, Started, small};
+use hvbak_tests::{Lab, Run, small};
 use serde_json::Value;
 
 /// Exit code: it is a person's turn.
@@ -212,23 +211,7 @@ impl Site {
 
     /// On a terminal, with these lines typed.
     pub fn typed(&self, sequence: &str, more: &[&str], lines: &[&str]) -> Run {
-        let file = self.lab.scratch("typed");
-        fs::write(&file, lines.join("\n") + "\n").unwrap();
-        let hvbak = self.lab.command(&self.args(sequence, more));
-        let words: Vec<_> = std::iter::once(hvbak.get_program())
-            .chain(hvbak.get_args())
-            .map(|word| format!("'{}'", word.to_str().unwrap()))
-            .collect();
-        let line = r#"exec script --quiet --return --command "$1" /dev/null <"$2""#;
-        let mut shell = Command::new("/bin/sh");
-        shell.args(["-c", line, "sh", &words.join(" ")]).arg(&file);
-        for (key, value) in hvbak.get_envs() {
-            match value {
-                Some(value) => shell.env(key, value),
-                None => shell.env_remove(key),
-            };
-        }
-        Started::new(&mut shell).wait()
+        self.lab.typed(&self.args(sequence, more), lines)
     }
 
     /// What a person does to make a fresh host one that has the engine.

@@ -1,13 +1,14 @@
 //! Giving hypervisors hvbak's key, taking it away, replacing it.
 //!
-//! Invariants: the host is judged by the engine's record before a password or key is shown
-//! to it; an enrolment counts only when a login with hvbak's own key has worked; a rotation
+//! No engine is asked here: in a disaster there is none. Invariants: the host is judged by the
+//! engine's record, or by the fingerprint that was given, before a password or key is shown to it; an enrolment counts only when a login with hvbak's own key has worked; a rotation
 //! removes the old key nowhere before the new one works everywhere.
 
 use std::{path::PathBuf, sync::Arc};
 
+use hvbak_repo::Repository;
 use hvbak_ssh::{
-    Connection, HostTrust, Identity, PinStore, Russh, Target,
+    Connection, HostTrust, Identity, Pin, PinStore, Russh, Target,
     enroll::{
         Change, Grant, KeyKind, Revoke, SudoScope, generate_key, install, install_sudoers, prove,
         public_key, remove_sudoers, revoke,
@@ -16,13 +17,45 @@ use hvbak_ssh::{
 };
 use hvbak_types::{Host, Secret};
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::{self, Result, RunError},
-    event::Event,
+    event::{Event, Events},
     hosts,
     job::Context,
+    settings::Settings,
 };
+
+/// The parts that an enrolment is given.
+#[derive(Clone)]
+pub struct EnrollContext {
+    pub repository: Arc<Repository>,
+    pub settings: Arc<Settings>,
+    pub events: Events,
+    pub cancel: CancellationToken,
+}
+
+impl From<&Context> for EnrollContext {
+    fn from(context: &Context) -> Self {
+        Self {
+            repository: context.repository.clone(),
+            settings: context.settings.clone(),
+            events: context.events.clone(),
+            cancel: context.cancel.clone(),
+        }
+    }
+}
+
+impl EnrollContext {
+    fn phase(&self, text: impl Into<String>) {
+        self.events.event(&Event::Phase { vm: None, text: text.into() });
+    }
+
+    fn warn(&self, text: impl Into<String>) {
+        self.events.event(&Event::Warning { vm: None, text: text.into() });
+    }
+}
 
 /// How the first login is made.
 #[derive(Debug, Clone)]
@@ -52,6 +85,9 @@ pub struct EnrollOptions {
     /// sshd's `from=` list; empty: the address that the host sees us come from.
     pub from: Vec<String>,
     pub accept_new_host_keys: bool,
+    /// One of these is the host's key, as somebody has seen at its console: fingerprints or
+    /// whole keys. What the engine or the configuration says of it must hold as well.
+    pub host_keys: Vec<String>,
 }
 
 /// A host and how it went.
@@ -69,7 +105,7 @@ pub struct EnrollOutcome {
 /// # Errors
 /// Only what concerns the key itself.
 pub async fn enroll(
-    context: &Context,
+    context: &EnrollContext,
     hosts: &[&Host],
     options: &EnrollOptions,
 ) -> Result<Vec<EnrollOutcome>> {
@@ -83,7 +119,9 @@ pub async fn enroll(
     let key = own_key(&key_file)?;
     let mut outcomes = Vec::new();
     for host in hosts {
-        context.check_cancel()?;
+        if context.cancel.is_cancelled() {
+            return Err(RunError::Cancelled);
+        }
         let result = match options.mode {
             EnrollMode::Revoke => revoke_on(context, host, options, &key).await,
             _ => install_on(context, host, options, &key).await,
@@ -93,7 +131,7 @@ pub async fn enroll(
     Ok(outcomes)
 }
 
-fn tell(context: &Context, host: &Host, result: Result<String>) -> EnrollOutcome {
+fn tell(context: &EnrollContext, host: &Host, result: Result<String>) -> EnrollOutcome {
     let (text, error) = match result {
         Ok(text) => (text, None),
         Err(cause) => (format!("failed: {}", crate::chain(&cause)), Some(cause)),
@@ -107,12 +145,12 @@ fn tell(context: &Context, host: &Host, result: Result<String>) -> EnrollOutcome
     }
 }
 
-fn tag(context: &Context) -> String {
+fn tag(context: &EnrollContext) -> String {
     format!("hvbak:{}", context.repository.id())
 }
 
-async fn make_key(context: &Context, options: &EnrollOptions, path: PathBuf) -> Result<()> {
-    context.phase(None, format!("making the key {}", path.display()));
+async fn make_key(context: &EnrollContext, options: &EnrollOptions, path: PathBuf) -> Result<()> {
+    context.phase(format!("making the key {}", path.display()));
     let (kind, comment) = (options.key_kind, tag(context));
     let passphrase = context.settings.ssh.passphrase.clone();
     tokio::task::spawn_blocking(move || generate_key(kind, &path, passphrase.as_ref(), &comment))
@@ -126,8 +164,32 @@ fn own_key(path: &std::path::Path) -> Result<String> {
     public_key(path).map_err(error::ssh("this machine", "read hvbak's key"))
 }
 
+/// A machine by its name in the configuration, or by its address, without asking the engine.
+pub fn host_by_address(name: &str) -> Host {
+    hosts::unlisted(name)
+}
+
+/// What a host shows of its keys, for somebody to compare; nothing when one is recorded.
+///
+/// # Errors
+/// That it cannot be reached.
+pub async fn unknown_host_keys(context: &EnrollContext, host: &Host) -> Result<Vec<String>> {
+    let target = hosts::target(&context.settings, host)?;
+    if !matches!(target.trust, HostTrust::Unknown) {
+        return Ok(Vec::new());
+    }
+    let keys =
+        Connection::scan(&target).await.map_err(error::ssh(&host.name, "ask for its key"))?;
+    Ok(keys.iter().map(|key| key.describe()).collect())
+}
+
+fn pins(host: &Host, options: &EnrollOptions) -> Result<Vec<Pin>> {
+    let pins = options.host_keys.iter().map(|text| text.parse()).collect::<hvbak_ssh::Result<_>>();
+    pins.map_err(error::ssh(&host.name, "understand the given fingerprint"))
+}
+
 /// The target of the first login, with the user's consent to unknown keys when given.
-fn first_target(context: &Context, host: &Host, options: &EnrollOptions) -> Result<Target> {
+fn first_target(context: &EnrollContext, host: &Host, options: &EnrollOptions) -> Result<Target> {
     let settings = &context.settings;
     let mut target = match &options.bootstrap {
         Bootstrap::Own => hosts::target(settings, host)?,
@@ -144,10 +206,13 @@ fn first_target(context: &Context, host: &Host, options: &EnrollOptions) -> Resu
             hosts::target_as(settings, host, options.bootstrap_user.clone(), identity)?
         }
     };
-    if options.accept_new_host_keys && matches!(target.trust, HostTrust::Unknown) {
+    let pins = pins(host, options)?;
+    if matches!(target.trust, HostTrust::Unknown) && !pins.is_empty() {
+        target.trust = HostTrust::Pinned(pins);
+    } else if options.accept_new_host_keys && matches!(target.trust, HostTrust::Unknown) {
         let (context, name) = (context.clone(), host.name.clone());
         target.trust = HostTrust::Consent(Arc::new(move |key| {
-            context.warn(None, format!("{name}: host key {} accepted unseen", key.describe()));
+            context.warn(format!("{name}: host key {} accepted unseen", key.describe()));
             true
         }));
     }
@@ -155,15 +220,25 @@ fn first_target(context: &Context, host: &Host, options: &EnrollOptions) -> Resu
 }
 
 async fn first_login(
-    context: &Context,
+    context: &EnrollContext,
     host: &Host,
     options: &EnrollOptions,
 ) -> Result<(Connection, hvbak_ssh::HostInfo)> {
     let target = first_target(context, host, options)?;
-    let consented = matches!(target.trust, HostTrust::Consent(_));
+    let pins = pins(host, options)?;
+    let is_new = matches!(target.trust, HostTrust::Consent(_)) || !pins.is_empty();
     let connection =
         Connection::connect(&target).await.map_err(error::ssh(&host.name, "log in"))?;
-    if consented && let Some(key) = connection.host_key() {
+    let key = connection.host_key();
+    if let Some(key) = &key
+        && !pins.is_empty()
+        && !pins.iter().any(|pin| pin.matches(key))
+    {
+        let (host, shown) = (host.name.clone(), key.describe());
+        connection.close().await;
+        return Err(RunError::HostKeyNotGiven { host, shown });
+    }
+    if is_new && let Some(key) = key {
         PinStore::open(hosts::pin_file(&context.settings))
             .and_then(|mut store| store.add(&target.host, target.port, &key))
             .map_err(error::ssh(&host.name, "remember the host key"))?;
@@ -173,7 +248,7 @@ async fn first_login(
 }
 
 fn grant(
-    context: &Context,
+    context: &EnrollContext,
     options: &EnrollOptions,
     info: &hvbak_ssh::HostInfo,
     key: &str,
@@ -186,7 +261,7 @@ fn grant(
 }
 
 async fn install_on(
-    context: &Context,
+    context: &EnrollContext,
     host: &Host,
     options: &EnrollOptions,
     key: &str,
@@ -225,7 +300,7 @@ async fn install_on(
 }
 
 async fn revoke_on(
-    context: &Context,
+    context: &EnrollContext,
     host: &Host,
     options: &EnrollOptions,
     key: &str,
@@ -250,7 +325,7 @@ async fn revoke_on(
 
 /// New key on every host, proven; then the files are swapped; then the old key goes.
 async fn rotate_all(
-    context: &Context,
+    context: &EnrollContext,
     hosts: &[&Host],
     options: &EnrollOptions,
 ) -> Result<Vec<EnrollOutcome>> {
@@ -272,7 +347,7 @@ async fn rotate_all(
             let _ = drop_key(context, host, &new).await;
         }
         remove_pair(&new_file);
-        context.warn(None, "the old key stays everywhere: not every host took the new one");
+        context.warn("the old key stays everywhere: not every host took the new one");
         return Ok(outcomes);
     }
     for (from, to) in [(&new_file, &key_file), (&public(&new_file), &public(&key_file))] {
@@ -283,17 +358,18 @@ async fn rotate_all(
     }
     for host in hosts {
         if let Err(cause) = drop_key(context, host, &old).await {
-            context.warn(
-                None,
-                format!("{}: the old key is still there: {}", host.name, crate::chain(&cause)),
-            );
+            context.warn(format!(
+                "{}: the old key is still there: {}",
+                host.name,
+                crate::chain(&cause)
+            ));
         }
     }
     Ok(outcomes)
 }
 
 async fn add_new(
-    context: &Context,
+    context: &EnrollContext,
     host: &Host,
     options: &EnrollOptions,
     key: &str,
@@ -314,7 +390,7 @@ async fn add_new(
     Ok("new key installed, login proven".into())
 }
 
-async fn drop_key(context: &Context, host: &Host, key: &str) -> Result<()> {
+async fn drop_key(context: &EnrollContext, host: &Host, key: &str) -> Result<()> {
     let own = hosts::target(&context.settings, host)?;
     let connection = Connection::connect(&own).await.map_err(error::ssh(&host.name, "log in"))?;
     let dropped = async {

@@ -40,6 +40,8 @@ pub enum RunError {
     UnknownHost { host: String },
     #[error("engine recorded no host key for {host} and the configuration has none")]
     NoHostKey { host: String },
+    #[error("host {host} has the recorded key {shown}, and another fingerprint was given")]
+    HostKeyNotGiven { host: String, shown: String },
     #[error("snapshot `{description}` {what}")]
     Snapshot { description: String, what: String },
     #[error("freezing the guest of {vm} failed and is required")]
@@ -286,7 +288,7 @@ impl RunError {
                 _ if cause.is_login() => 12,
                 _ => 1,
             },
-            Self::NoHostKey { .. } => 13,
+            Self::NoHostKey { .. } | Self::HostKeyNotGiven { .. } => 13,
             Self::Repository { cause, .. } => match cause {
                 RepoError::NoRepository { .. } => 10,
                 RepoError::Locked { .. } => 11,
@@ -468,6 +470,9 @@ impl RunError {
             Self::DrillUnfit { .. } => "set `scratch` and `user` of [drill] in the configuration",
             Self::NoWorkerBinary => {
                 "install the hvbak-worker package, or set worker.path in the configuration"
+            }
+            Self::HostKeyNotGiven { .. } => {
+                "compare with `ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub` on its console"
             }
             Self::NoHostKey { .. } => {
                 "set hosts.NAME.host_key in the configuration, or enrol with `--accept-new-host-keys`"

@@ -41,7 +41,10 @@ pub use doctor::{Check, Health, doctor};
 pub use drill::{
     DrillContext, DrillPlan, DrillReport, DrillSettings, DrillWishes, drill, drill_plan,
 };
-pub use enroll::{Bootstrap, EnrollMode, EnrollOptions, EnrollOutcome, enroll};
+pub use enroll::{
+    Bootstrap, EnrollContext, EnrollMode, EnrollOptions, EnrollOutcome, enroll, host_by_address,
+    unknown_host_keys,
+};
 pub use error::{Result, RunError};
 pub use event::{Event, Events, Silent, Sink};
 pub use gather::{

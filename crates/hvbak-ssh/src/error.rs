@@ -237,7 +237,8 @@ impl Error {
                  may be between"
                 .into(),
             Self::HostKeyUnknown { .. } => "compare with `ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub` \
-                 on the host's console, then consent or write the key into the configuration"
+                 on the host's console, then give it (`hvbak enroll --fingerprint`) or write the key into the \
+                 configuration"
                 .into(),
             Self::KeyMode { path, .. } => format!("run `chmod 600 {}`", path.display()),
             Self::KeyLocked { .. } => "give a passphrase file or load the key into an SSH agent".into(),

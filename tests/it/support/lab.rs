@@ -141,6 +141,28 @@ impl Lab {
         started
     }
 
+    /// Runs hvbak on a terminal, where these lines are typed.
+    #[track_caller]
+    pub fn typed(&self, args: &[&str], lines: &[&str]) -> Run {
+        let file = self.scratch("typed");
+        fs::write(&file, lines.join("\n") + "\n").expect("what is typed");
+        let hvbak = self.command(args);
+        let words: Vec<_> = std::iter::once(hvbak.get_program())
+            .chain(hvbak.get_args())
+            .map(|word| format!("'{}'", word.to_str().expect("a word")))
+            .collect();
+        let line = r#"exec script --quiet --return --command "$1" /dev/null <"$2""#;
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", line, "sh", &words.join(" ")]).arg(&file);
+        for (key, value) in hvbak.get_envs() {
+            match value {
+                Some(value) => shell.env(key, value),
+                None => shell.env_remove(key),
+            };
+        }
+        Started::new(&mut shell).wait()
+    }
+
     /// Runs `hvbak-lab COMMAND --dir LAB ARGS…`, which must succeed.
     #[track_caller]
     pub fn lab(&self, command: &str, args: &[&str]) -> String {

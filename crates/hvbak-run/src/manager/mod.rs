@@ -32,9 +32,9 @@ use hvbak_types::{Host, JobId};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    enroll::EnrollContext,
     event::{Event, Events},
     hosts,
-    job::Context,
     settings::{HostOverride, Settings},
 };
 
@@ -100,7 +100,10 @@ impl ManagerContext {
 
 /// What [`crate::enroll`] takes to enrol the manager as it enrols hypervisors. The engine
 /// has no record of the manager's key: without a configured one it needs consent.
-pub fn manager_as_host(context: &Context, manager: &ManagerSettings) -> (Context, Host) {
+pub fn manager_as_host(
+    context: &EnrollContext,
+    manager: &ManagerSettings,
+) -> (EnrollContext, Host) {
     let host = hosts::unlisted(&manager.address);
     let mut settings = Settings::clone(&context.settings);
     let known = HostOverride {
@@ -112,7 +115,7 @@ pub fn manager_as_host(context: &Context, manager: &ManagerSettings) -> (Context
     settings.hosts.insert(host.name.clone(), known);
     // engine-backup needs all of root's rights, not the worker's.
     settings.worker.push = true;
-    (Context { settings: Arc::new(settings), ..context.clone() }, host)
+    (EnrollContext { settings: Arc::new(settings), ..context.clone() }, host)
 }
 
 /// A failed run's log and output were kept there.

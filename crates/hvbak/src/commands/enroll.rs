@@ -1,6 +1,8 @@
 //! `hvbak enroll`.
 
-use hvbak_run::{Bootstrap, EnrollMode, EnrollOptions, KeyKind};
+use std::io::IsTerminal;
+
+use hvbak_run::{Bootstrap, EnrollContext, EnrollMode, EnrollOptions, KeyKind};
 use hvbak_types::{Host, HostStatus};
 use serde_json::json;
 
@@ -14,6 +16,9 @@ use crate::{
 pub async fn run(face: &Face, args: EnrollArgs) -> Outcome {
     if args.hosts.is_empty() && !args.all && !args.manager {
         return Err(CliError::usage("name hosts, `--all`, or `--manager`"));
+    }
+    if args.fingerprint.is_some() && !args.manager && args.hosts.len() != 1 {
+        return Err(CliError::usage("`--fingerprint` is of one host's key: name one host"));
     }
     if args.rotate && !args.all {
         return Err(CliError::Usage {
@@ -49,40 +54,89 @@ pub async fn run(face: &Face, args: EnrollArgs) -> Outcome {
             .filter(|part| !part.is_empty())
             .collect(),
         accept_new_host_keys: args.accept_new_host_keys,
+        host_keys: args.fingerprint.iter().cloned().collect(),
     };
+    if args.without_engine || args.manager {
+        return without_engine(face, &args, options).await;
+    }
     let context = face.context().await?;
     let result = async {
-        let inventory;
-        let (own_context, manager);
-        let (context, hosts) = if args.manager {
-            let section = face.manager_context()?.manager;
-            (own_context, manager) = hvbak_run::manager_as_host(&context, &section);
-            (&own_context, vec![&manager])
-        } else {
-            inventory = hvbak_run::inventory(&context).await?;
-            (&context, choose(&inventory.hosts, &args)?)
-        };
-        if args.dry_run {
-            for host in &hosts {
-                face.printer.data(&format!("{} ({}:{})", host.name, host.address, host.ssh.port.unwrap_or(22)));
-            }
-            return Ok((DONE, json!({ "dry_run": true, "hosts": hosts.iter().map(|h| &h.name).collect::<Vec<_>>() })));
-        }
-        let outcomes = hvbak_run::enroll(context, &hosts, &options).await?;
-        let failed: Vec<_> = outcomes.iter().filter(|o| o.error.is_some()).collect();
-        for hint in failed.iter().filter_map(|o| o.hint.as_ref()) {
-            face.printer.say(&format!("hint: {hint}"));
-        }
-        let code = match (failed.len(), outcomes.len()) {
-            (0, _) => DONE,
-            (f, n) if f < n => PARTLY,
-            _ => failed.first().map_or(FAILED, |o| o.exit),
-        };
-        Ok((code, json!({ "hosts": outcomes })))
+        let inventory = hvbak_run::inventory(&context).await?;
+        let hosts = choose(&inventory.hosts, &args)?;
+        enroll(face, &args, &EnrollContext::from(&context), &hosts, &options).await
     }
     .await;
     context.engine.logout().await;
     result
+}
+
+/// A machine that the engine is not asked about.
+async fn without_engine(face: &Face, args: &EnrollArgs, mut options: EnrollOptions) -> Outcome {
+    let context = face.enroll_context()?;
+    let (context, host) = if args.manager {
+        let section = face.manager_context()?.manager;
+        hvbak_run::manager_as_host(&context, &section)
+    } else {
+        let [name] = args.hosts.as_slice() else {
+            return Err(CliError::usage("`--without-engine` takes one host"));
+        };
+        (context, hvbak_run::host_by_address(name))
+    };
+    let known = options.accept_new_host_keys || !options.host_keys.is_empty();
+    if !known && !args.dry_run && !face.printer.json && std::io::stdin().is_terminal() {
+        options.host_keys = ask(face, &context, &host).await?;
+    }
+    enroll(face, args, &context, &[&host], &options).await
+}
+
+/// Shows somebody what a host offers; gives what is taken for its own.
+async fn ask(face: &Face, context: &EnrollContext, host: &Host) -> Result<Vec<String>, CliError> {
+    let keys = hvbak_run::unknown_host_keys(context, host).await?;
+    if keys.is_empty() {
+        return Ok(keys);
+    }
+    face.printer.say(&format!("{} shows these keys:", host.name));
+    for key in &keys {
+        face.printer.say(&format!("  {key}"));
+    }
+    face.printer.ask("   yes: its console shows one of these; anything else: stop.");
+    let read = || {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).map(|_| line)
+    };
+    let answer = tokio::task::spawn_blocking(read).await.ok().and_then(Result::ok);
+    if answer.is_some_and(|line| line.trim() == "yes") {
+        return Ok(keys);
+    }
+    Err(CliError::usage("nobody has said that the host's key is right"))
+}
+
+async fn enroll(
+    face: &Face,
+    args: &EnrollArgs,
+    context: &EnrollContext,
+    hosts: &[&Host],
+    options: &EnrollOptions,
+) -> Outcome {
+    if args.dry_run {
+        for host in hosts {
+            let port = host.ssh.port.unwrap_or(22);
+            face.printer.data(&format!("{} ({}:{port})", host.name, host.address));
+        }
+        let names: Vec<_> = hosts.iter().map(|host| &host.name).collect();
+        return Ok((DONE, json!({ "dry_run": true, "hosts": names })));
+    }
+    let outcomes = hvbak_run::enroll(context, hosts, options).await?;
+    let failed: Vec<_> = outcomes.iter().filter(|o| o.error.is_some()).collect();
+    for hint in failed.iter().filter_map(|o| o.hint.as_ref()) {
+        face.printer.say(&format!("hint: {hint}"));
+    }
+    let code = match (failed.len(), outcomes.len()) {
+        (0, _) => DONE,
+        (f, n) if f < n => PARTLY,
+        _ => failed.first().map_or(FAILED, |o| o.exit),
+    };
+    Ok((code, json!({ "hosts": outcomes })))
 }
 
 fn choose<'a>(all: &'a [Host], args: &EnrollArgs) -> Result<Vec<&'a Host>, CliError> {

@@ -31,8 +31,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use hvbak_repo::{Identities, Recipients};
 use hvbak_run::{
-    Context, EngineAccess, GuestSettings, HostOverride, ManagerContext, ManagerSettings, RunError,
-    Settings, SshSettings, Timeouts, TransferSettings, WorkerSettings,
+    Context, EngineAccess, EnrollContext, GuestSettings, HostOverride, ManagerContext,
+    ManagerSettings, RunError, Settings, SshSettings, Timeouts, TransferSettings, WorkerSettings,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -88,6 +88,18 @@ impl Face {
             engine = login => Ok(engine?),
             () = self.cancel.cancelled() => Err(RunError::Cancelled.into()),
         }
+    }
+
+    /// What an enrolment needs: no engine.
+    pub fn enroll_context(&self) -> Result<EnrollContext, CliError> {
+        let config = self.config()?;
+        let repository = hvbak_run::open_repository(&config.repository.path)?;
+        Ok(EnrollContext {
+            repository: Arc::new(repository),
+            settings: Arc::new(settings(&config)?),
+            events: self.printer.clone(),
+            cancel: self.cancel.clone(),
+        })
     }
 
     /// What jobs on the manager need: no engine.
