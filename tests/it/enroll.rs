@@ -134,6 +134,22 @@ fn a_host_is_enrolled_without_an_engine_by_the_fingerprint_that_its_console_show
     lab.hvbak(&["enroll", "hv9", "--without-engine"]).exits(0).says("enrolled already");
     let other = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
     let run = lab.hvbak(&["enroll", "hv9", "--without-engine", "--fingerprint", other]);
+    run.exits(13);
+    lab.hvbak(&["enroll", "hv9", "--without-engine"]).exits(0).says("enrolled already");
+    // It was installed anew: what is remembered of it is no longer so, and its console says what is.
+    let remembered = lab.path("id_hvbak.known_hosts");
+    let known = fs::read_to_string(&remembered).unwrap();
+    let second = lab.up["hosts"][1]["root"].as_str().unwrap();
+    let foreign = fs::read_to_string(format!("{second}/etc/ssh/ssh_host_ed25519_key.pub")).unwrap();
+    let name = known.split_whitespace().next().unwrap();
+    fs::write(&remembered, format!("{name} {foreign}")).unwrap();
+    lab.hvbak(&["enroll", "hv9", "--without-engine"]).exits(13).says("--fingerprint");
+    lab.hvbak(&[&with[..], &first].concat()).exits(0).says("enrolled already");
+    assert_eq!(fs::read_to_string(&remembered).unwrap(), known);
+    // What the configuration says is not overruled by a word on the command line.
+    let own = fs::read_to_string(&public).unwrap().trim().to_owned();
+    lab.configure(|text| text + &format!("host_key = \"{own}\"\n"));
+    let run = lab.hvbak(&["enroll", "hv9", "--without-engine", "--fingerprint", other]);
     run.exits(13).says("another fingerprint was given");
     lab.hvbak(&["hosted-engine", "status", "--host", "hv9"]).never_says("cannot log in");
     lab.hvbak(&["enroll", "hv9", "--without-engine", "--revoke"]).exits(0);

@@ -86,7 +86,8 @@ pub struct EnrollOptions {
     pub from: Vec<String>,
     pub accept_new_host_keys: bool,
     /// One of these is the host's key, as somebody has seen at its console: fingerprints or
-    /// whole keys. What the engine or the configuration says of it must hold as well.
+    /// whole keys. What the engine or the configuration says of it must hold as well; what hvbak
+    /// itself remembers of it is replaced.
     pub host_keys: Vec<String>,
 }
 
@@ -207,7 +208,8 @@ fn first_target(context: &EnrollContext, host: &Host, options: &EnrollOptions) -
         }
     };
     let pins = pins(host, options)?;
-    if matches!(target.trust, HostTrust::Unknown) && !pins.is_empty() {
+    // A machine that was installed anew has another key than the one that we remember.
+    if !pins.is_empty() && hosts::is_known_to_us_alone(settings, host) {
         target.trust = HostTrust::Pinned(pins);
     } else if options.accept_new_host_keys && matches!(target.trust, HostTrust::Unknown) {
         let (context, name) = (context.clone(), host.name.clone());
@@ -240,7 +242,12 @@ async fn first_login(
     }
     if is_new && let Some(key) = key {
         PinStore::open(hosts::pin_file(&context.settings))
-            .and_then(|mut store| store.add(&target.host, target.port, &key))
+            .and_then(|mut store| {
+                if !pins.is_empty() && !store.keys(&target.host, target.port).contains(&key) {
+                    store.remove(&target.host, target.port)?;
+                }
+                store.add(&target.host, target.port, &key)
+            })
             .map_err(error::ssh(&host.name, "remember the host key"))?;
     }
     let info = probe(&connection).await.map_err(error::ssh(&host.name, "look around"))?;

@@ -88,6 +88,13 @@ pub fn options(settings: &Settings) -> SshOptions {
     }
 }
 
+/// Whether nobody but hvbak itself may have recorded a host's key: neither the configuration
+/// nor the engine.
+pub fn is_known_to_us_alone(settings: &Settings, host: &Host) -> bool {
+    let configured = settings.hosts.get(&host.name).is_some_and(|site| site.host_key.is_some());
+    !configured && host.ssh.public_key.is_none() && host.ssh.fingerprint.is_none()
+}
+
 /// Where keys are recorded that the user accepted although the engine knew none.
 pub fn pin_file(settings: &Settings) -> PathBuf {
     settings.ssh.key_file.with_extension("known_hosts")

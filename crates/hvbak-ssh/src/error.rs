@@ -231,10 +231,11 @@ impl Error {
             Self::NoCommonAlgorithm { .. } => {
                 "set `legacy = true` for this host only if it really is that old".into()
             }
-            Self::HostKeyMismatch { .. } => "if the host was reinstalled, refresh its key in the engine \
-                 (host > Edit > fetch SSH public key, or reinstall) and check the new value on the \
-                 host's console with `ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub`; otherwise somebody \
-                 may be between"
+            Self::HostKeyMismatch { .. } => "if the host was reinstalled, look at its new key on its \
+                 console (`ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub`) and refresh it where it is \
+                 recorded: in the engine (host > Edit > fetch SSH public key, or reinstall), as \
+                 `host_key` in the configuration, or with `hvbak enroll --fingerprint`; otherwise \
+                 somebody may be between"
                 .into(),
             Self::HostKeyUnknown { .. } => "compare with `ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub` \
                  on the host's console, then give it (`hvbak enroll --fingerprint`) or write the key into the \

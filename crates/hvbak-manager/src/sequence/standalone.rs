@@ -3,7 +3,7 @@
 use super::{
     Act, Hand, Lost, Place, Sequence, Sign, Site, Step,
     deploy::{deployed, fit, sent, tidied},
-    steps::{again, maintained, person, shut_down, spm, stopped},
+    steps::{MANAGER_ENROLLED, again, maintained, person, shut_down, spm, stopped},
     words::quoted,
 };
 
@@ -70,8 +70,9 @@ pub(super) fn to_standalone(site: &Site) -> Vec<Step> {
             &[
                 "dnf install ovirt-engine   # of the archive's version or a newer one of it; no engine-setup",
                 "# DNS forward and reverse, or the old address",
-                "# hvbak's public key (`key_file` of [ssh], with `.pub`) into /root/.ssh/authorized_keys",
-                "# [manager] of hvbak's configuration: `host_key` is this machine's (ssh-keyscan, compare)",
+                "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub   # at its console: its fingerprint",
+                "# on the backup host, where [manager] has no `host_key` or this machine's:",
+                MANAGER_ENROLLED,
             ],
         ),
         Step { once: true, ..restored.by(Hand::HvbakWhenSure, Act::Restore, Sign::Restored) },

@@ -5,6 +5,10 @@ use super::{
     words::quoted,
 };
 
+/// Gives hvbak's key to a manager's machine that is new.
+pub(super) const MANAGER_ENROLLED: &str =
+    "hvbak enroll --manager --fingerprint SHA256:… --bootstrap-password-file FILE";
+
 /// A step of a person's, seen by nothing.
 pub(super) fn person(
     name: &'static str,
@@ -135,10 +139,8 @@ pub(super) fn swept(fresh: &str) -> Step {
 }
 
 pub(super) fn again(sequence: Sequence) -> Step {
-    let enrol = "hvbak enroll --manager --accept-new-host-keys --bootstrap-password-file FILE";
-    let key =
-        "# where [manager] has a `host_key`, it is the old one: ssh-keyscan, compare, replace";
-    let all = [key, enrol, "hvbak doctor", "hvbak manager-backup"];
+    let key = "# where [manager] has a `host_key`, it is the old one: replace it by what the new machine's console shows";
+    let all = [key, MANAGER_ENROLLED, "hvbak doctor", "hvbak manager-backup"];
     let (title, commands) = match sequence {
         // The machine stayed what it was.
         Sequence::Overwrite => ("everything is backed up again", &all[2..]),

@@ -123,7 +123,7 @@ fn rows(sequence: Sequence) -> Vec<Row> {
             stop,
             backup,
             shutdown,
-            ("machine", FreshMachine, Person, None, Sign::None, "authorized_keys"),
+            ("machine", FreshMachine, Person, None, Sign::None, "enroll --manager --fingerprint"),
             (
                 "restore",
                 BackupHost,
