@@ -134,3 +134,81 @@ fn a_restore_that_fails_takes_away_what_it_made() {
     assert_ne!(run.code, 0, "{run}");
     lab.assert_clean();
 }
+
+fn map(lab: &Lab, text: &str) -> String {
+    let path = lab.path("site.toml");
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn several_points_come_back_in_one_call_as_a_map_says() {
+    let lab = Lab::standard();
+    lab.fill_web1();
+    let (web, db) = (lab.save("web1", "web1_data"), lab.save("db1", "db1_Disk1"));
+    lab.hvbak(&["backup", "--vm", "web1", "--vm", "db1"]).exits(0);
+    fn both<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        ["restore", "web1", "db1"].iter().chain(more).copied().collect()
+    }
+    lab.hvbak(&both(&["--name", "same"])).exits(2).says("{name}");
+    let file = map(
+        &lab,
+        "name = \"{name}-dr\"\n[vms.db1]\nname = \"books\"\ndisconnected = true\n\
+         [vms.db1.disks.db1_Disk1]\nname = \"books_boot\"\ninterface = \"sata\"\n\
+         [vms.web1]\npower_on = true\n[vms.web1.disks.web1_data]\nstorage_domain = \"nowhere\"\n",
+    );
+    let (vms, disks) = (lab.state()["vms"].clone(), lab.state()["disks"].clone());
+    let run = lab.json(&both(&["--map", &file, "--dry-run"])).exits(3);
+    assert_eq!(run.result()["failed"][0]["name"], "web1", "{run}");
+    // One that cannot be planned keeps all from being begun, unless that is not wanted.
+    lab.hvbak(&both(&["--map", &file])).exits(2).says("nowhere").says("nothing was begun");
+    assert_eq!((&vms, &disks), (&lab.state()["vms"], &lab.state()["disks"]));
+    let run = lab.json(&both(&["--map", &file, "--keep-going"])).exits(3);
+    assert_eq!(run.result()["done"][0]["name"], "books", "{run}");
+    lab.same("books", "books_boot", &db);
+    let state = vm(&lab, "books");
+    assert!(!state["nics"].as_array().unwrap().iter().any(|n| n["linked"] == true), "{state}");
+    let file = map(&lab, "name = \"{name}-dr\"\n[vms.db1]\nskip = true\n");
+    let run = lab.json(&both(&["--map", &file, "--disk-name", "web1_data:data"])).exits(2);
+    assert!(run.to_string().contains("web1_data"), "it is no disk of db1: {run}");
+    lab.hvbak(&[
+        "restore",
+        "web1",
+        "--map",
+        &file,
+        "--disk-name",
+        "web1_data:data",
+        "--boot",
+        "web1_data",
+    ])
+    .exits(0);
+    lab.same("web1-dr", "data", &web);
+    map(&lab, "nmae = \"x\"\n");
+    lab.hvbak(&both(&["--map", &file])).exits(2).says("nmae");
+    lab.assert_clean_but(&["books", "web1-dr"]);
+}
+
+#[test]
+fn a_site_is_brought_back_by_what_it_lacks() {
+    let lab = Lab::standard();
+    let db = lab.save("db1", "db1_Disk1");
+    lab.hvbak(&["backup", "--vm", "db1", "--vm", "web1"]).exits(0);
+    let id = vm(&lab, "db1")["id"].as_str().unwrap().to_owned();
+    let disks = vm(&lab, "db1")["disks"].clone();
+    lab.api("DELETE", &format!("/vms/{id}"), "");
+    wait_for("the VM is gone", || {
+        !lab.state()["vms"].as_array().unwrap().iter().any(|v| v["name"] == "db1")
+    });
+    let nothing = lab.json(&["restore", "--all", "--until", "2020-01-01"]).exits(0);
+    assert_eq!(nothing.result()["done"], serde_json::json!([]), "{nothing}");
+    let run = lab.json(&["restore", "--all"]).exits(0);
+    assert_eq!(run.result()["existing"], serde_json::json!(["web1"]), "{run}");
+    assert_eq!(run.result()["done"][0]["name"], "db1", "{run}");
+    assert_ne!(vm(&lab, "db1")["disks"], disks);
+    lab.same("db1", "db1_Disk1", &db);
+    // Once more there is nothing to do.
+    let run = lab.json(&["restore", "--all"]).exits(0);
+    assert_eq!(run.result()["done"], serde_json::json!([]), "{run}");
+    lab.hvbak(&["restore", "--all", "web1"]).exits(2);
+    lab.hvbak(&["restore"]).exits(2);
+}

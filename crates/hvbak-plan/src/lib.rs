@@ -27,8 +27,8 @@ pub use host::{HostChoice, choose_host};
 pub use level::{Base, BaseDisk, LayerFacts, Level, WhyFull, Wish, disk_level, sub_chain};
 pub use policy::{Assignment, Assignments, Why, assign_vms};
 pub use restore::{
-    MacRule, NicFacts, NicTarget, PointDisk, PointFacts, RestoreDisk, RestoreError, RestoreFormat,
-    RestoreOptions, RestorePlan, plan_restore,
+    DiskRule, MacRule, NicFacts, NicRule, NicTarget, PointDisk, PointFacts, RestoreDisk,
+    RestoreError, RestoreFormat, RestoreOptions, RestorePlan, SiteNames, plan_restore,
 };
 pub use resume::{Left, RESUME_DAYS, Resume, WhyAnew, may_continue};
 pub use retention::{KeepFacts, KeepRules, Verdict, judge_by_policy, judge_points};

@@ -1,15 +1,20 @@
 //! The plan of a restore: which VM, disks and NICs are made, where, and from what.
 
-use hvbak_types::{
-    ClusterId, DataCenterId, DiskFormat, DiskId, DomainId, DomainKind, DomainStatus, Inventory,
-    PointId, StorageDomain, VmId, VnicProfileId,
-};
-use serde::Serialize;
+mod disks;
+mod nics;
 
+use std::collections::BTreeMap;
+
+use hvbak_types::{
+    ClusterId, DataCenterId, DiskFormat, DiskId, DomainId, Inventory, PointId, VmId, VnicProfileId,
+};
+use serde::{Deserialize, Serialize};
+
+pub use self::{disks::DiskRule, nics::NicRule};
 use crate::host::{HostChoice, choose_host};
 
 /// How a restored disk is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestoreFormat {
     /// A sparse raw file.
@@ -89,6 +94,7 @@ pub struct PointFacts {
 /// What the user wants different from the original.
 #[derive(Debug, Clone, Default)]
 pub struct RestoreOptions {
+    /// `{name}` and `{point}` in it stand for the stored ones.
     pub name: Option<String>,
     pub cluster: Option<String>,
     /// `SD` for all disks or `DISK:SD` for one (disk by alias or id, domain by name or id).
@@ -99,11 +105,30 @@ pub struct RestoreOptions {
     pub format: Option<RestoreFormat>,
     /// Disk interface for all disks.
     pub interface: Option<String>,
+    /// What is different about single disks, by alias or id.
+    pub disk_rules: BTreeMap<String, DiskRule>,
     pub no_nics: bool,
+    /// Only these NICs, by name.
+    pub nics: Vec<String>,
+    /// The profile of all NICs: `NETWORK/PROFILE`, a profile's name, or `none`.
+    pub nic_profile: Option<String>,
+    /// What is different about single NICs, by name.
+    pub nic_rules: BTreeMap<String, NicRule>,
     pub mac: Option<MacRule>,
     pub disconnected: bool,
     pub power_on: bool,
     pub host: Option<String>,
+    /// What this site calls things; counts where nothing above does.
+    pub site: SiteNames,
+}
+
+/// What another site calls the things that were backed up, by their stored names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SiteNames {
+    pub clusters: BTreeMap<String, String>,
+    pub storage_domains: BTreeMap<String, String>,
+    /// `NETWORK/PROFILE` to `NETWORK/PROFILE` or `none`.
+    pub vnic_profiles: BTreeMap<String, String>,
 }
 
 /// A disk that will be made and written.
@@ -188,6 +213,10 @@ impl RestoreError {
         let text = match self {
             Self::NameTaken { .. } => "give another name with `--name`",
             Self::Unknown { what: "disk", .. } => "see the point's disks with `hvbak show POINT`",
+            Self::Unknown { what: "NIC", .. } => "see the point's NICs with `hvbak show POINT`",
+            Self::Unknown { what: "vNIC profile", .. } => {
+                "give it as NETWORK/PROFILE, as `hvbak list networks` shows them; `none` for no network"
+            }
             Self::Unknown { what: "cluster", .. } => {
                 "choose one of `hvbak list clusters` with `--cluster`"
             }
@@ -214,7 +243,12 @@ pub fn plan_restore(
     point: &PointFacts,
     options: &RestoreOptions,
 ) -> Result<RestorePlan, RestoreError> {
-    let name = options.name.clone().unwrap_or_else(|| point.name.clone());
+    let name = match &options.name {
+        None => point.name.clone(),
+        Some(text) => {
+            text.replace("{name}", &point.name).replace("{point}", &point.point.to_string())
+        }
+    };
     if inventory.vms.iter().any(|vm| vm.name == name) {
         return Err(RestoreError::NameTaken { name });
     }
@@ -223,8 +257,8 @@ pub fn plan_restore(
         .data_center
         .ok_or_else(|| RestoreError::NoDataCenter { name: cluster.name.clone() })?;
     let mut warnings = Vec::new();
-    let disks = plan_disks(inventory, point, options, data_center)?;
-    check_space(inventory, &disks)?;
+    let disks = disks::plan_disks(inventory, point, options, data_center)?;
+    disks::check_space(inventory, &disks)?;
     let host = if disks.is_empty() {
         None
     } else {
@@ -236,7 +270,7 @@ pub fn plan_restore(
     let nics = if options.no_nics {
         Vec::new()
     } else {
-        plan_nics(inventory, point, options, data_center, &mut warnings)
+        nics::plan_nics(inventory, point, options, data_center, &mut warnings)?
     };
     let mut tags = Vec::new();
     for tag in &point.tags {
@@ -267,7 +301,9 @@ fn find_cluster<'a>(
     point: &PointFacts,
     options: &RestoreOptions,
 ) -> Result<&'a hvbak_types::Cluster, RestoreError> {
-    let text = options.cluster.as_ref().or(point.cluster_name.as_ref());
+    let stored = point.cluster_name.as_ref();
+    let here = stored.and_then(|name| options.site.clusters.get(name));
+    let text = options.cluster.as_ref().or(here).or(stored);
     let text =
         text.ok_or(RestoreError::Unknown { what: "cluster", text: "(not recorded)".into() })?;
     inventory
@@ -275,200 +311,6 @@ fn find_cluster<'a>(
         .iter()
         .find(|c| c.name == *text || c.id.to_string() == *text)
         .ok_or_else(|| RestoreError::Unknown { what: "cluster", text: text.clone() })
-}
-
-fn plan_disks(
-    inventory: &Inventory,
-    point: &PointFacts,
-    options: &RestoreOptions,
-    data_center: DataCenterId,
-) -> Result<Vec<RestoreDisk>, RestoreError> {
-    let names = |disk: &PointDisk, text: &str| disk.alias == text || disk.id.to_string() == text;
-    let mappings: Vec<(Option<&str>, &str)> = options
-        .storage_domains
-        .iter()
-        .map(|text| match text.split_once(':') {
-            Some((disk, domain)) => (Some(disk), domain),
-            None => (None, text.as_str()),
-        })
-        .collect();
-    let mentioned = options.disks.iter().chain(&options.exclude_disks).map(String::as_str);
-    for text in mentioned.chain(mappings.iter().filter_map(|(disk, _)| *disk)) {
-        if !point.disks.iter().any(|d| names(d, text)) {
-            return Err(RestoreError::Unknown { what: "disk", text: text.to_owned() });
-        }
-    }
-    let mut out = Vec::new();
-    for disk in &point.disks {
-        if !options.disks.is_empty() && !options.disks.iter().any(|t| names(disk, t))
-            || options.exclude_disks.iter().any(|t| names(disk, t))
-        {
-            continue;
-        }
-        let wanted = mappings
-            .iter()
-            .find(|(d, _)| d.is_some_and(|t| names(disk, t)))
-            .or_else(|| mappings.iter().find(|(d, _)| d.is_none()))
-            .map(|(_, domain)| *domain);
-        let domain = match wanted {
-            Some(text) => inventory
-                .storage_domains
-                .iter()
-                .find(|d| d.name == text || d.id.to_string() == text)
-                .ok_or_else(|| RestoreError::Unknown { what: "domain", text: text.to_owned() })?,
-            None => original_domain(inventory, disk)?,
-        };
-        check_target(domain, data_center)?;
-        out.push(RestoreDisk {
-            source: disk.id,
-            alias: disk.alias.clone(),
-            virtual_size: disk.virtual_size,
-            data_bytes: disk.data_bytes,
-            domain: domain.id,
-            domain_name: domain.name.clone(),
-            format: format_on(domain, disk.format, options.format)?,
-            block: domain.storage.is_block(),
-            interface: options
-                .interface
-                .clone()
-                .or_else(|| disk.interface.clone())
-                .unwrap_or_else(|| "virtio_scsi".to_owned()),
-            bootable: disk.bootable,
-            active: disk.active,
-            read_only: disk.read_only,
-            pass_discard: disk.pass_discard,
-            wipe_after_delete: disk.wipe_after_delete,
-        });
-    }
-    if out.is_empty() && !point.disks.is_empty() {
-        return Err(RestoreError::NoDisk);
-    }
-    Ok(out)
-}
-
-fn original_domain<'a>(
-    inventory: &'a Inventory,
-    disk: &PointDisk,
-) -> Result<&'a StorageDomain, RestoreError> {
-    let by_id = inventory.storage_domains.iter().find(|d| Some(d.id) == disk.domain);
-    by_id
-        .or_else(|| {
-            inventory.storage_domains.iter().find(|d| Some(&d.name) == disk.domain_name.as_ref())
-        })
-        .ok_or_else(|| RestoreError::DomainGone { alias: disk.alias.clone() })
-}
-
-fn check_target(domain: &StorageDomain, data_center: DataCenterId) -> Result<(), RestoreError> {
-    let refuse = |why: String| Err(RestoreError::Domain { name: domain.name.clone(), why });
-    if domain.kind != DomainKind::Data {
-        return refuse(format!("is a domain of type {}: it cannot hold VM disks", domain.kind));
-    }
-    if !domain.data_centers.contains(&data_center) {
-        return refuse("is not attached to the cluster's data center".into());
-    }
-    if let Some(status) = &domain.status
-        && *status != DomainStatus::Active
-    {
-        return refuse(format!("is {status}"));
-    }
-    if !domain.storage.is_file() && !domain.storage.is_block() {
-        return refuse(format!("is {}: disks there are neither files nor LVs", domain.storage));
-    }
-    Ok(())
-}
-
-/// Block domains hold no sparse raw volumes: what was one becomes qcow2, thin as before.
-fn format_on(
-    domain: &StorageDomain,
-    stored: RestoreFormat,
-    wanted: Option<RestoreFormat>,
-) -> Result<RestoreFormat, RestoreError> {
-    match wanted.unwrap_or(stored) {
-        RestoreFormat::RawSparse if domain.storage.is_block() => match wanted {
-            None => Ok(RestoreFormat::Cow),
-            Some(_) => Err(RestoreError::Domain {
-                name: domain.name.clone(),
-                why: format!("is {}: it cannot hold sparse raw disks", domain.storage),
-            }),
-        },
-        format => Ok(format),
-    }
-}
-
-/// Space that the restore takes at once: all of a preallocated disk, the guest data of
-/// another.
-fn check_space(inventory: &Inventory, disks: &[RestoreDisk]) -> Result<(), RestoreError> {
-    for domain in &inventory.storage_domains {
-        let needed: u64 = disks
-            .iter()
-            .filter(|d| d.domain == domain.id)
-            .map(|d| match d.format {
-                RestoreFormat::RawPreallocated => d.virtual_size,
-                RestoreFormat::RawSparse | RestoreFormat::Cow => d.data_bytes,
-            })
-            .sum();
-        let reserve = domain.critical_space_gib.unwrap_or(0) << 30;
-        if needed > 0
-            && let Some(available) = domain.available
-            && available.saturating_sub(reserve) < needed
-        {
-            let name = domain.name.clone();
-            return Err(RestoreError::NoSpace { name, available, reserve, needed });
-        }
-    }
-    Ok(())
-}
-
-fn plan_nics(
-    inventory: &Inventory,
-    point: &PointFacts,
-    options: &RestoreOptions,
-    data_center: DataCenterId,
-    warnings: &mut Vec<String>,
-) -> Vec<NicTarget> {
-    let original_exists = inventory.vms.iter().any(|vm| vm.id == point.vm);
-    let keep = match options.mac.unwrap_or(MacRule::Auto) {
-        MacRule::Auto => !original_exists,
-        MacRule::Keep => true,
-        MacRule::New => false,
-    };
-    let network_of = |id| inventory.networks.iter().find(|n| Some(n.id) == id);
-    let in_center = |p: &hvbak_types::VnicProfile| {
-        network_of(p.network).is_some_and(|n| n.data_center == Some(data_center))
-    };
-    point
-        .nics
-        .iter()
-        .map(|nic| {
-            let by_id = inventory
-                .vnic_profiles
-                .iter()
-                .find(|p| Some(p.id) == nic.profile_id && in_center(p));
-            let profile = by_id.or_else(|| {
-                let (profile, network) = nic.profile.as_ref()?;
-                inventory.vnic_profiles.iter().find(|p| {
-                    p.name == *profile
-                        && in_center(p)
-                        && network_of(p.network).is_some_and(|n| n.name == *network)
-                })
-            });
-            if profile.is_none() && (nic.profile.is_some() || nic.profile_id.is_some()) {
-                warnings.push(format!(
-                    "NIC `{}` gets no network: its vNIC profile does not exist in the data center",
-                    nic.name
-                ));
-            }
-            NicTarget {
-                name: nic.name.clone(),
-                interface: nic.interface.clone(),
-                mac: if keep { nic.mac.clone() } else { None },
-                linked: nic.linked && !options.disconnected,
-                plugged: nic.plugged,
-                profile: profile.map(|p| p.id),
-                profile_name: profile.map(|p| p.name.clone()),
-            }
-        })
-        .collect()
 }
 
 #[cfg(test)]

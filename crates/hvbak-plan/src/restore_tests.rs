@@ -1,6 +1,6 @@
 //! Tables for the restore plan.
 
-use hvbak_types::{Inventory, Network, NetworkId, StorageKind, VnicProfile};
+use hvbak_types::{DomainKind, Inventory, Network, NetworkId, StorageKind, VnicProfile};
 
 use super::*;
 use crate::backup::tests::{inventory, vm};
@@ -131,4 +131,118 @@ fn what_cannot_be_restored_is_refused_before_anything_is_done() {
     check(|i, _, _| i.storage_domains[0].data_centers.clear(), "not attached");
     check(|i, _, _| i.storage_domains[0].available = Some(5 << 30), "bytes free");
     check(|i, _, _| i.hosts.clear(), "no host");
+}
+
+/// A second domain, network and cluster, as another site has them.
+fn elsewhere() -> Inventory {
+    let mut inv = with_network();
+    inv.clusters[0].name = "dr-cluster".into();
+    inv.storage_domains[0].name = "dr-data".into();
+    inv.storage_domains[0].id = DomainId::random();
+    inv.networks[0].name = "dr-net".into();
+    inv
+}
+
+#[test]
+fn another_sites_names_are_taken_where_nothing_nearer_says_otherwise() {
+    let inv = elsewhere();
+    let of = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect::<BTreeMap<_, _>>()
+    };
+    let site = SiteNames {
+        clusters: of(&[("Default", "dr-cluster")]),
+        storage_domains: of(&[("data1", "dr-data")]),
+        vnic_profiles: of(&[("ovirtmgmt/ovirtmgmt", "dr-net/ovirtmgmt")]),
+    };
+    let name = Some("{name}-dr-{point}".to_owned());
+    let options = RestoreOptions { name, site: site.clone(), ..RestoreOptions::default() };
+    let plan = plan_restore(&inv, &point(), &options).unwrap();
+    assert_eq!(plan.name, "web1-dr-20261121T021454Z");
+    assert_eq!(
+        (plan.cluster_name.as_str(), plan.disks[0].domain_name.as_str()),
+        ("dr-cluster", "dr-data")
+    );
+    assert_eq!(plan.nics[0].profile, Some(inv.vnic_profiles[0].id));
+    // Without them it is told what is missing.
+    let bare = plan_restore(&inv, &point(), &RestoreOptions::default()).unwrap_err();
+    assert_eq!(bare, RestoreError::Unknown { what: "cluster", text: "Default".into() });
+    // A name of the other site that does not exist is no reason to take another.
+    let wrong = SiteNames { vnic_profiles: of(&[("ovirtmgmt/ovirtmgmt", "dr-net/gone")]), ..site };
+    let options = RestoreOptions { site: wrong, ..options };
+    let error = plan_restore(&inv, &point(), &options).unwrap_err();
+    assert_eq!(error, RestoreError::Unknown { what: "vNIC profile", text: "dr-net/gone".into() });
+}
+
+#[test]
+fn single_disks_and_nics_can_be_different() {
+    let inv = with_network();
+    let mut p = point();
+    let second = PointDisk {
+        id: DiskId::random(),
+        alias: "web1_data".into(),
+        bootable: false,
+        ..p.disks[0].clone()
+    };
+    p.disks.push(second);
+    p.nics.push(NicFacts { name: "nic2".into(), ..p.nics[0].clone() });
+    let rule = DiskRule {
+        name: Some("boot2".into()),
+        format: Some(RestoreFormat::Cow),
+        interface: Some("sata".into()),
+        active: Some(false),
+        bootable: Some(true),
+        storage_domain: None,
+    };
+    let nic = NicRule {
+        profile: Some("none".into()),
+        mac: Some("02:00:00:00:00:01".into()),
+        linked: Some(false),
+    };
+    let options = RestoreOptions {
+        disk_rules: [("web1_data".to_owned(), rule)].into(),
+        nic_rules: [("nic2".to_owned(), nic)].into(),
+        interface: Some("virtio_scsi".into()),
+        ..RestoreOptions::default()
+    };
+    let plan = plan_restore(&inv, &p, &options).unwrap();
+    let disk = |n: usize| {
+        let d = &plan.disks[n];
+        (d.alias.clone(), d.format, d.interface.clone(), d.active, d.bootable)
+    };
+    assert_eq!(
+        disk(0),
+        ("web1_Disk1".into(), RestoreFormat::RawSparse, "virtio_scsi".into(), true, false)
+    );
+    assert_eq!(disk(1), ("boot2".into(), RestoreFormat::Cow, "sata".into(), false, true));
+    let nics: Vec<_> =
+        plan.nics.iter().map(|n| (n.profile.is_some(), n.mac.clone(), n.linked)).collect();
+    assert_eq!(nics[0], (true, Some("00:1a:4a:16:01:0a".into()), true));
+    assert_eq!(nics[1], (false, Some("02:00:00:00:00:01".into()), false));
+    let only = RestoreOptions { nics: vec!["nic2".into()], ..RestoreOptions::default() };
+    assert_eq!(plan_restore(&inv, &p, &only).unwrap().nics.len(), 1);
+    let unknown = |what, options: &RestoreOptions| {
+        assert_eq!(
+            plan_restore(&inv, &p, options).unwrap_err(),
+            RestoreError::Unknown { what, text: "x".into() }
+        );
+    };
+    unknown("NIC", &RestoreOptions { nics: vec!["x".into()], ..RestoreOptions::default() });
+    unknown(
+        "NIC",
+        &RestoreOptions {
+            nic_rules: [("x".into(), NicRule::default())].into(),
+            ..RestoreOptions::default()
+        },
+    );
+    unknown(
+        "disk",
+        &RestoreOptions {
+            disk_rules: [("x".into(), DiskRule::default())].into(),
+            ..RestoreOptions::default()
+        },
+    );
+    unknown(
+        "vNIC profile",
+        &RestoreOptions { nic_profile: Some("x".into()), ..RestoreOptions::default() },
+    );
 }

@@ -46,6 +46,23 @@ impl Repository {
         }
     }
 
+    /// Each VM's newest point up to the end of a day (in UTC), or of all.
+    ///
+    /// # Errors
+    /// Also of a newest point that cannot be read: an older one would be a silent replacement.
+    pub fn newest_points(&self, until: Option<jiff::civil::Date>) -> Result<Vec<Point>> {
+        // Names of points begin with their day.
+        let last = until.map(|day| day.strftime("%Y%m%dT~").to_string());
+        let fits = |id: &PointId| last.as_ref().is_none_or(|last| id.as_str() < last.as_str());
+        let mut newest = Vec::new();
+        for vm in self.vm_ids()? {
+            if let Some(id) = self.point_ids(vm)?.iter().rfind(|id| fits(id)) {
+                newest.push(self.point(vm, id)?);
+            }
+        }
+        Ok(newest)
+    }
+
     /// Finds a VM by id, or by its name in its newest point.
     pub fn find_vm(&self, text: &str) -> Result<VmId> {
         let absent = || Error::NoVm { text: text.to_owned() };

@@ -120,3 +120,16 @@ pub async fn find_point(repository: &Arc<Repository>, selector: &str) -> Result<
     let (repository, selector) = (repository.clone(), selector.to_owned());
     blocking("find the point", move || repository.find(&selector)).await
 }
+
+/// Each VM's newest point up to the end of a day (in UTC), or of all.
+///
+/// # Errors
+/// That the repository cannot be read; also a newest point that cannot: an older one would be a
+/// silent replacement.
+pub async fn newest_points(
+    repository: &Arc<Repository>,
+    until: Option<jiff::civil::Date>,
+) -> Result<Vec<Point>> {
+    let repository = repository.clone();
+    blocking("find the newest points", move || repository.newest_points(until)).await
+}

@@ -48,8 +48,8 @@ pub use enroll::{
 pub use error::{Result, RunError};
 pub use event::{Event, Events, Silent, Sink};
 pub use gather::{
-    fetch_ca, find_point, inventory, list_inventory, list_snapshots, login, older_than,
-    open_repository, vm_facts,
+    fetch_ca, find_point, inventory, list_inventory, list_snapshots, login, newest_points,
+    older_than, open_repository, vm_facts,
 };
 pub use hook::{Hook, HookMoment, Hooks};
 pub use hvbak_ssh::enroll::KeyKind;

@@ -2,6 +2,7 @@
 
 mod hosted_engine;
 mod manager;
+mod restore;
 
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ pub use hosted_engine::{
     SequenceArg,
 };
 pub use manager::{IdentityArg, ManagerBackupArgs, ManagerVerifyArgs};
+pub use restore::{DiskFormatArg, InterfaceArg, MacArg, NicArg, RestoreArgs};
 
 use crate::share::Share;
 
@@ -377,82 +379,6 @@ pub struct VerifyArgs {
     /// walk through all of them; a point keeps its share
     #[arg(long, value_name = "[K/]N", requires = "all", conflicts_with = "points")]
     pub share: Option<Share>,
-}
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  hvbak restore web1@latest --name web1-copy --disconnected\n  hvbak restore web1@2026-11-21 --storage-domain fast --power-on\n  hvbak restore db1 --disk db1_data --storage-domain db1_data:slow --format cow"
-)]
-pub struct RestoreArgs {
-    #[arg(help = POINT_HELP)]
-    pub point: String,
-    /// Name of the restored VM
-    #[arg(long)]
-    pub name: Option<String>,
-    /// Cluster for the VM
-    #[arg(long, value_name = "NAME|ID")]
-    pub cluster: Option<String>,
-    /// Domain for all disks, or for one as DISK:DOMAIN
-    #[arg(long, value_name = "[DISK:]DOMAIN")]
-    pub storage_domain: Vec<String>,
-    /// Only these disks, by alias or id
-    #[arg(long, value_name = "ALIAS|ID")]
-    pub disk: Vec<String>,
-    /// All disks but these
-    #[arg(long, value_name = "ALIAS|ID")]
-    pub exclude_disk: Vec<String>,
-    /// Format of the new disks; as backed up when not given
-    #[arg(long, value_enum)]
-    pub format: Option<DiskFormatArg>,
-    /// Interface of the disks
-    #[arg(long, value_enum)]
-    pub interface: Option<InterfaceArg>,
-    /// Whether NICs are made
-    #[arg(long, value_enum, default_value = "keep")]
-    pub nic: NicArg,
-    /// MAC addresses; without it stored ones are kept only when the original VM is gone
-    #[arg(long, value_enum)]
-    pub mac: Option<MacArg>,
-    /// Make the NICs unplugged from the network
-    #[arg(long)]
-    pub disconnected: bool,
-    /// Start the VM when all is done
-    #[arg(long)]
-    pub power_on: bool,
-    /// Write through this host
-    #[arg(long, value_name = "HOST")]
-    pub host: Option<String>,
-    /// Print the plan and do nothing
-    #[arg(long)]
-    pub dry_run: bool,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum DiskFormatArg {
-    RawSparse,
-    RawPreallocated,
-    Cow,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub enum InterfaceArg {
-    Virtio,
-    VirtioScsi,
-    Sata,
-    Ide,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum, PartialEq, Eq)]
-pub enum NicArg {
-    Keep,
-    None,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum MacArg {
-    Keep,
-    New,
 }
 
 #[derive(Debug, Args)]

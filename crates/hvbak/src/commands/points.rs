@@ -101,6 +101,17 @@ pub fn show(face: &Face, args: ShowArgs) -> Outcome {
             if d.bootable { "bootable" } else { "not bootable" },
         ));
     }
+    if let Ok(facts) = hvbak_run::point_facts(&repository, &point) {
+        for nic in &facts.nics {
+            let of = nic.profile.as_ref().map(|(profile, network)| format!("{network}/{profile}"));
+            text.push_str(&format!(
+                "nic          {}, {}, {}\n",
+                nic.name,
+                nic.mac.as_deref().unwrap_or("-"),
+                of.as_deref().unwrap_or("no network"),
+            ));
+        }
+    }
     for d in &m.skipped {
         text.push_str(&format!("left out     {}: {}\n", d.alias, d.reason));
     }
