@@ -159,6 +159,54 @@ fn a_restore_that_is_killed_at_any_moment_is_done_once_and_leaves_nothing() {
 }
 
 #[test]
+fn a_backup_that_is_killed_at_any_moment_leaves_nothing_behind_the_next_run_or_a_cleanup() {
+    let site = Site::new();
+    let lab = &site.lab;
+    lab.configure(|text| format!("{text}recipients = [\"{PUBLIC}\"]\n"));
+    fs::copy(fixtures().join("4.5.7-all.backup"), site.root.join("play/archive")).unwrap();
+    site.play("b_ok_all");
+    let stored = lab.path("repository/manager/engine.example.test");
+    let partials = || {
+        let names = fs::read_dir(&stored).unwrap().map(|e| e.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with(".partial-")).count()
+    };
+    let began = Instant::now();
+    lab.hvbak(&["manager-backup"]).exits(0);
+    let whole = began.elapsed();
+    for n in 1..=MOMENTS {
+        let started = lab.start(&["manager-backup"]);
+        std::thread::sleep(whole * n / (MOMENTS + 1));
+        started.signal(Signal::SIGKILL);
+        started.wait();
+        if n % 2 == 0 {
+            lab.hvbak(&["manager-backup"]).exits(0);
+        } else {
+            // One that is at work is nobody's to sweep, and then it is gone with the next.
+            hvbak_tests::wait_for("the end", || {
+                let left = fs::read_dir(site.root.join("var/lib/hvbak-manager")).unwrap();
+                left.into_iter().all(|e| {
+                    let run = e.unwrap().path();
+                    !run.is_dir() || run.join("rc").exists()
+                })
+            });
+            lab.hvbak(&["cleanup"]).exits(0);
+        }
+        site.assert_swept();
+        assert_eq!(partials(), 0, "moment {n}");
+        lab.hvbak(&["cleanup"]).exits(0).says("nothing is left behind");
+        lab.assert_clean();
+    }
+    // Also one that no journal knows.
+    let partial = stored.join(".partial-20260101T000000Z");
+    fs::create_dir(&partial).unwrap();
+    fs::write(partial.join("engine.backup"), "half of it").unwrap();
+    lab.hvbak(&["cleanup", "--dry-run"]).exits(0).says("would remove").says("half-made");
+    assert_eq!(partials(), 1);
+    lab.hvbak(&["cleanup"]).exits(0).says("half-made");
+    assert_eq!(partials(), 0);
+}
+
+#[test]
 fn cleanup_leaves_a_restore_alone_that_nobody_has_judged() {
     let site = Site::new();
     fs::write(site.root.join("play/wait"), "").unwrap();
@@ -236,7 +284,7 @@ fn an_encrypted_archive_goes_there_and_back_and_opens_with_stock_age() {
     lab.hvbak(&["manager-points"]).exits(0).says("ENCRYPTED TO").says("age1zj8w38");
 
     let name = "engine.example.test";
-    let closed = lab.hvbak(&["manager-verify", name]).exits(0);
+    let closed = lab.hvbak(&["manager-verify", name]).exits(3);
     closed.says("stored bytes are as recorded").says("NOT CHECKED").never_says("whole,");
     lab.hvbak(&["manager-verify", name, "--identity", &mine])
         .exits(0)
@@ -273,8 +321,14 @@ fn an_encrypted_archive_goes_there_and_back_and_opens_with_stock_age() {
         .exits(0)
         .says("4 VMs and templates in the engine's database, as in the archive");
 
-    let drill = lab.json(&["drill", "--manager"]).exits(0);
+    let drill = lab.json(&["drill", "--manager"]).exits(3);
     assert!(drill.stdout.contains("NOT opened and not restored"), "{drill}");
+    assert_eq!(drill.of("drilled")[0]["outcome"], "skipped", "{drill}");
+    lab.hvbak(&["report"]).says("skipped").says("no identity was given");
+    let book = lab.path("book-without-a-key");
+    lab.hvbak(&["runbook", "--output", book.to_str().unwrap()]).exits(0);
+    let overview = fs::read_to_string(book.join("overview.md")).unwrap();
+    assert!(overview.contains("**NOT rehearsed: compared stored bytes"), "{overview}");
     lab.json(&["drill", "--manager", "--identity", &foreign]).says("not encrypted to");
     if has("initdb") && hvbak_tests::is_root() {
         let drill = lab.json(&["drill", "--manager", "--identity", &mine]).exits(0);

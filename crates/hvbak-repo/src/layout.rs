@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use hvbak_types::{DiskId, JobId, PointId, VmId};
 
+use crate::manager::ManagerName;
+
 pub const REPOSITORY: &str = "hvbak-repository.json";
 pub const MANIFEST: &str = "manifest.json";
 pub const SUMS: &str = "SHA256SUMS";
@@ -68,6 +70,10 @@ impl Layout {
 
     pub fn points_lock(&self, vm: VmId) -> PathBuf {
         self.locks().join(format!("points-{vm}.lock"))
+    }
+
+    pub fn archives_lock(&self, manager: &ManagerName) -> PathBuf {
+        self.locks().join(format!("archives-{manager}.lock"))
     }
 
     /// Records of runs that have ended.

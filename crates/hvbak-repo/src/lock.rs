@@ -4,9 +4,10 @@
 //! obstacle and there is no "break the lock" command. Lock files are never removed: a
 //! process that holds the lock of an unlinked file would hold nothing.
 //!
-//! Order, against deadlock: repository first, then VM, then its points. A VM lock holds the
-//! repository shared, so that whoever holds it exclusively is alone. The points' lock is
-//! what keeps a reader and a prune apart that would not meet at the VM's lock.
+//! Order, against deadlock: repository first, then VM or manager, then its points. A VM lock
+//! holds the repository shared, so that whoever holds it exclusively is alone. The points' lock
+//! is what keeps a reader and a prune apart that would not meet at the VM's lock, or at the
+//! manager's.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -21,6 +22,7 @@ use crate::{
     error::{At, Error, Result},
     identity::Holder,
     layout::Layout,
+    manager::ManagerName,
 };
 
 /// Longest text that is read from a lock file.
@@ -48,8 +50,8 @@ pub(crate) struct PartLock {
     _repository: RepositoryLock,
 }
 
-/// A VM's points are neither replaced nor removed until this is dropped (shared), or
-/// nobody reads them (exclusive).
+/// The points of a VM or a manager are neither replaced nor removed until this is dropped
+/// (shared), or nobody reads them (exclusive).
 #[derive(Debug)]
 pub struct PointsLock {
     /// None on a read-only file system without a lock file.
@@ -117,13 +119,31 @@ pub(crate) fn lock_part(
 /// Held shared by whoever reads points of a VM, exclusively for the moments in which one is
 /// replaced or removed. Taken after the VM's lock where both are.
 pub(crate) fn lock_points(layout: &Layout, vm: VmId, exclusive: bool) -> Result<PointsLock> {
+    lock_list(layout, &layout.points_lock(vm), exclusive, || format!("VM {vm}"))
+}
+
+/// As [`lock_points`], of a manager.
+pub(crate) fn lock_archives(
+    layout: &Layout,
+    manager: &ManagerName,
+    exclusive: bool,
+) -> Result<PointsLock> {
+    lock_list(layout, &layout.archives_lock(manager), exclusive, || format!("manager {manager}"))
+}
+
+fn lock_list(
+    layout: &Layout,
+    path: &Path,
+    exclusive: bool,
+    whose: impl FnOnce() -> String,
+) -> Result<PointsLock> {
     let repository = lock_shared(layout)?;
-    let path = layout.points_lock(vm);
-    let file = open_to_read(&path)?;
+    let file = open_to_read(path)?;
     if let Some(file) = &file
-        && take(file, &path, exclusive)?.is_some()
+        && take(file, path, exclusive)?.is_some()
     {
-        return Err(Error::Locked { what: format!("the list of points of VM {vm}"), holder: None });
+        let what = format!("the list of points of {}", whose());
+        return Err(Error::Locked { what, holder: None });
     }
     Ok(PointsLock { file, _repository: repository })
 }

@@ -22,7 +22,7 @@ use crate::{
     durable,
     error::{At, Error, Result},
     layout::{MANIFEST, PARTIAL, is_document_name},
-    lock::{PartLock, lock_part},
+    lock::{PartLock, PointsLock, lock_archives, lock_part},
     manager_point::{ManagerManifest, ManagerPoint},
     manager_staging::ManagerStaging,
     repository::Repository,
@@ -159,27 +159,44 @@ impl Repository {
         Ok(ManagerStaging::new(dir, path, point.clone()))
     }
 
-    /// Removes a half-made point; whether there was one.
-    pub fn remove_manager_partial(&self, lock: &ManagerLock, point: &PointId) -> Result<bool> {
-        durable::remove_tree(&self.manager_dir(&lock.name).join(format!("{PARTIAL}{point}")))
+    /// What of a manager is half-made or half removed. The lock proves that nobody is at it, and
+    /// none of it is gone on with.
+    pub fn manager_partials(&self, lock: &ManagerLock) -> Result<Vec<PathBuf>> {
+        let dir = self.manager_dir(&lock.name);
+        let entries = match fs::read_dir(&dir) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.reading(&dir)?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.reading(&dir)?;
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(PARTIAL)) {
+                found.push(entry.path());
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes them.
+    pub fn sweep_manager_partials(&self, lock: &ManagerLock) -> Result<()> {
+        for path in self.manager_partials(lock)? {
+            durable::remove_tree(&path)?;
+        }
+        Ok(())
     }
 
     /// Removes a point: hidden by one rename first, so that a reader sees all of it or
-    /// nothing. What an earlier removal that was stopped has left goes, too.
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] while somebody holds a point of this manager to read it.
     pub fn remove_manager_point(&self, lock: &ManagerLock, point: &PointId) -> Result<()> {
+        let _points = lock_archives(&self.layout, &lock.name, true)?;
         let dir = self.manager_dir(&lock.name);
         let hidden = dir.join(format!("{PARTIAL}{point}"));
         durable::remove_tree(&hidden)?;
         durable::rename_new(&dir.join(point.as_str()), &hidden)?;
-        durable::remove_tree(&hidden)?;
-        for entry in fs::read_dir(&dir).reading(&dir)? {
-            let path = entry.reading(&dir)?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
-            if name.starts_with(PARTIAL) {
-                durable::remove_tree(&path)?;
-            }
-        }
-        Ok(())
+        durable::remove_tree(&hidden).map(drop)
     }
 
     /// Managers that have a directory.
@@ -260,9 +277,27 @@ impl Repository {
     /// [`Error::Selector`], [`Error::NoPoint`]; a damaged point that is meant is an error,
     /// not replaced by an older one.
     pub fn find_manager_point(&self, selector: &str) -> Result<ManagerPoint> {
+        self.find_point_of(selector, |_| Ok(())).map(|(point, ())| point)
+    }
+
+    /// As [`Self::find_manager_point`]; no point of its manager is removed while it is held.
+    ///
+    /// # Errors
+    /// As there; [`Error::Locked`] while points of the manager are being removed.
+    pub fn hold_manager_point(&self, selector: &str) -> Result<(ManagerPoint, PointsLock)> {
+        self.find_point_of(selector, |name| lock_archives(&self.layout, name, false))
+    }
+
+    /// Finds a point after something was done about its manager.
+    fn find_point_of<T>(
+        &self,
+        selector: &str,
+        first: impl FnOnce(&ManagerName) -> Result<T>,
+    ) -> Result<(ManagerPoint, T)> {
         let unreadable = || Error::Selector { text: selector.chars().take(200).collect() };
         let (name, when) = selector.split_once('@').unwrap_or((selector, "latest"));
         let name: ManagerName = name.parse().map_err(|_| unreadable())?;
+        let held = first(&name)?;
         let wanted = if when == "latest" { String::new() } else { when.replace('-', "") };
         let digits = |c: char| c.is_ascii_digit() || matches!(c, 'T' | 'Z');
         if when.is_empty() || !wanted.chars().all(digits) {
@@ -275,7 +310,7 @@ impl Repository {
             id.as_str() == when || (when.len() <= 10 && id.as_str().starts_with(&wanted))
         };
         match ids.iter().rfind(|id| when == "latest" || fits(id)) {
-            Some(id) => read_point(&dir.join(id.as_str()), &name, id),
+            Some(id) => read_point(&dir.join(id.as_str()), &name, id).map(|point| (point, held)),
             None => Err(Error::NoPoint { vm: name.to_string(), when: when.to_owned() }),
         }
     }

@@ -1,7 +1,8 @@
 //! A manager's point in the making: its files, the archive encrypted on its way to the disk,
 //! and what becomes of the whole when it is done or has failed.
 //!
-//! Invariant: what is to be encrypted reaches the file system only behind the cipher.
+//! Invariants: what is to be encrypted reaches the file system only behind the cipher; what is
+//! neither published nor kept is removed, whatever the reason.
 
 use std::{
     fmt,
@@ -25,18 +26,30 @@ use crate::{
     sums,
 };
 
-/// A point that is being made.
+/// A point that is being made. Dropped, nothing is left of it: the run it is of is fetched again
+/// from its beginning, or not at all.
 #[derive(Debug)]
 pub struct ManagerStaging {
     dir: PathBuf,
     path: PathBuf,
     point: PointId,
     files: Vec<ManagerFile>,
+    /// It has the name it stays under.
+    is_in_place: bool,
+}
+
+impl Drop for ManagerStaging {
+    fn drop(&mut self) {
+        if !self.is_in_place {
+            // What this cannot remove, the next one that holds the manager removes.
+            let _ = durable::remove_tree(&self.path);
+        }
+    }
 }
 
 impl ManagerStaging {
     pub(crate) fn new(dir: PathBuf, path: PathBuf, point: PointId) -> Self {
-        Self { dir, path, point, files: Vec::new() }
+        Self { dir, path, point, files: Vec::new(), is_in_place: false }
     }
 
     /// Forgets a file that did not arrive whole.
@@ -106,7 +119,7 @@ impl ManagerStaging {
     }
 
     /// Puts the point in its place. Its `files` are those that were added.
-    pub fn publish(self, mut manifest: ManagerManifest) -> Result<ManagerPoint> {
+    pub fn publish(mut self, mut manifest: ManagerManifest) -> Result<ManagerPoint> {
         manifest.files.clone_from(&self.files);
         let list = self.files.iter().map(|f| (f.name.clone(), f.sha256)).collect();
         durable::write_new(&self.path.join(SUMS), sums::render(list).as_bytes())?;
@@ -118,11 +131,12 @@ impl ManagerStaging {
         durable::sync_dir(&self.path)?;
         let target = self.dir.join(self.point.as_str());
         durable::rename_new(&self.path, &target)?;
+        self.is_in_place = true;
         Ok(ManagerPoint { path: target, manifest })
     }
 
     /// Keeps log, output and outcome of what was done with a point. Returns where.
-    pub fn keep(self, outcome: &impl Serialize) -> Result<PathBuf> {
+    pub fn keep(mut self, outcome: &impl Serialize) -> Result<PathBuf> {
         let path = self.path.join(OUTCOME);
         let mut text = serde_json::to_vec_pretty(outcome)
             .map_err(|cause| Error::Encode { path: path.clone(), cause })?;
@@ -132,6 +146,7 @@ impl ManagerStaging {
         let target = self.dir.join(format!("{RESTORE}{}", self.point));
         durable::remove_tree(&target)?;
         durable::rename_new(&self.path, &target)?;
+        self.is_in_place = true;
         Ok(target)
     }
 
@@ -142,6 +157,7 @@ impl ManagerStaging {
         let target = self.dir.join(format!("{FAILED}{}", self.point));
         durable::remove_tree(&target)?;
         durable::rename_new(&self.path, &target)?;
+        self.is_in_place = true;
         Ok(target)
     }
 }

@@ -93,6 +93,50 @@ fn a_failed_run_keeps_its_log_and_no_archive() {
     assert!(repository.manager_points(&name).unwrap().points.is_empty());
 }
 
+#[test]
+fn what_is_neither_published_nor_kept_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = Repository::init(dir.path()).unwrap();
+    let name: ManagerName = "e".parse().unwrap();
+    let lock = repository.lock_manager(&name, JobId::random()).unwrap();
+    let point = "20261121T021454Z".parse().unwrap();
+    let mut staging = repository.stage_manager(&lock, &point).unwrap();
+    staging.add(ARCHIVE, b"half").unwrap();
+    assert_eq!(repository.manager_partials(&lock).unwrap().len(), 1);
+    drop(staging);
+    assert!(repository.manager_partials(&lock).unwrap().is_empty());
+    // Nor is what could not be published: there is a point of that name.
+    let staging = repository.stage_manager(&lock, &point).unwrap();
+    fs::create_dir(repository.manager_dir(&name).join(point.as_str())).unwrap();
+    staging.publish(manifest(&name, &point)).unwrap_err();
+    assert!(repository.manager_partials(&lock).unwrap().is_empty());
+    // What a killed process left is swept by whoever holds the manager.
+    fs::create_dir(repository.manager_dir(&name).join(".partial-20260101T000000Z")).unwrap();
+    repository.sweep_manager_partials(&lock).unwrap();
+    assert!(repository.manager_partials(&lock).unwrap().is_empty());
+}
+
+#[test]
+fn a_point_that_is_held_is_not_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = Repository::init(dir.path()).unwrap();
+    let name: ManagerName = "e".parse().unwrap();
+    let lock = repository.lock_manager(&name, JobId::random()).unwrap();
+    let point: PointId = "20261121T021454Z".parse().unwrap();
+    let mut staging = repository.stage_manager(&lock, &point).unwrap();
+    staging.add(ARCHIVE, b"archive").unwrap();
+    staging.publish(manifest(&name, &point)).unwrap();
+    let (held, hold) = repository.hold_manager_point("e").unwrap();
+    let error = repository.remove_manager_point(&lock, &point).unwrap_err();
+    assert!(matches!(error, Error::Locked { .. }), "{error}");
+    assert!(held.archive_path().exists());
+    // Readers do not keep one another out.
+    drop(repository.hold_manager_point("e").unwrap());
+    drop(hold);
+    repository.remove_manager_point(&lock, &point).unwrap();
+    assert!(matches!(repository.hold_manager_point("e"), Err(Error::NoPoint { .. })));
+}
+
 const PUBLIC: &str = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
 
 #[test]

@@ -60,7 +60,7 @@ pub enum RunOutcome {
     /// Its point was published, was found whole, or came through its rehearsal.
     Done,
     Failed,
-    /// The plan left it out.
+    /// The plan left it out, or what it needs was not given: an archive's private key.
     Skipped,
     /// The run was stopped before it was done.
     Stopped,

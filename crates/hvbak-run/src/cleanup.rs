@@ -53,7 +53,40 @@ pub async fn cleanup(context: &Context, dry_run: bool) -> Result<CleanupReport> 
         }
         replay(context, &view, &mut inventory, &mut report).await?;
     }
+    sweep_archives(context, dry_run, &mut report).await?;
     Ok(report)
+}
+
+/// What half-made points of managers are left, journal or not. Of a manager that somebody holds
+/// they are his.
+async fn sweep_archives(
+    context: &Context,
+    dry_run: bool,
+    report: &mut CleanupReport,
+) -> Result<()> {
+    let (repository, job) = (context.repository.clone(), context.job);
+    let found = blocking("sweep half-made points of managers", move || {
+        let mut found = Vec::new();
+        for name in repository.manager_names()? {
+            let lock = match repository.lock_manager(&name, job) {
+                Err(hvbak_repo::Error::Locked { .. }) => continue,
+                other => other?,
+            };
+            found.extend(repository.manager_partials(&lock)?);
+            if !dry_run {
+                repository.sweep_manager_partials(&lock)?;
+            }
+        }
+        Ok(found)
+    })
+    .await?;
+    for path in found {
+        let what = if dry_run { "would remove" } else { "removed" };
+        let text = format!("{what} {}, which is half-made", path.display());
+        context.events.event(&Event::Undone { text });
+        report.undone += 1;
+    }
+    Ok(())
 }
 
 async fn replay(
@@ -177,6 +210,13 @@ async fn undo(context: &Context, step: &Step, inventory: &mut Option<Inventory>)
                 });
             };
             let restore = matches!(step, Step::ManagerRestore { .. });
+            let name = manager
+                .parse::<hvbak_repo::ManagerName>()
+                .map_err(|why| RunError::ManagerUnfit { manager: manager.clone(), why })?;
+            let (repository, job) = (context.repository.clone(), context.job);
+            // A run that takes it home must not meet this.
+            let _lock =
+                blocking("lock the manager", move || repository.lock_manager(&name, job)).await?;
             crate::manager::undo(&context.settings, settings, base, point, restore).await?;
             Ok(true)
         }

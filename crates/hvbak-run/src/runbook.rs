@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use hvbak_repo::{Holder, Point, Repository, RunOutcome, VerifyOptions};
 use hvbak_runbook::{
-    DiskFacts, DomainFacts, DrillFacts, EngineFacts, Facts, HostFacts, MacPoolFacts,
+    DiskFacts, DomainFacts, DrillEnd, DrillFacts, EngineFacts, Facts, HostFacts, MacPoolFacts,
     ManagerDrillFacts, ManagerPointFacts, NetworkFacts, PointFacts, VerifyFacts, VmFacts,
 };
 use hvbak_types::{
@@ -143,7 +143,11 @@ fn drill_facts(last: &LastRun) -> DrillFacts {
     DrillFacts {
         at: last.finished,
         point: last.point.as_ref().map(ToString::to_string),
-        passed: last.outcome == RunOutcome::Done,
+        came: match last.outcome {
+            RunOutcome::Done => DrillEnd::Through,
+            RunOutcome::Failed => DrillEnd::Failed,
+            RunOutcome::Skipped | RunOutcome::Stopped => DrillEnd::NotDone,
+        },
         seen: last.reason.clone().unwrap_or_default(),
     }
 }

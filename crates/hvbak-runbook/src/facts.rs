@@ -123,10 +123,18 @@ pub struct VerifyFacts {
 pub struct DrillFacts {
     pub at: Timestamp,
     pub point: Option<String>,
-    /// Whether it came through.
-    pub passed: bool,
+    pub came: DrillEnd,
     /// Exactly what was seen.
     pub seen: String,
+}
+
+/// How a rehearsal ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DrillEnd {
+    Through,
+    Failed,
+    /// It was left out, or stopped: nothing is known by it.
+    NotDone,
 }
 
 #[derive(Debug, Clone)]

@@ -11,7 +11,7 @@ mod pages;
 mod text;
 
 pub use facts::{
-    DiskFacts, DomainFacts, DrillFacts, EngineFacts, Facts, HostFacts, MacPoolFacts,
+    DiskFacts, DomainFacts, DrillEnd, DrillFacts, EngineFacts, Facts, HostFacts, MacPoolFacts,
     ManagerDrillFacts, ManagerPointFacts, NetworkFacts, PointFacts, VerifyFacts, VmFacts,
 };
 pub use html::html;

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 use hvbak_runbook::{
-    DiskFacts, DomainFacts, DrillFacts, EngineFacts, Facts, HostFacts, MacPoolFacts,
+    DiskFacts, DomainFacts, DrillEnd, DrillFacts, EngineFacts, Facts, HostFacts, MacPoolFacts,
     ManagerDrillFacts, ManagerPointFacts, NetworkFacts, PointFacts, VerifyFacts, VmFacts, html,
     pages,
 };
@@ -106,7 +106,7 @@ fn site(name: &str) -> Facts {
                 drill: Some(DrillFacts {
                     at,
                     point: Some("20261120T021454Z".into()),
-                    passed: true,
+                    came: DrillEnd::Through,
                     seen: format!("login prompt seen by {name}"),
                 }),
             },
@@ -134,10 +134,12 @@ fn site(name: &str) -> Facts {
             size: 90 << 20,
             recipients: Vec::new(),
         }],
-        manager_drills: vec![ManagerDrillFacts {
-            manager: name.into(),
-            drill: DrillFacts { at, point: None, passed: false, seen: name.into() },
-        }],
+        manager_drills: [DrillEnd::Failed, DrillEnd::NotDone]
+            .map(|came| ManagerDrillFacts {
+                manager: name.into(),
+                drill: DrillFacts { at, point: None, came, seen: name.into() },
+            })
+            .into(),
         speed: Some(100 << 20),
         ..empty()
     }
@@ -179,7 +181,10 @@ fn a_site_is_in_its_pages() {
     assert!(all[0].markdown.contains("| 1 | web1 |"));
     let overview = &all[0].markdown;
     assert!(overview.contains("2026-11-21 02:14 UTC, 20261120T021454Z: login prompt seen by web1"));
-    assert!(overview.contains("Last drill of web1: 2026-11-21 02:14 UTC: **failed: web1**"));
+    for said in ["failed: web1", "NOT rehearsed: web1"] {
+        let line = format!("Last drill of web1: 2026-11-21 02:14 UTC: **{said}**");
+        assert!(overview.contains(&line), "{overview}");
+    }
     assert!(all[0].markdown.contains("| – | bare | web1 | **none** |"));
 }
 

@@ -47,14 +47,14 @@ pub enum Stage {
     /// `engine-cleanup` is still to run: it stops the engine and empties its databases.
     BeforeCleanup,
     BeforeRestore,
-    /// The archive lies on the manager; all that took its time.
-    BeforeStart,
 }
 
 /// All that is known.
 #[derive(Debug, Clone, Copy)]
 pub struct Case<'a> {
     pub stage: Stage,
+    /// The archive lies on the manager.
+    pub sent: bool,
     pub wishes: &'a Wishes,
     pub archive: &'a Report,
     /// The manager whose point it is, as the repository calls it.
@@ -471,7 +471,7 @@ impl Findings {
         let files = case.archive.parts.iter().find(|p| p.scope == Scope::Files);
         let unpacked = files.map_or(0, |p| p.unpacked);
         // What was sent is no longer among the free bytes.
-        let archive = if case.stage == Stage::BeforeStart { 0 } else { case.archive_size };
+        let archive = if case.sent { 0 } else { case.archive_size };
         let sum = |parts: &[u64]| parts.iter().fold(0_u64, |sum, n| sum.saturating_add(*n));
         let needed = sum(&[archive, case.archive.unpacked, unpacked, SPARE]);
         let remedy = "make room, or set `manager.work_dir` to a larger file system";

@@ -27,6 +27,7 @@ use crate::{
 /// A fresh Enterprise Linux 9 with engine-backup 4.5.7 and empty databases.
 struct World {
     stage: Stage,
+    sent: bool,
     wishes: Wishes,
     archive: Report,
     look: Look,
@@ -54,6 +55,7 @@ impl World {
         let databases = [Scope::Db, Scope::DwhDb, Scope::KeycloakDb];
         Self {
             stage: Stage::BeforeRestore,
+            sent: false,
             wishes,
             archive,
             look: Look::parse(look, "/usr/bin/engine-backup").unwrap(),
@@ -68,6 +70,7 @@ impl World {
     fn findings(&self) -> Vec<Finding> {
         preflight(&Case {
             stage: self.stage,
+            sent: self.sent,
             wishes: &self.wishes,
             archive: &self.archive,
             of: "engine.example.test",
@@ -593,8 +596,11 @@ fn the_databases_need_room_where_postgresql_keeps_them() {
     let files = world.archive.parts.iter().find(|p| p.scope == Scope::Files).unwrap();
     world.look.free += files.unpacked;
     assert_eq!(stops(&world), ["space"]);
-    world.stage = Stage::BeforeStart;
+    world.sent = true;
     assert_eq!(stops(&world), none);
+    (world.stage, world.machine.is_set_up) = (Stage::BeforeCleanup, true);
+    assert_eq!(stops(&world), none);
+    (world.stage, world.machine.is_set_up) = (Stage::BeforeRestore, false);
     world.db().empty = Some(false);
     assert_eq!(stops(&world), ["database-not-empty"]);
 }

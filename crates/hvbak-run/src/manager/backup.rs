@@ -3,7 +3,9 @@
 //! Success needs all of: exit code 0, the last line, a content line for what was asked, an
 //! archive that arrived with the sum it has on the manager, and an archive that is whole
 //! and holds what the program said (engine-backup.md §1, rules 1 and 3). A failed run
-//! leaves its log in the repository and nothing on the manager.
+//! leaves its log in the repository and nothing on the manager; a cancelled one leaves nothing
+//! on either side. Invariant: the journal is settled when the run's directory is gone from the
+//! manager, and not before: in it the archive lies in plain.
 
 use hvbak_manager::{
     Request, Scope,
@@ -23,7 +25,7 @@ use super::{
     ManagerContext,
     link::Link,
     pick_up::pick_up,
-    run::{OnCancel, Run},
+    run::Run,
     witness::{self, EngineAccess},
 };
 use crate::{
@@ -81,10 +83,11 @@ async fn with_link(
     let recipients = &options.recipients;
     let engine = options.engine.as_ref();
     let at = Place { look: &look, lock: &lock, name: &name, recipients, engine };
+    context.repository.sweep_manager_partials(&lock).map_err(error::repository("sweep"))?;
     let picked_up = pick_up(context, link, &at, &base).await?;
     check_fit(context, &look, &name)?;
     let point = PointId::at(jiff::Timestamp::now());
-    let mut run = Run { context, link, base, point: point.clone() };
+    let mut run = Run::new(context, link, base, point.clone());
     let arguments = command::backup(
         &look.version,
         &options.request,
@@ -112,19 +115,16 @@ async fn with_link(
         return Err(cause);
     }
     let result = take_home(&mut run, &at).await;
-    if result.is_ok() || is_settled(&result) {
+    if run.is_swept() {
         settle(journal, id).await?;
+    } else {
+        context.warn(format!(
+            "{} stays on the manager, with the archive in plain: the next `hvbak manager-backup` takes it home, or `hvbak cleanup` removes it",
+            run.dir()
+        ));
     }
     let (point, archive) = result?;
     Ok(ManagerBackupReport { point, archive, picked_up })
-}
-
-/// The directory on the manager is gone although the run failed.
-pub(super) fn is_settled<T>(result: &Result<T>) -> bool {
-    matches!(
-        result,
-        Err(RunError::ManagerRun { .. } | RunError::ManagerArchive { .. } | RunError::Cancelled)
-    )
 }
 
 async fn settle(journal: hvbak_repo::Journal, id: hvbak_repo::StepId) -> Result<()> {
@@ -179,11 +179,22 @@ pub(super) struct Place<'a> {
     pub engine: std::result::Result<&'a EngineAccess, &'a String>,
 }
 
-/// Waits for a run, fetches what it made, judges it, publishes or keeps the log, sweeps.
+/// Waits for a run, fetches what it made, judges it, publishes or keeps the log, sweeps. A
+/// cancelled one is stopped and swept; whether that went well, the run tells.
 pub(super) async fn take_home(run: &mut Run<'_>, at: &Place<'_>) -> Result<(ManagerPoint, Report)> {
+    let taken = fetch_and_judge(run, at).await;
+    if let Err(RunError::Cancelled) = taken
+        && let Err(cause) = run.give_up().await
+    {
+        run.context.warn(format!("the cancelled run: {}", crate::chain(&cause)));
+    }
+    taken
+}
+
+async fn fetch_and_judge(run: &mut Run<'_>, at: &Place<'_>) -> Result<(ManagerPoint, Report)> {
     let Place { look, lock, name, recipients, engine } = *at;
     let context = run.context;
-    let (ended, seconds) = run.wait(OnCancel::Stop).await?;
+    let (ended, seconds) = run.wait().await?;
     let mut staging = Some(
         context
             .repository
@@ -204,14 +215,7 @@ pub(super) async fn take_home(run: &mut Run<'_>, at: &Place<'_>) -> Result<(Mana
     };
     let sealed = if recipients.is_empty() { "" } else { ", encrypting it" };
     context.phase(format!("fetching the archive{sealed}"));
-    let arrived = match run.fetch_archive(&mut staging, recipients).await {
-        Ok(arrived) => arrived,
-        Err(RunError::Cancelled) => {
-            run.sweep().await?;
-            return Err(RunError::Cancelled);
-        }
-        Err(cause) => return Err(cause),
-    };
+    let arrived = run.fetch_archive(&mut staging, recipients).await?;
     let (plain, report) = arrived.unzip();
     let report = report.unwrap_or_default();
     if let Some(why) = contradiction(&said, &report) {

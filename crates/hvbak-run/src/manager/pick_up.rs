@@ -1,7 +1,8 @@
-//! Runs on the manager whose hvbak died: taken home, or swept when that was done already.
+//! Runs on the manager whose hvbak died: taken home, or swept when that was done already, or
+//! when they never began.
 //!
 //! Invariant: a run's directory is swept only when its point is published and readable, or
-//! when what it made was judged; the dead job's journal is settled after that, not before.
+//! when what it made was judged, or when somebody cancels its fetching; the dead job's journal is settled after that, not before.
 
 use hvbak_manager::remote::{Kind, Seen};
 use hvbak_repo::{ManagerName, ManagerPoint};
@@ -34,6 +35,17 @@ pub async fn pick_up(
     let mut picked_up = Vec::new();
     for Seen { name: run, owner, kind } in &look.runs {
         let Ok(point) = run.parse::<PointId>() else { continue };
+        let mine = *owner == context.repository.id().to_string();
+        if matches!(kind, Kind::Cleanup | Kind::Restore | Kind::Setup) && mine {
+            let mut run = Run::new(context, link, base.to_owned(), point.clone());
+            // Its archive was sent, and is in plain; nothing will ever use it.
+            if !run.poll().await?.started {
+                context.phase(format!("sweeping {} {point}, which never began", kind.program()));
+                run.sweep().await?;
+                settle(context, name, &point).await?;
+                continue;
+            }
+        }
         if *kind != Kind::Backup {
             // Only a restore can tell what became of a restore, only a move what of a move.
             context.warn(format!(
@@ -43,25 +55,29 @@ pub async fn pick_up(
             ));
             continue;
         }
-        if *owner != context.repository.id().to_string() {
+        if !mine {
             context.warn(format!("another hvbak's run {run} lies in {base} on the manager"));
             continue;
         }
-        let mut run = Run { context, link, base: base.to_owned(), point: point.clone() };
+        let mut run = Run::new(context, link, base.to_owned(), point.clone());
         let ended = if is_published(context, name, &point).await? {
             context.phase(format!("sweeping the run {point}, which is stored already"));
             run.sweep().await
         } else {
             context.phase(format!("picking up the run {point} of an earlier hvbak"));
             let taken = backup::take_home(&mut run, at).await;
-            let swept = backup::is_settled(&taken);
             match taken {
                 Ok((point, _)) => {
                     picked_up.push(point);
                     Ok(())
                 }
-                Err(RunError::Cancelled) => Err(RunError::Cancelled),
-                Err(cause) if swept => {
+                Err(RunError::Cancelled) => {
+                    if run.is_swept() {
+                        settle(context, name, &point).await?;
+                    }
+                    Err(RunError::Cancelled)
+                }
+                Err(cause) if run.is_swept() => {
                     context.warn(format!("the earlier run: {}", crate::chain(&cause)));
                     Ok(())
                 }

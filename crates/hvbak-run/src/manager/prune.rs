@@ -87,6 +87,7 @@ pub async fn manager_prune(
         };
         let removed_walks = expired_walks(repository.ended_walks(&manager)?, now);
         if !dry_run {
+            repository.sweep_manager_partials(&lock)?;
             for point in &removed {
                 repository.remove_manager_point(&lock, point)?;
             }

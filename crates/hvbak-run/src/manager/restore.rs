@@ -1,12 +1,13 @@
 //! `manager-restore`: an archive of the repository back onto a manager.
 //!
 //! engine-backup overwrites the configuration before it checks anything, so the order here
-//! is: the archive against its recorded sum, all pre-flights (`hvbak-manager/src/restore`),
-//! engine-cleanup when it is wished, the pre-flights again, the archive sent, the pre-flights
-//! once more because that takes its time, and only then the restore. Its
-//! output, its log and the rows that are there afterwards are judged together.
+//! is: the point held against a prune, its archive against its recorded sum, all pre-flights
+//! (`hvbak-manager/src/restore`), the archive sent, the pre-flights again because that takes
+//! its time, engine-cleanup when it is wished, the pre-flights once more, and only then the
+//! restore. Its output, its log and the rows that are there afterwards are judged together.
 //!
-//! Invariants: nothing is changed while a finding stops it; a part that was started is never
+//! Invariants: nothing is changed while a finding stops it, and nothing is taken away by
+//! engine-cleanup before what comes in its place lies whole on the manager; a part that was started is never
 //! stopped or forgotten, whoever loses the connection or dies: the next
 //! [`manager_restore_pick_up`] waits for it and judges it. Nothing of ours stays on the
 //! manager after the judgement; log and outcome are in the repository.
@@ -25,7 +26,7 @@ use serde::Serialize;
 
 use super::{
     ManagerContext,
-    restore_part::{Gift, Ran, Session},
+    restore_part::{Gift, Ran, Ready, Session},
     restore_source::Source,
     restored::{self, ManagerRestored, PickedUp, SetupDone},
     run::Parcel,
@@ -103,17 +104,13 @@ async fn plan(
     options: &ManagerRestoreOptions,
 ) -> Result<ManagerRestorePlan> {
     let stage = if options.wishes.cleanup { Stage::BeforeCleanup } else { Stage::BeforeRestore };
-    let findings = look(session, source, options, stage).await?;
+    let findings = look(session, source, options, stage, false).await?;
     let dir = format!("{}/RUN", session.base());
     let mut commands = Vec::new();
     let mut add = |what, line| commands.push(PlannedCommand { what, line });
     let words = |words: &[String]| {
         words.iter().map(|w| hvbak_ssh::sh_quote(w)).collect::<Vec<_>>().join(" ")
     };
-    if options.wishes.cleanup {
-        let line = words(&cleanup_command(session));
-        add("empty the databases and remove the configuration", line);
-    }
     let sealed =
         if source.point.manifest.encrypted.is_some() { ", decrypted on its way" } else { "" };
     let line =
@@ -122,6 +119,10 @@ async fn plan(
     for scope in options.passwords.keys() {
         let line = format!("cat >{dir}/{}", restore::passfile(*scope));
         add("send a password (mode 0600, removed when the restore ends)", line);
+    }
+    if options.wishes.cleanup {
+        let line = words(&cleanup_command(session));
+        add("empty the databases and remove the configuration", line);
     }
     add("restore", words(&restore_command(session, &options.wishes, &dir)?));
     add("remove archive, log and passwords", format!("rm -rf {dir}"));
@@ -181,36 +182,11 @@ async fn restore_with(
         return go_on(session, source, options, earlier).await;
     }
     let mut told = Vec::new();
-    if options.wishes.cleanup {
-        check(session, source, options, Stage::BeforeCleanup, &mut told).await?;
-        let command = cleanup_command(session);
-        let ran = session.run(Kind::Cleanup, &source.point.title(), &[], |_| Ok(command)).await?;
-        finish_tool(session, ran).await?;
-        session.cleaned = true;
-    }
-    check(session, source, options, Stage::BeforeRestore, &mut told).await?;
-    let parcel = Parcel {
-        point: source.point.clone(),
-        identities: session.context.identities.clone(),
-        sum: source.sum.clone(),
-    };
-    let mut gifts = vec![Gift::Archive { name: ARCHIVE.into(), parcel: Box::new(parcel) }];
-    for (scope, password) in &options.passwords {
-        let bytes = Bytes::from(format!("{}\n", password.expose()));
-        gifts.push(Gift::Secret { name: restore::passfile(*scope), bytes });
-    }
-    let root = session.look.root.clone();
-    let (version, program) =
-        (session.look.version.clone(), session.context.manager.program.clone());
-    let ready = session
-        .make_ready(Kind::Restore, &source.point.title(), &gifts, |dir| {
-            let arguments = restore::restore(&version, &options.wishes, dir)
-                .map_err(|cause| RunError::ManagerCommand { cause })?;
-            Ok([vec![format!("{root}{program}")], arguments].concat())
-        })
-        .await?;
+    let first = if options.wishes.cleanup { Stage::BeforeCleanup } else { Stage::BeforeRestore };
+    check(session, source, options, (first, false), &mut told).await?;
+    let ready = send(session, source, options).await?;
     // Sending takes its time, and somebody may have started the engine meanwhile.
-    if let Err(cause) = check(session, source, options, Stage::BeforeStart, &mut told).await {
+    if let Err(cause) = clear(session, source, options, &mut told).await {
         return Err(session.give_up(ready, cause).await?);
     }
     let ran = session.start(ready).await?;
@@ -224,6 +200,53 @@ async fn restore_with(
         done.setup = Some(set_up(session, source, setup).await?);
     }
     Ok(done)
+}
+
+/// The last looks before the restore is started, and engine-cleanup between them when it is
+/// wished.
+async fn clear(
+    session: &mut Session<'_>,
+    source: &Source,
+    options: &ManagerRestoreOptions,
+    told: &mut Vec<Finding>,
+) -> Result<()> {
+    if options.wishes.cleanup {
+        check(session, source, options, (Stage::BeforeCleanup, true), told).await?;
+        let command = cleanup_command(session);
+        let ran = session.run(Kind::Cleanup, &source.point.title(), &[], |_| Ok(command)).await?;
+        finish_tool(session, ran).await?;
+        session.cleaned = true;
+    }
+    check(session, source, options, (Stage::BeforeRestore, true), told).await
+}
+
+/// Makes the restore ready: the archive and the passwords lie on the manager, and nothing is
+/// started.
+async fn send(
+    session: &mut Session<'_>,
+    source: &Source,
+    options: &ManagerRestoreOptions,
+) -> Result<Ready> {
+    let parcel = Parcel {
+        point: source.point.clone(),
+        identities: session.context.identities.clone(),
+        sum: source.sum.clone(),
+    };
+    let mut gifts = vec![Gift::Archive { name: ARCHIVE.into(), parcel: Box::new(parcel) }];
+    for (scope, password) in &options.passwords {
+        let bytes = Bytes::from(format!("{}\n", password.expose()));
+        gifts.push(Gift::Secret { name: restore::passfile(*scope), bytes });
+    }
+    let root = session.look.root.clone();
+    let (version, program) =
+        (session.look.version.clone(), session.context.manager.program.clone());
+    session
+        .make_ready(Kind::Restore, &source.point.title(), &gifts, |dir| {
+            let arguments = restore::restore(&version, &options.wishes, dir)
+                .map_err(|cause| RunError::ManagerCommand { cause })?;
+            Ok([vec![format!("{root}{program}")], arguments].concat())
+        })
+        .await
 }
 
 /// After a restore that an earlier hvbak began: it is the wished one or another; of the
@@ -319,10 +342,10 @@ async fn check(
     session: &mut Session<'_>,
     source: &Source,
     options: &ManagerRestoreOptions,
-    stage: Stage,
+    (stage, sent): (Stage, bool),
     told: &mut Vec<Finding>,
 ) -> Result<()> {
-    let findings = look(session, source, options, stage).await?;
+    let findings = look(session, source, options, stage, sent).await?;
     let (stops, tells): (Vec<_>, Vec<_>) =
         findings.into_iter().partition(|f| f.weight == Weight::Stops);
     for finding in tells {
@@ -345,6 +368,7 @@ async fn look(
     source: &Source,
     options: &ManagerRestoreOptions,
     stage: Stage,
+    sent: bool,
 ) -> Result<Vec<Finding>> {
     session.context.phase("looking for what speaks against a restore");
     session.look_again().await?;
@@ -361,6 +385,7 @@ async fn look(
     };
     Ok(restore::preflight(&restore::Case {
         stage,
+        sent,
         wishes: &options.wishes,
         archive: &source.archive,
         of: &source.point.manifest.manager.to_string(),

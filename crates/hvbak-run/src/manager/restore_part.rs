@@ -23,7 +23,7 @@ use super::{
     ManagerContext, backup,
     link::{Link, is_broken},
     pick_up,
-    run::{OnCancel, Parcel, Run},
+    run::{Parcel, Run},
 };
 use crate::{
     error::{self, Result, RunError},
@@ -128,7 +128,11 @@ impl<'a> Session<'a> {
     pub async fn lock(&mut self) -> Result<()> {
         let (repository, name) = (self.context.repository.clone(), self.name.clone());
         let job = self.context.job;
-        let lock = blocking("lock the manager", move || repository.lock_manager(&name, job));
+        let lock = blocking("lock the manager", move || {
+            let lock = repository.lock_manager(&name, job)?;
+            repository.sweep_manager_partials(&lock)?;
+            Ok(lock)
+        });
         self.lock = Some(lock.await?);
         Ok(())
     }
@@ -214,8 +218,7 @@ impl<'a> Session<'a> {
         let run = self.next_run().await;
         let step = self.intend(kind, &run).await?;
         let base = self.base();
-        let mut part =
-            Run { context: self.context, link: &mut self.link, base, point: run.clone() };
+        let mut part = Run::new(self.context, &mut self.link, base, run.clone());
         let command = command(&part.dir());
         let given = async {
             part.prepare(kind, of).await?;
@@ -244,8 +247,7 @@ impl<'a> Session<'a> {
     pub async fn start(&mut self, ready: Ready) -> Result<Ran> {
         let Ready { kind, run, step, command } = ready;
         let base = self.base();
-        let mut part =
-            Run { context: self.context, link: &mut self.link, base, point: run.clone() };
+        let mut part = Run::new(self.context, &mut self.link, base, run.clone());
         let started = async {
             if part.context.cancel.is_cancelled() {
                 return Err(RunError::Cancelled);
@@ -281,9 +283,8 @@ impl<'a> Session<'a> {
         step: Option<StepId>,
     ) -> Result<Ran> {
         let base = self.base();
-        let mut part =
-            Run { context: self.context, link: &mut self.link, base, point: run.clone() };
-        let (ended, seconds) = match part.wait(OnCancel::Leave).await {
+        let mut part = Run::new(self.context, &mut self.link, base, run.clone());
+        let (ended, seconds) = match part.wait().await {
             Ok(end) => end,
             Err(cause) => {
                 part.context.warn(format!(
@@ -323,7 +324,7 @@ impl<'a> Session<'a> {
     /// Removes a part's directory.
     pub async fn forget(&mut self, run: &PointId) -> Result<()> {
         let base = self.base();
-        Run { context: self.context, link: &mut self.link, base, point: run.clone() }.sweep().await
+        Run::new(self.context, &mut self.link, base, run.clone()).sweep().await
     }
 
     /// Ends a part that is at work.
@@ -359,8 +360,7 @@ impl<'a> Session<'a> {
     /// Whether a part was started.
     pub async fn is_started(&mut self, run: &PointId) -> Result<bool> {
         let base = self.base();
-        let mut part =
-            Run { context: self.context, link: &mut self.link, base, point: run.clone() };
+        let mut part = Run::new(self.context, &mut self.link, base, run.clone());
         Ok(part.poll().await?.started)
     }
 

@@ -1,6 +1,8 @@
 //! The point that is restored: its files compared with what was recorded when it was made,
 //! and its archive read, before anything is said to the manager.
 //!
+//! Invariant: from before it is looked for until it is dropped no prune removes it.
+//!
 //! An encrypted archive is opened as a stream, once for each look at it; nothing of it is
 //! written here.
 //!
@@ -8,7 +10,7 @@
 //! was stored goes nowhere (engine-backup.md §1, rule 9).
 
 use hvbak_manager::archive::{self, Report};
-use hvbak_repo::ManagerPoint;
+use hvbak_repo::{ManagerPoint, PointsLock};
 
 use super::ManagerContext;
 use crate::{
@@ -24,6 +26,8 @@ pub struct Source {
     /// Bytes of the archive, and its recorded SHA-256, both in plain.
     pub size: u64,
     pub sum: String,
+    /// The manager it is of need not be the one that it is restored onto.
+    _held: PointsLock,
 }
 
 impl Source {
@@ -35,14 +39,14 @@ impl Source {
         context.phase("comparing the archive with its recorded sum");
         let (repository, text) = (context.repository.clone(), selector.to_owned());
         let identities = context.identities.clone();
-        let point = blocking("open the point", move || {
-            let point = repository.find_manager_point(&text)?;
+        let (point, held) = blocking("open the point", move || {
+            let (point, held) = repository.hold_manager_point(&text)?;
             let mut wrong = point.compare()?;
             if wrong.is_empty() {
                 wrong.extend(point.compare_plain(identities.as_ref())?);
             }
             if wrong.is_empty() && point.manifest.archive().is_some() {
-                return Ok(point);
+                return Ok((point, held));
             }
             let why = if wrong.is_empty() { "it has no archive".into() } else { wrong.join("; ") };
             Err(hvbak_repo::Error::Damaged { path: point.path, why })
@@ -58,6 +62,6 @@ impl Source {
             .map_err(|cause| RunError::Local { doing: "read the archive".into(), cause })?;
         let plain = point.manifest.plain();
         let (size, sum) = plain.map_or((0, String::new()), |p| (p.size, p.sha256.to_string()));
-        Ok(Self { point, archive, size, sum })
+        Ok(Self { point, archive, size, sum, _held: held })
     }
 }

@@ -32,15 +32,9 @@ use crate::{
 pub const ATTEMPTS: u32 = 5;
 const POLL: Duration = Duration::from_millis(500);
 const POLL_SLOWLY: Duration = Duration::from_secs(10);
-
-/// What a cancelled job does with its run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnCancel {
-    /// Stops and sweeps it.
-    Stop,
-    /// Leaves it at work: half a restore is worse than a whole one that nobody waits for.
-    Leave,
-}
+/// How long somebody who cancelled waits until his run is off the manager. STOP alone takes
+/// up to 30 s with a program that does not heed its signal.
+const GIVE_UP: Duration = Duration::from_secs(60);
 
 /// An archive of the repository for the manager.
 #[derive(Debug, Clone)]
@@ -58,9 +52,25 @@ pub struct Run<'a> {
     /// hvbak's directory there, absolute.
     pub base: String,
     pub point: PointId,
+    /// Its directory is gone from the manager.
+    swept: bool,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    pub fn new(
+        context: &'a ManagerContext,
+        link: &'a mut Link,
+        base: String,
+        point: PointId,
+    ) -> Self {
+        Self { context, link, base, point, swept: false }
+    }
+
+    /// Whether its directory was removed from the manager.
+    pub fn is_swept(&self) -> bool {
+        self.swept
+    }
+
     /// The run's own directory.
     pub fn dir(&self) -> String {
         format!("{}/{}", self.base, self.point)
@@ -95,8 +105,8 @@ impl Run<'_> {
             .map_err(|cause| RunError::ManagerAnswer { manager: self.link.name.clone(), cause })
     }
 
-    /// Waits for the end, over broken connections.
-    pub async fn wait(&mut self, on_cancel: OnCancel) -> Result<(Ended, f64)> {
+    /// Waits for the end, over broken connections. Cancelled, it leaves the run at work.
+    pub async fn wait(&mut self) -> Result<(Ended, f64)> {
         let begun = Instant::now();
         let mut pause = POLL;
         let mut last = String::new();
@@ -113,15 +123,7 @@ impl Run<'_> {
             last = poll.line;
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = self.context.cancel.cancelled() => {
-                    if on_cancel == OnCancel::Leave {
-                        return Err(RunError::Cancelled);
-                    }
-                    let args = [self.base.as_str(), self.point.as_str()];
-                    self.link.script(remote::STOP, &args, "stop engine-backup").await?;
-                    self.sweep().await?;
-                    return Err(RunError::Cancelled);
-                }
+                () = self.context.cancel.cancelled() => return Err(RunError::Cancelled),
             }
             pause = (pause + pause / 4).min(POLL_SLOWLY);
         }
@@ -186,7 +188,21 @@ impl Run<'_> {
 
     /// Removes the run's directory from the manager.
     pub async fn sweep(&mut self) -> Result<()> {
-        sweep(self.link, &self.base, &self.point).await
+        sweep(self.link, &self.base, &self.point).await?;
+        self.swept = true;
+        Ok(())
+    }
+
+    /// Stops it and removes its directory, because somebody has cancelled and waits.
+    pub async fn give_up(&mut self) -> Result<()> {
+        let doing = "stop engine-backup";
+        let manager = self.context.manager.address.clone();
+        let ended = tokio::time::timeout(GIVE_UP, async {
+            let args = [self.base.as_str(), self.point.as_str()];
+            self.link.script(remote::STOP, &args, doing).await?;
+            self.sweep().await
+        });
+        ended.await.unwrap_or(Err(RunError::ManagerBusy { manager }))
     }
 }
 

@@ -5,6 +5,8 @@ use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 use hvbak_repo::Repository;
 use hvbak_run::RunError;
 use nix::sys::signal::Signal;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::stage::{Stage, fixture, options, text};
 
@@ -60,6 +62,8 @@ async fn an_engine_that_does_not_answer_is_noted_and_changes_nothing() {
     let text = fs::read_to_string(report.point.path.join("manifest.json")).unwrap();
     assert!(!text.contains("secret"), "{text}");
 }
+
+const PUBLIC: &str = "age1zj8w38z6sf4r6qa6xpm38vclmjs0jud83m9eev69xvtwrn0wnguq0usvu0";
 
 /// What a failed run leaves: its log here, nothing there.
 #[track_caller]
@@ -255,6 +259,97 @@ async fn a_cancelled_backup_stops_the_run_and_sweeps() {
     assert_eq!(stage.left(), Vec::<String>::new());
     assert!(!stage.stored().exists());
     assert_eq!(journals(&stage), 0);
+}
+
+/// What lies in the repository for the manager, points or not.
+fn stored(stage: &Stage) -> Vec<String> {
+    let entries = fs::read_dir(stage.stored()).into_iter().flatten();
+    entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// A backup in the midst of its archive's way here: it is large, and has begun to arrive.
+async fn fetching(
+    stage: &Stage,
+    options: hvbak_run::ManagerBackupOptions,
+) -> (CancellationToken, JoinHandle<Result<hvbak_run::ManagerBackupReport, RunError>>) {
+    stage.play("b_ok_all");
+    let mut archive = fs::read(fixture("4.5.7-all.backup")).unwrap();
+    archive.resize(archive.len() + (64 << 20), 0);
+    stage.put("archive", &archive);
+    let context = stage.context();
+    let cancel = context.cancel.clone();
+    let job = tokio::spawn(async move { hvbak_run::manager_backup(&context, &options).await });
+    let arrives = |dir: &str| {
+        let dir = stage.stored().join(dir);
+        ["engine.backup", "engine.backup.age"].iter().any(|name| dir.join(name).exists())
+    };
+    while !stored(stage).iter().any(|dir| dir.starts_with(".partial-") && arrives(dir)) {
+        assert!(!job.is_finished(), "it was too fast");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    (cancel, job)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_is_cancelled_while_its_archive_arrives_leaves_nothing_on_either_side() {
+    for recipients in [&[][..], &[PUBLIC]] {
+        let recipients = hvbak_repo::Recipients::parse(recipients).unwrap();
+        let stage = Stage::new("4.5.7");
+        let wished = hvbak_run::ManagerBackupOptions { recipients, ..options(&["all"]) };
+        let (cancel, job) = fetching(&stage, wished).await;
+        cancel.cancel();
+        assert!(matches!(job.await.unwrap().unwrap_err(), RunError::Cancelled));
+        assert_eq!(stage.left(), Vec::<String>::new(), "the archive lies there in plain");
+        assert_eq!(stored(&stage), Vec::<String>::new());
+        assert_eq!(journals(&stage), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_cancelled_and_could_not_be_swept_is_told_and_stays_in_the_journal() {
+    let stage = Stage::new("4.5.7");
+    let (cancel, job) = fetching(&stage, options(&["all"])).await;
+    // Its directory cannot be removed: a stand-in for whatever keeps hvbak from it.
+    let run = stage.work().join(&stage.left()[0]);
+    let real = stage.work().join("lock");
+    fs::remove_file(run.join("rc")).unwrap();
+    let held = fs::File::open(&real).unwrap();
+    held.lock().unwrap();
+    cancel.cancel();
+    assert!(matches!(job.await.unwrap().unwrap_err(), RunError::Cancelled));
+    assert_eq!((stage.left().len(), journals(&stage)), (1, 1));
+    assert_eq!(stored(&stage), Vec::<String>::new());
+    let told = stage.ears.0.lock().unwrap().join("\n");
+    assert!(told.contains("in plain") && told.contains("hvbak cleanup"), "{told}");
+    // The next run takes it home, and only then is it settled.
+    held.unlock().unwrap();
+    fs::write(run.join("rc"), "0\n").unwrap();
+    fs::copy(fixture("4.5.7-all.backup"), run.join("engine.backup")).unwrap();
+    stage.archive("4.5.7-all.backup");
+    let report = stage.backup(&["all"]).await.unwrap();
+    assert_eq!(report.picked_up.len(), 1);
+    assert_eq!((stage.left().len(), journals(&stage)), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_hvbak_left_half_made_here_goes_with_the_next_run() {
+    let stage = Stage::new("4.5.7");
+    stage.play("b_ok_all");
+    stage.archive("4.5.7-all.backup");
+    let partial = stage.stored().join(".partial-20260101T000000Z");
+    fs::create_dir_all(&partial).unwrap();
+    fs::write(partial.join("engine.backup"), "half of it").unwrap();
+    // Of a restore that never began, its archive lies on the manager in plain.
+    let run = stage.work().join("20260101T000001Z");
+    fs::create_dir_all(run.join("tmp")).unwrap();
+    let owner = Repository::open(stage.repository.path()).unwrap().id().to_string();
+    let files = [("owner", owner.as_str()), ("kind", "restore"), ("engine.backup", "plain")];
+    for (name, text) in files.into_iter().chain([("prepared", "")]) {
+        fs::write(run.join(name), text).unwrap();
+    }
+    let report = stage.backup(&["all"]).await.unwrap();
+    assert_eq!(stored(&stage), [report.point.manifest.point.to_string()]);
+    assert_eq!(stage.left(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! `manager-restore`: nothing is overwritten while something stops it, nothing that the
 //! program hides is believed, and nothing of ours stays on the manager.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{collections::BTreeMap, fs, io::Write, time::Duration};
 
 use hvbak_manager::{
     Request, Scope,
@@ -397,6 +397,98 @@ async fn engine_cleanup_runs_first_only_when_told_and_is_looked_after() {
     assert!(text(&error).starts_with("engine-cleanup was run"), "{}", text(&error));
     assert_eq!(stage.on_manager("overwritten"), None);
     stage.check_swept();
+}
+
+impl Stage {
+    /// The next look at the manager waits until the answer is dropped.
+    async fn hold_the_look(&self) -> Held {
+        let conf =
+            self.sshd.root().join("usr/share/ovirt-engine/services/ovirt-engine/ovirt-engine.conf");
+        let text = fs::read(&conf).unwrap();
+        fs::remove_file(&conf).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&conf).status().unwrap().success());
+        let of = conf.clone();
+        // Opened as soon as somebody reads it.
+        let open = move || fs::OpenOptions::new().write(true).open(of).unwrap();
+        let pipe = tokio::task::spawn_blocking(open).await.unwrap();
+        Held { pipe, conf, text }
+    }
+}
+
+/// A look that waits for the version.
+struct Held {
+    pipe: fs::File,
+    conf: std::path::PathBuf,
+    text: Vec<u8>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        fs::remove_file(&self.conf).unwrap();
+        fs::write(&self.conf, &self.text).unwrap();
+        self.pipe.write_all(&self.text).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_cannot_be_sent_is_found_before_engine_cleanup_takes_everything_away() {
+    let stage = Stage::restorable("4.5.7").await;
+    stage.in_use();
+    let repository = hvbak_repo::Repository::open(stage.repository.path()).unwrap();
+    let archive = repository.find_manager_point("engine.example.test").unwrap().archive_path();
+    let mut wishes = options(&["all"]);
+    wishes.wishes.cleanup = true;
+    let plan = manager_restore_plan(&stage.context(), &wishes).await.unwrap();
+    let at = |text: &str| plan.commands.iter().position(|c| c.line.contains(text)).unwrap();
+    assert!(at("cat >") < at("engine-cleanup") && at("engine-cleanup") < at("--mode=restore"));
+    let (context, same) = (stage.context(), wishes.clone());
+    let job = tokio::spawn(async move { manager_restore(&context, &same).await });
+    // Its disk fails between the comparison and the sending.
+    let held = stage.hold_the_look().await;
+    let whole = fs::read(&archive).unwrap();
+    fs::write(&archive, &whole[..whole.len() / 2]).unwrap();
+    drop(held);
+    let error = job.await.unwrap().unwrap_err();
+    assert!(matches!(error, RunError::ManagerTransfer { .. }), "{error:?}");
+    stage.check_untouched();
+
+    // It can be sent: what stops engine-cleanup is looked for after the sending, too.
+    fs::write(&archive, &whole).unwrap();
+    stage.machine("unset-when-sent", "");
+    let error = stage.restore(&wishes).await.unwrap_err();
+    assert!(matches!(error, RunError::ManagerPreflight { cleaned: false, .. }), "{error:?}");
+    stage.check_untouched();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_point_that_is_restored_is_not_pruned_away_under_it() {
+    let stage = Stage::restorable("4.5.7").await;
+    let repository = stage.context().repository;
+    let first = repository.find_manager_point("engine.example.test").unwrap().manifest.point;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    stage.play("b_ok_all");
+    stage.archive("4.5.7-all.backup");
+    stage.backup(&["all"]).await.unwrap();
+    fs::remove_file(stage.sshd.root().join("play/archive")).unwrap();
+    stage.play("r_ok_perm");
+    let mut wished = options(&["all"]);
+    wished.point = format!("engine.example.test@{first}");
+    let context = stage.context();
+    let job = tokio::spawn(async move { manager_restore(&context, &wished).await });
+    let held = stage.hold_the_look().await;
+    let prune = || {
+        let repository = stage.context().repository;
+        let rules = hvbak_plan::KeepRules { last: Some(1), ..Default::default() };
+        let (name, zone) = ("engine.example.test".parse().unwrap(), jiff::tz::TimeZone::UTC);
+        async move { hvbak_run::manager_prune(&repository, name, rules, zone, false).await }
+    };
+    let error = prune().await.unwrap_err();
+    assert_eq!(error.exit_code(), 11, "{}", text(&error));
+    drop(held);
+    let done = job.await.unwrap().unwrap();
+    assert!(done.point.unwrap().ends_with(first.as_str()));
+    // Afterwards it goes.
+    assert_eq!(prune().await.unwrap().removed.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

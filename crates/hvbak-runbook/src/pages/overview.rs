@@ -1,7 +1,7 @@
 //! Who is called, what there is, and which page is the right one.
 
 use crate::{
-    Facts,
+    DrillEnd, Facts,
     facts::VmFacts,
     text::{bytes, day, expected, table, words},
 };
@@ -148,7 +148,11 @@ pub fn managers(facts: &Facts) -> String {
 fn drilled(drill: &crate::DrillFacts) -> String {
     let point = drill.point.as_deref().map_or(String::new(), |id| format!(", {}", words(id)));
     let seen = words(&drill.seen);
-    let seen = if drill.passed { seen } else { format!("**failed: {seen}**") };
+    let seen = match drill.came {
+        DrillEnd::Through => seen,
+        DrillEnd::Failed => format!("**failed: {seen}**"),
+        DrillEnd::NotDone => format!("**NOT rehearsed: {seen}**"),
+    };
     format!("{}{point}: {seen}", day(drill.at))
 }
 

@@ -63,20 +63,29 @@ pub async fn run(face: &Face, args: DrillArgs) -> Outcome {
         .map(|vm| vm.outcome)
         .chain(record.managers.iter().map(|manager| manager.outcome))
         .collect();
-    let failed = outcomes.iter().filter(|outcome| **outcome != RunOutcome::Done).count();
-    let code = match (report.damaged, failed) {
-        (0, 0) => DONE,
-        (0, failed) if failed == outcomes.len() => FAILED,
-        (0, _) => PARTLY,
-        _ => DAMAGE,
-    };
+    let code = exit_code(&outcomes, report.damaged);
+    let count = |what| outcomes.iter().filter(|outcome| **outcome == what).count();
+    let skipped = count(RunOutcome::Skipped);
+    let failed = outcomes.len() - count(RunOutcome::Done) - skipped;
     Ok((
         code,
         json!({
             "vms": record.vms.len(), "managers": record.managers.len(), "failed": failed,
-            "damaged": report.damaged, "kept": report.kept,
+            "skipped": skipped, "damaged": report.damaged, "kept": report.kept,
         }),
     ))
+}
+
+/// Only what was rehearsed and came through is done.
+fn exit_code(outcomes: &[RunOutcome], damaged: usize) -> u8 {
+    let is = |what: &RunOutcome| outcomes.iter().all(|outcome| outcome == what);
+    let any = |what: &RunOutcome| outcomes.contains(what);
+    match damaged {
+        0 if is(&RunOutcome::Done) => DONE,
+        0 if any(&RunOutcome::Done) || any(&RunOutcome::Skipped) => PARTLY,
+        0 => FAILED,
+        _ => DAMAGE,
+    }
 }
 
 /// What will be done, and with what.
@@ -117,5 +126,27 @@ fn tell(face: &Face, context: &DrillContext, plan: &DrillPlan) {
     }
     if plan.points.is_empty() && plan.managers.is_empty() {
         face.printer.say("there is nothing to rehearse");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_rehearsed_is_not_done() {
+        use RunOutcome::{Done, Failed, Skipped, Stopped};
+        for (outcomes, damaged, code) in [
+            (&[][..], 0, DONE),
+            (&[Done, Done], 0, DONE),
+            (&[Skipped], 0, PARTLY),
+            (&[Done, Skipped], 0, PARTLY),
+            (&[Failed, Skipped], 0, PARTLY),
+            (&[Done, Failed], 0, PARTLY),
+            (&[Failed, Stopped], 0, FAILED),
+            (&[Skipped, Failed], 1, DAMAGE),
+        ] {
+            assert_eq!(exit_code(outcomes, damaged), code, "{outcomes:?}");
+        }
     }
 }
