@@ -3,13 +3,20 @@
 //! engine-backup and the programs around it are stand-ins that replay recorded runs.
 
 use std::{
+    collections::BTreeSet,
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
-    time::Instant,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
-use hvbak_tests::{Lab, run_tool, skip};
+use hvbak_tests::{Lab, Started, run_tool, skip};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -43,7 +50,8 @@ impl Site {
         let root = PathBuf::from(host["root"].as_str().unwrap());
         let services = root.join("usr/share/ovirt-engine/services/ovirt-engine");
         let (bin, play) = (root.join("usr/bin"), root.join("play"));
-        for dir in [&services, &bin, &play.join("machine"), &root.join("etc")] {
+        let engine = root.join("var/lib/simulated-engine");
+        for dir in [&services, &bin, &play.join("machine"), &root.join("etc"), &engine] {
             fs::create_dir_all(dir).unwrap();
         }
         fs::write(services.join("ovirt-engine.conf"), "PACKAGE_VERSION=4.5.7\n").unwrap();
@@ -116,6 +124,46 @@ fn a_managers_backup_goes_there_and_back() {
     lab.hvbak(&["manager-restore", "other.example.test"]).exits(2).says("other.example.test");
     lab.hvbak(&["manager-restore", "--pick-up"]).exits(0).says("no restore");
     assert_eq!(site.restores(), 2);
+    lab.assert_clean();
+}
+
+#[test]
+fn the_engine_is_a_second_witness_of_a_backup() {
+    let site = Site::new();
+    let lab = &site.lab;
+    fs::copy(fixtures().join("4.5.7-all.backup"), site.root.join("play/archive")).unwrap();
+    site.play("b_ok_all");
+    let newest = || {
+        let points = fs::read_dir(lab.path("repository/manager/engine.example.test")).unwrap();
+        let points = points.map(|e| e.unwrap().path().join("manifest.json"));
+        let newest = points.filter(|manifest| manifest.exists()).max().unwrap();
+        serde_json::from_slice::<Value>(&fs::read(newest).unwrap()).unwrap()
+    };
+    let said = lab.hvbak(&["manager-backup"]).exits(0);
+    said.never_says("disagrees");
+    assert_eq!(newest()["engine"]["said"], "agrees", "{}", newest());
+    let codes = |code: i64| {
+        let state = lab.state();
+        state["events"].as_array().unwrap().iter().filter(|e| e["code"] == code).count()
+    };
+    // Site::new has made one, too; each was told of seven scopes.
+    assert_eq!((codes(9024), codes(9025), codes(9026)), (14, 14, 0));
+    // A run that fails is told as one, and the alert goes with the next good one.
+    site.play("b_badpw");
+    fs::remove_file(site.root.join("play/archive")).unwrap();
+    lab.hvbak(&["manager-backup"]).exits(1);
+    // A backup of which the engine says that it failed, with an archive that is whole.
+    fs::copy(fixtures().join("4.5.7-all.backup"), site.root.join("play/archive")).unwrap();
+    site.play("b_ok_all");
+    let program = site.root.join("usr/bin/engine-backup");
+    let real = fs::read_to_string(&program).unwrap();
+    fs::write(&program, real.replace("&& tell 1 ||", "&& tell -1 ||")).unwrap();
+    lab.hvbak(&["manager-backup"]).exits(0).says("engine disagrees").says("its log says");
+    assert_eq!(newest()["engine"]["said"], "disagrees");
+    assert!(codes(9026) > 0);
+    fs::write(&program, real).unwrap();
+    lab.hvbak(&["manager-backup"]).exits(0).never_says("disagrees");
+    assert_eq!((newest()["engine"]["said"].as_str(), codes(9026)), (Some("agrees"), 0));
     lab.assert_clean();
 }
 
@@ -237,7 +285,6 @@ const PUBLIC: &str = "age1zj8w38z6sf4r6qa6xpm38vclmjs0jud83m9eev69xvtwrn0wnguq0u
 
 /// Private keys are closed to others, or they are refused.
 fn key(lab: &Lab, fixture: &str) -> String {
-    use std::os::unix::fs::PermissionsExt;
     let path = lab.path(fixture);
     fs::copy(fixtures().join(fixture), &path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
@@ -253,10 +300,43 @@ fn has(program: &str) -> bool {
     found
 }
 
+/// Looks again and again what lies in a directory, until it is ended.
+struct Watch {
+    over: Arc<AtomicBool>,
+    seen: JoinHandle<BTreeSet<PathBuf>>,
+}
+
+impl Watch {
+    fn begin(dir: &Path) -> Self {
+        let (over, dir) = (Arc::new(AtomicBool::new(false)), dir.to_owned());
+        let until = over.clone();
+        let seen = std::thread::spawn(move || {
+            let mut seen = BTreeSet::new();
+            while !until.load(Ordering::Relaxed) {
+                seen.extend(fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()));
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            seen
+        });
+        Self { over, seen }
+    }
+
+    fn end(self) -> Vec<PathBuf> {
+        self.over.store(true, Ordering::Relaxed);
+        self.seen.join().unwrap().into_iter().collect()
+    }
+}
+
 #[test]
 fn an_encrypted_archive_goes_there_and_back_and_opens_with_stock_age() {
     let site = Site::new();
     let lab = &site.lab;
+    // Whatever is temporary would lie here.
+    let tmp = tempfile::tempdir_in("/var/tmp").unwrap();
+    fs::set_permissions(tmp.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let hvbak = |words: &[&str]| Started::new(lab.command(words).env("TMPDIR", tmp.path())).wait();
+    let json = |words: &[&str]| hvbak(&[&["--json"], words].concat());
+    let watch = Watch::begin(tmp.path());
     let (mine, foreign) = (key(lab, "test-identity.txt"), key(lab, "test-identity-of-others.txt"));
     fs::remove_dir_all(lab.path("repository/manager")).unwrap();
     let list = lab.path("recipients");
@@ -267,37 +347,38 @@ fn an_encrypted_archive_goes_there_and_back_and_opens_with_stock_age() {
     let before = fs::read_to_string(site.root.join("calls")).unwrap();
     for (text, said) in [("# nobody\n", "names none"), ("age1x\n", "`age1x`")] {
         fs::write(&list, text).unwrap();
-        lab.hvbak(&["manager-backup"]).exits(2).says(said);
+        hvbak(&["manager-backup"]).exits(2).says(said);
     }
     fs::copy(&mine, &list).unwrap();
-    let refused = lab.hvbak(&["manager-backup"]).exits(2).says("only public keys");
+    let refused = hvbak(&["manager-backup"]).exits(2).says("only public keys");
     refused.never_says("AP8F69D");
     assert_eq!(fs::read_to_string(site.root.join("calls")).unwrap(), before);
     fs::write(&list, format!("{PUBLIC}\n")).unwrap();
-    // The simulated engine has heard nothing of a stand-in, and the archive is good all the same.
-    lab.hvbak(&["manager-backup"])
+    // The simulated engine hears nothing of this run, and the archive is good all the same.
+    fs::remove_dir_all(site.root.join("var/lib/simulated-engine")).unwrap();
+    hvbak(&["manager-backup"])
         .exits(0)
         .says("encrypted to age1zj8w38")
         .says("engine disagrees")
         .says("no event of this run");
     fs::remove_file(site.root.join("play/archive")).unwrap();
-    lab.hvbak(&["manager-points"]).exits(0).says("ENCRYPTED TO").says("age1zj8w38");
+    hvbak(&["manager-points"]).exits(0).says("ENCRYPTED TO").says("age1zj8w38");
 
     let name = "engine.example.test";
-    let closed = lab.hvbak(&["manager-verify", name]).exits(3);
+    let closed = hvbak(&["manager-verify", name]).exits(3);
     closed.says("stored bytes are as recorded").says("NOT CHECKED").never_says("whole,");
-    lab.hvbak(&["manager-verify", name, "--identity", &mine])
+    hvbak(&["manager-verify", name, "--identity", &mine])
         .exits(0)
         .says("whole (decrypted)")
         .says("read by pg_restore");
-    lab.hvbak(&["manager-verify", name, "--identity", &foreign]).exits(2).says("not encrypted to");
+    hvbak(&["manager-verify", name, "--identity", &foreign]).exits(2).says("not encrypted to");
 
     let point = fs::read_dir(lab.path("repository/manager").join(name)).unwrap();
     let point = point.map(|e| e.unwrap().path()).find(|p| p.join("manifest.json").exists());
     let file = point.unwrap().join("engine.backup.age");
     let shown = file.to_str().unwrap();
-    lab.hvbak(&["manager-verify", shown]).exits(2).says("is encrypted").says("--identity");
-    lab.hvbak(&["manager-verify", shown, "--identity", &mine]).exits(0).says("(decrypted)");
+    hvbak(&["manager-verify", shown]).exits(2).says("is encrypted").says("--identity");
+    hvbak(&["manager-verify", shown, "--identity", &mine]).exits(0).says("(decrypted)");
     // As FORMAT.md says, without hvbak.
     if has("age") {
         let plain = lab.path("engine.backup");
@@ -312,30 +393,29 @@ fn an_encrypted_archive_goes_there_and_back_and_opens_with_stock_age() {
 
     site.play("r_ok_perm");
     let before = fs::read_to_string(site.root.join("calls")).unwrap();
-    lab.hvbak(&RESTORE).exits(2).says("is encrypted to age1zj8w38");
-    lab.hvbak(&[&RESTORE[..], &["--identity", &foreign]].concat()).exits(2);
+    hvbak(&RESTORE).exits(2).says("is encrypted to age1zj8w38");
+    hvbak(&[&RESTORE[..], &["--identity", &foreign]].concat()).exits(2);
     assert_eq!(fs::read_to_string(site.root.join("calls")).unwrap(), before);
     let with = [&RESTORE[..], &["--identity", &mine]].concat();
-    lab.hvbak(&[&with[..], &["--dry-run"]].concat()).exits(0).says("decrypted on its way");
-    lab.hvbak(&with)
-        .exits(0)
-        .says("4 VMs and templates in the engine's database, as in the archive");
+    hvbak(&[&with[..], &["--dry-run"]].concat()).exits(0).says("decrypted on its way");
+    hvbak(&with).exits(0).says("4 VMs and templates in the engine's database, as in the archive");
 
-    let drill = lab.json(&["drill", "--manager"]).exits(3);
+    assert_eq!(watch.end(), Vec::<PathBuf>::new(), "seen where temporary files lie");
+    let drill = json(&["drill", "--manager"]).exits(3);
     assert!(drill.stdout.contains("NOT opened and not restored"), "{drill}");
     assert_eq!(drill.of("drilled")[0]["outcome"], "skipped", "{drill}");
-    lab.hvbak(&["report"]).says("skipped").says("no identity was given");
+    hvbak(&["report"]).says("skipped").says("no identity was given");
     let book = lab.path("book-without-a-key");
-    lab.hvbak(&["runbook", "--output", book.to_str().unwrap()]).exits(0);
+    hvbak(&["runbook", "--output", book.to_str().unwrap()]).exits(0);
     let overview = fs::read_to_string(book.join("overview.md")).unwrap();
     assert!(overview.contains("**NOT rehearsed: compared stored bytes"), "{overview}");
-    lab.json(&["drill", "--manager", "--identity", &foreign]).says("not encrypted to");
+    json(&["drill", "--manager", "--identity", &foreign]).says("not encrypted to");
     if has("initdb") && hvbak_tests::is_root() {
-        let drill = lab.json(&["drill", "--manager", "--identity", &mine]).exits(0);
+        let drill = json(&["drill", "--manager", "--identity", &mine]).exits(0);
         assert!(drill.stdout.contains("rows in vm_static"), "{drill}");
     }
     let pages = lab.path("pages");
-    lab.hvbak(&["runbook", "--output", pages.to_str().unwrap()]).exits(0);
+    hvbak(&["runbook", "--output", pages.to_str().unwrap()]).exits(0);
     let lost = fs::read_to_string(pages.join("manager-lost.md")).unwrap();
     assert!(lost.contains("age --decrypt") && lost.contains(PUBLIC), "{lost}");
 
@@ -344,11 +424,13 @@ fn an_encrypted_archive_goes_there_and_back_and_opens_with_stock_age() {
     bytes[at] ^= 1;
     fs::write(&file, bytes).unwrap();
     for more in [&[][..], &["--identity", &mine]] {
-        lab.hvbak(&[&["manager-verify", name][..], more].concat())
+        hvbak(&[&["manager-verify", name][..], more].concat())
             .exits(15)
             .says("not what was stored");
     }
-    lab.hvbak(&["manager-verify", shown, "--identity", &mine]).exits(15).says("changed or cut off");
+    hvbak(&["manager-verify", shown, "--identity", &mine]).exits(15).says("changed or cut off");
+    // A drill's dumps were there; they are not any more.
+    assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 0, "left in {:?}", tmp.path());
     site.assert_swept();
     lab.assert_clean();
 }

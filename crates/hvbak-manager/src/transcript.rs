@@ -2,10 +2,14 @@
 //!
 //! The exit code is necessary and never sufficient (engine-backup.md §1, rules 1, 3, 6):
 //! success needs code 0, the last line, and a content line for everything that was asked.
+//! Invariant: judged is what was printed, to the byte; quoted is what [`scrub`] leaves of it.
 
 use serde::Serialize;
 
-use crate::scope::{Request, Scope};
+use crate::{
+    scope::{Request, Scope},
+    scrub,
+};
 
 /// Lines of stderr that are quoted.
 const QUOTE_MAX: usize = 3;
@@ -136,10 +140,41 @@ fn last_line(text: &str) -> &str {
 }
 
 fn quote_lines<'a>(lines: impl Iterator<Item = &'a str>) -> String {
-    lines.take(QUOTE_MAX).map(quote).collect::<Vec<_>>().join("; ")
+    let lines: Vec<_> = lines.take(QUOTE_MAX).collect();
+    // Together: a key goes over several.
+    scrub::text(&lines.join("\n")).lines().map(bounded).collect::<Vec<_>>().join("; ")
 }
 
-/// Foreign text on one line of bounded length.
+/// Foreign text on one line of bounded length, without what looks like a secret.
 pub(crate) fn quote(line: &str) -> String {
+    bounded(&scrub::text(line))
+}
+
+fn bounded(line: &str) -> String {
     line.trim().chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_printed_is_judged_and_no_secret_of_it_is_quoted() {
+        // A last line that looks like a secret is not `Done.`, and a `Done.` behind one is.
+        let run = |stdout, stderr| Transcript { ended: Ended::Code(0), stdout, stderr };
+        let failed = judge_backup(&Request::All, &run("password: Done.\n", "")).unwrap_err();
+        assert_eq!(failed, RunFailed::NotDone { last: "password: [removed]".into() });
+        let key = "-----BEGIN PRIVATE KEY-----\nAAAA\nBBBB\n-----END PRIVATE KEY-----\n";
+        let said = judge_backup(&Request::All, &run("- Files\nDone.\n", key)).unwrap();
+        assert_eq!(said.content, [Scope::Files]);
+        assert_eq!(said.noise.unwrap(), "[a private key was removed]");
+        let run = Transcript {
+            ended: Ended::Code(1),
+            stdout: "",
+            stderr: "FATAL: psql -w --password=geheim: Failed notifying engine\n",
+        };
+        let failed = judge_backup(&Request::All, &run).unwrap_err();
+        assert!(!failed.to_string().contains("geheim"), "{failed}");
+        assert!(failed.to_string().contains("Failed notifying engine"), "{failed}");
+    }
 }

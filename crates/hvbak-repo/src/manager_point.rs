@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{At, Error, Result},
+    layout::{MANIFEST, SUMS},
     manager::ManagerName,
     seal::{self, Identities, PlainSum},
     sums,
@@ -23,6 +24,9 @@ use crate::{
 /// The archive's name in a point, and when it is encrypted.
 pub const ARCHIVE: &str = "engine.backup";
 pub const ARCHIVE_SEALED: &str = "engine.backup.age";
+
+/// Longer lists of sums are not ours.
+const SUMS_MAX: u64 = 1 << 20;
 
 /// A file of a manager's point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +67,9 @@ pub struct ManagerManifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<EngineSaid>,
     pub files: Vec<ManagerFile>,
+    /// `SHA256SUMS` lists this manifest; an earlier hvbak left it out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_sums: bool,
     /// How the archive is encrypted; without it, it is stored as it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encrypted: Option<Encrypted>,
@@ -178,12 +185,13 @@ impl ManagerPoint {
         }
     }
 
-    /// Compares every file with the manifest. Returns what is wrong.
+    /// Compares every file with the manifest, and the manifest with the list of sums. Returns
+    /// what is wrong.
     ///
     /// # Errors
     /// Only that a file which is there cannot be read.
     pub fn compare(&self) -> Result<Vec<String>> {
-        let mut wrong = Vec::new();
+        let mut wrong = self.compare_sums()?;
         for file in &self.manifest.files {
             let path = self.path.join(&file.name);
             let reader = match File::open(&path) {
@@ -197,6 +205,44 @@ impl ManagerPoint {
             let real = sums::of_reader(BufReader::new(reader)).reading(&path)?;
             if size != file.size || real != file.sha256 {
                 wrong.push(format!("{} is not what was stored: its SHA-256 is {real}", file.name));
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// The list of sums against the manifest as it lies there, and against what that says. Of a
+    /// point of an earlier hvbak the manifest is in no list, and the list may say less.
+    fn compare_sums(&self) -> Result<Vec<String>> {
+        let path = self.path.join(SUMS);
+        let mut text = String::new();
+        let read = File::open(&path).and_then(|f| f.take(SUMS_MAX).read_to_string(&mut text));
+        match read {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                let missing = self.manifest.in_sums.then(|| format!("{SUMS} is missing"));
+                return Ok(missing.into_iter().collect());
+            }
+            Err(cause) if cause.kind() == io::ErrorKind::InvalidData => text.clear(),
+            other => drop(other.reading(&path)?),
+        }
+        let Some(listed) = sums::parse(&text).filter(|listed| !listed.is_empty()) else {
+            return Ok(vec![format!("{SUMS} is not what was stored: it is no list of sums")]);
+        };
+        let sum_of = |name: &str| listed.iter().find(|(n, _)| n == name).map(|(_, sum)| *sum);
+        let mut wrong = Vec::new();
+        match sum_of(MANIFEST) {
+            Some(sum) => {
+                let path = self.path.join(MANIFEST);
+                let real = sums::of_reader(File::open(&path).reading(&path)?).reading(&path)?;
+                if real != sum {
+                    wrong.push(format!("{MANIFEST} is not what was stored: its SHA-256 is {real}"));
+                }
+            }
+            None if self.manifest.in_sums => wrong.push(format!("{SUMS} lacks {MANIFEST}")),
+            None => {}
+        }
+        for file in &self.manifest.files {
+            if sum_of(&file.name) != Some(file.sha256) {
+                wrong.push(format!("{SUMS} and {MANIFEST} disagree about {}", file.name));
             }
         }
         Ok(wrong)

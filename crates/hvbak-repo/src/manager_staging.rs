@@ -121,13 +121,15 @@ impl ManagerStaging {
     /// Puts the point in its place. Its `files` are those that were added.
     pub fn publish(mut self, mut manifest: ManagerManifest) -> Result<ManagerPoint> {
         manifest.files.clone_from(&self.files);
-        let list = self.files.iter().map(|f| (f.name.clone(), f.sha256)).collect();
-        durable::write_new(&self.path.join(SUMS), sums::render(list).as_bytes())?;
+        manifest.in_sums = true;
         let path = self.path.join(MANIFEST);
         let mut text = serde_json::to_vec_pretty(&manifest)
             .map_err(|cause| Error::Encode { path: path.clone(), cause })?;
         text.push(b'\n');
         durable::write_new(&path, &text)?;
+        let mut list: Vec<_> = self.files.iter().map(|f| (f.name.clone(), f.sha256)).collect();
+        list.push((MANIFEST.to_owned(), sums::of_bytes(&text)));
+        durable::write_new(&self.path.join(SUMS), sums::render(list).as_bytes())?;
         durable::sync_dir(&self.path)?;
         let target = self.dir.join(self.point.as_str());
         durable::rename_new(&self.path, &target)?;

@@ -26,6 +26,7 @@ fn manifest(name: &ManagerName, point: &PointId) -> ManagerManifest {
         databases: Default::default(),
         engine: None,
         files: vec![],
+        in_sums: false,
         encrypted: None,
         warnings: vec![],
     }
@@ -114,6 +115,48 @@ fn what_is_neither_published_nor_kept_is_gone() {
     fs::create_dir(repository.manager_dir(&name).join(".partial-20260101T000000Z")).unwrap();
     repository.sweep_manager_partials(&lock).unwrap();
     assert!(repository.manager_partials(&lock).unwrap().is_empty());
+}
+
+#[test]
+fn the_manifest_is_proven_by_the_sums_and_points_of_an_earlier_hvbak_stay_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = Repository::init(dir.path()).unwrap();
+    let name: ManagerName = "e".parse().unwrap();
+    let lock = repository.lock_manager(&name, JobId::random()).unwrap();
+    let point = "20261121T021454Z".parse().unwrap();
+    let mut staging = repository.stage_manager(&lock, &point).unwrap();
+    staging.add(ARCHIVE, b"archive").unwrap();
+    staging.add("stdout.txt", b"Done.\n").unwrap();
+    let stored = staging.publish(manifest(&name, &point)).unwrap();
+    let (json, sums) = (stored.path.join(MANIFEST), stored.path.join("SHA256SUMS"));
+    let texts = (fs::read_to_string(&json).unwrap(), fs::read_to_string(&sums).unwrap());
+    assert!(texts.1.contains("  manifest.json\n"), "{}", texts.1);
+    let wrong = || repository.find_manager_point("e").unwrap().compare().unwrap().join("; ");
+    assert_eq!(wrong(), "");
+    // What no file's own sum covers.
+    for (changed, to) in [("4.5.7", "4.5.6"), ("\"in_sums\": true", "\"in_sumz\": true")] {
+        assert!(texts.0.contains(changed), "{}", texts.0);
+        fs::write(&json, texts.0.replacen(changed, to, 1)).unwrap();
+        assert!(wrong().contains("manifest.json is not what was stored"), "{}", wrong());
+    }
+    fs::write(&json, &texts.0).unwrap();
+    let less: String =
+        texts.1.lines().filter(|l| !l.ends_with(MANIFEST)).map(|l| format!("{l}\n")).collect();
+    for (list, said) in [
+        (less.as_str(), "SHA256SUMS lacks manifest.json"),
+        ("", "no list of sums"),
+        ("junk", "no list of sums"),
+        (&texts.1.replace("  stdout.txt", "  stdouT.txt"), "disagree about stdout.txt"),
+    ] {
+        fs::write(&sums, list).unwrap();
+        assert!(wrong().contains(said), "{said}: {}", wrong());
+    }
+    fs::remove_file(&sums).unwrap();
+    assert!(wrong().contains("SHA256SUMS is missing"), "{}", wrong());
+    // As an earlier hvbak wrote it.
+    fs::write(&sums, &less).unwrap();
+    fs::write(&json, texts.0.replace("  \"in_sums\": true,\n", "")).unwrap();
+    assert_eq!(wrong(), "");
 }
 
 #[test]

@@ -155,26 +155,28 @@ fn skip(why: &str) {
     }
 }
 
-#[test]
-fn an_encrypted_archive_comes_back_with_age_and_tar_alone() {
-    if Command::new("age").arg("--version").output().is_err() {
-        return skip("age is not installed (Debian: apt-get install age)\n");
-    }
+/// Publishes an archive of the fixtures and follows the page; what was printed.
+fn bring_back(archive: &str, version: &str, recipients: &[&str]) -> String {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/engine-backup");
-    let plain = std::fs::read(fixtures.join("4.5.7-all.backup")).unwrap();
+    let plain = std::fs::read(fixtures.join(archive)).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let repository = Repository::init(dir.path()).unwrap();
     let (name, point) = ("engine.example.test".parse().unwrap(), "20261121T021454Z");
     let lock = repository.lock_manager(&name, JobId::random()).unwrap();
     let mut staging = repository.stage_manager(&lock, &point.parse().unwrap()).unwrap();
-    let key = "age1zj8w38z6sf4r6qa6xpm38vclmjs0jud83m9eev69xvtwrn0wnguq0usvu0";
-    let recipients = Recipients::parse(&[key]).unwrap();
+    let recipients = Recipients::parse(recipients).unwrap();
     let mut writer = staging.create_archive(&recipients).unwrap();
     writer.write(&plain).unwrap();
     staging.finish(writer).unwrap();
     staging.add("stdout.txt", b"Done.\n").unwrap();
-    let sum = Command::new("sha256sum").arg(fixtures.join("4.5.7-all.backup")).output().unwrap();
+    let sum = Command::new("sha256sum").arg(fixtures.join(archive)).output().unwrap();
     let sum = String::from_utf8(sum.stdout).unwrap()[..64].to_owned();
+    let encrypted = Encrypted {
+        with: "age".into(),
+        recipients: recipients.names().to_vec(),
+        size: plain.len() as u64,
+        sha256: sum.parse().unwrap(),
+    };
     let manifest = ManagerManifest {
         format: 1,
         manager: name,
@@ -182,7 +184,7 @@ fn an_encrypted_archive_comes_back_with_age_and_tar_alone() {
         started: point.parse::<PointId>().unwrap().time().unwrap(),
         finished: point.parse::<PointId>().unwrap().time().unwrap(),
         hvbak: "0".into(),
-        version: "4.5.7".into(),
+        version: version.into(),
         requested: vec!["all".into()],
         scopes: vec!["files".into()],
         absent: Vec::new(),
@@ -191,33 +193,48 @@ fn an_encrypted_archive_comes_back_with_age_and_tar_alone() {
         databases: Default::default(),
         engine: None,
         files: Vec::new(),
-        encrypted: Some(Encrypted {
-            with: "age".into(),
-            recipients: recipients.names().to_vec(),
-            size: plain.len() as u64,
-            sha256: sum.parse().unwrap(),
-        }),
+        in_sums: false,
+        encrypted: (!recipients.is_empty()).then_some(encrypted),
         warnings: Vec::new(),
     };
     staging.publish(manifest).unwrap();
     let out = dir.path().join("out");
     std::fs::create_dir(&out).unwrap();
-    let blocks = blocks("A manager's archive, encrypted");
-    let [block] = &blocks[..] else { panic!("{blocks:?}") };
-    let run = Command::new("bash")
-        .args(["-euo", "pipefail", "-c", block])
-        .env("LC_ALL", "C")
-        .env("REPOSITORY", dir.path())
-        .env("FQDN", "engine.example.test")
-        .env("POINT", point)
-        .env("KEY", fixtures.join("test-identity.txt"))
-        .env("OUT", &out)
-        .output()
-        .unwrap();
-    assert!(run.status.success(), "{run:?}");
-    let printed = String::from_utf8_lossy(&run.stdout);
-    for told in ["engine.backup.age: OK", &sum, "./sha256sum"] {
+    let blocks = blocks("A manager brought back by hand");
+    assert_eq!(blocks.len(), 4);
+    let mut printed = String::new();
+    for block in &blocks {
+        let run = Command::new("bash")
+            .args(["-euo", "pipefail", "-c", block])
+            .env("LC_ALL", "C")
+            .env("REPOSITORY", dir.path())
+            .env("FQDN", "engine.example.test")
+            .env("POINT", point)
+            .env("KEY", fixtures.join("test-identity.txt"))
+            .env("OUT", &out)
+            .output()
+            .unwrap();
+        assert!(run.status.success(), "{block}\n{run:?}");
+        printed.push_str(&String::from_utf8_lossy(&run.stdout));
+    }
+    for told in ["manifest.json: OK", "stdout.txt: OK", "files: OK", version] {
         assert!(printed.contains(told), "{told} is not in\n{printed}");
     }
+    assert!(printed.contains(&format!("\"sha256\": \"{sum}\"")), "{printed}");
     assert!(std::fs::read(out.join("engine.backup")).unwrap() == plain);
+    assert!(!out.join("inside").exists(), "its keys are left there");
+    printed
+}
+
+#[test]
+fn a_managers_archive_comes_back_with_stock_tools_alone() {
+    bring_back("4.2.8.9-all.backup", "4.2.8.9", &[]);
+    let printed = bring_back("4.5.7-all.backup", "4.5.7", &[]);
+    assert!(printed.contains("engine.backup: OK"), "{printed}");
+    if Command::new("age").arg("--version").output().is_err() {
+        return skip("age is not installed (Debian: apt-get install age)\n");
+    }
+    let key = "age1zj8w38z6sf4r6qa6xpm38vclmjs0jud83m9eev69xvtwrn0wnguq0usvu0";
+    let printed = bring_back("4.5.7-all.backup", "4.5.7", &[key]);
+    assert!(printed.contains("engine.backup.age: OK"), "{printed}");
 }

@@ -7,6 +7,7 @@
 pub mod api;
 pub mod block;
 pub mod control;
+pub mod engine_backup;
 pub mod fault;
 pub mod guest;
 pub mod guests;

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
+    engine_backup::Backups,
     hosts::Host,
     qsd::{GuestDisk, Running},
     storage::Domain,
@@ -185,6 +186,7 @@ pub struct State {
     pub profiles: Vec<Named>,
     pub tags: Vec<Named>,
     pub events: Vec<Event>,
+    pub backups: Backups,
     pub tokens: HashSet<String>,
     pub http_faults: Vec<HttpFault>,
     /// Named faults of operations and how often they strike: `snapshot-fails`,

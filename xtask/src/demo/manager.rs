@@ -47,6 +47,7 @@ pub fn play(stage: &Stage, host: &Value) -> Result<()> {
     fs::write(&config, toml)?;
     replay(&root, &fixtures, "b_ok_all")?;
     stage.show(&["manager-backup"])?;
+    ensure!(agrees(&stage.dir)?, "the simulated engine is no witness of the backup");
     stage.show(&["manager-verify", "engine.example.test"])?;
 
     println!(
@@ -66,11 +67,23 @@ pub fn play(stage: &Stage, host: &Value) -> Result<()> {
     Ok(())
 }
 
+/// Whether the engine has agreed with every stored backup of the manager.
+fn agrees(dir: &Path) -> Result<bool> {
+    let mut all = true;
+    for point in fs::read_dir(dir.join("repository/manager/engine.example.test"))? {
+        let manifest = fs::read(point?.path().join("manifest.json"))?;
+        all &= serde_json::from_slice::<Value>(&manifest)?["engine"]["said"] == "agrees";
+    }
+    Ok(all)
+}
+
 /// A machine with engine-backup 4.5.7.
 fn install(root: &Path, fixtures: &Path) -> Result<()> {
     let services = root.join("usr/share/ovirt-engine/services/ovirt-engine");
     let (bin, play) = (root.join("usr/bin"), root.join("play"));
-    for dir in [&services, &bin, &play.join("machine"), &root.join("etc")] {
+    // Here the stand-in tells the simulated engine of its runs.
+    let engine = root.join("var/lib/simulated-engine");
+    for dir in [&services, &bin, &play.join("machine"), &root.join("etc"), &engine] {
         fs::create_dir_all(dir)?;
     }
     fs::write(services.join("ovirt-engine.conf"), "PACKAGE_VERSION=4.5.7\n")?;

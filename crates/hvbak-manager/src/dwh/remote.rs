@@ -2,7 +2,7 @@
 //! the database is judged.
 
 use super::{compare::counted, grants::grants};
-use crate::transcript::Ended;
+use crate::{scrub, transcript::Ended};
 
 /// A file as it is: `$1` its path. Exit 66: there is none; 76: it is no plain small file.
 pub const CAT: &str = r#"f=${HVBAK_HOST_ROOT:-}$1
@@ -167,7 +167,7 @@ pub fn judge_copy(ended: &Ended, stdout: &str) -> Result<CopySaid, CopyFailed> {
             _ => Err(CopyFailed::Unproven),
         },
         Ended::Code(code) => {
-            let why = said("FAILED: ").map(|why| why.trim_end().to_owned());
+            let why = said("FAILED: ").map(|why| scrub::text(why.trim_end()));
             let why = why.unwrap_or_else(|| format!("it ended with {code}"));
             // Said after the one transaction of the restore.
             let filled = stdout.lines().any(|line| line == "- compare");

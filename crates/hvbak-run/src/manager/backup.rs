@@ -12,6 +12,7 @@ use hvbak_manager::{
     archive::Report,
     command::{self, Format, Paths},
     remote::{self, Look},
+    scrub,
     transcript::{BackupSaid, Transcript, judge_backup},
     witness::Witness,
 };
@@ -23,6 +24,7 @@ use hvbak_types::PointId;
 
 use super::{
     ManagerContext,
+    fetch::Texts,
     link::Link,
     pick_up::pick_up,
     run::Run,
@@ -201,7 +203,7 @@ async fn fetch_and_judge(run: &mut Run<'_>, at: &Place<'_>) -> Result<(ManagerPo
             .stage_manager(lock, &run.point)
             .map_err(error::repository("begin the point"))?,
     );
-    let (stdout, stderr, command) = run.fetch_texts(&mut staging).await?;
+    let Texts { stdout, stderr, command, log: _ } = run.fetch_texts(&mut staging).await?;
     let scopes: Vec<_> = command.iter().filter_map(|a| a.strip_prefix("--scope=")).collect();
     let request = Request::parse(&scopes).unwrap_or(Request::All);
     let transcript = Transcript { ended, stdout: &stdout, stderr: &stderr };
@@ -248,11 +250,12 @@ async fn fetch_and_judge(run: &mut Run<'_>, at: &Place<'_>) -> Result<(ManagerPo
         requested: request.names().iter().map(ToString::to_string).collect(),
         scopes: words(&report.scopes()),
         absent: words(&said.absent),
-        command,
+        command: command.iter().map(|word| scrub::text(word)).collect(),
         seconds,
         databases: look.databases.clone(),
         engine: Some(witness),
         files: Vec::new(),
+        in_sums: false,
         encrypted: plain.filter(|_| !recipients.is_empty()).map(|plain| Encrypted {
             with: "age".into(),
             recipients: recipients.names().to_vec(),

@@ -354,7 +354,7 @@ async fn copy(
             }
         }
     };
-    let judged = dwh::judge_copy(&ran.ended, &ran.stdout);
+    let judged = dwh::judge_copy(&ran.ended, &ran.texts.stdout);
     let outcome = serde_json::json!({
         "target": target.to_string(),
         "same": judged.as_ref().ok().map(|said| &said.same),

@@ -1,28 +1,27 @@
 //! Files of a run taken home: the archive looked through while it arrives, and encrypted
-//! before a byte of it reaches the disk where that is wished; log and output without what
-//! looks like a secret.
+//! before a byte of it reaches the disk where that is wished; log and output judged as they
+//! are, and kept without what looks like a secret.
 //!
 //! Invariants: what counts is what the manager's own sum says, of the bytes as they are
-//! there; an attempt that was cut is forgotten with all that was seen of it.
+//! there; no text reaches the disk as it came; an attempt that was cut is forgotten with all that was seen of it.
 
-use std::{
-    io::{self, Read},
-    sync::mpsc,
-    time::Duration,
-};
+use std::{io::BufReader, time::Duration};
 
 use bytes::Bytes;
 use hvbak_manager::{
     archive::{self, Report},
     remote,
+    restore::LogScan,
     scrub::Scrubber,
 };
 use hvbak_repo::{ManagerStaging, ManagerWriter, PlainSum, Recipients};
 use hvbak_types::Digest;
 use sha2::{Digest as _, Sha256};
-use tokio::task::JoinHandle;
 
-use super::run::{ATTEMPTS, Run};
+use super::{
+    look::Look,
+    run::{ATTEMPTS, Run},
+};
 use crate::{
     error::{self, Result, RunError},
     job::blocking,
@@ -30,24 +29,58 @@ use crate::{
 
 /// Bytes of log and output that are kept of a run.
 const TEXT_MAX: u64 = 64 << 20;
-/// Pieces that wait to be looked at.
-const WAITING: usize = 16;
+/// The program's own log, there and here.
+const LOG: &str = "engine-backup.log";
 const STORING: &str = "store what the manager sends";
 
 /// What is fetched, and what is done with it on the way.
 #[derive(Clone, Copy)]
 enum Sort<'a> {
     /// A log or an output, up to [`TEXT_MAX`], under this name.
-    Text(&'static str),
+    Text(Text),
     Archive(&'a Recipients),
+}
+
+/// A text by the name it is kept under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Text {
+    Log,
+    /// Short enough to be held, for whoever judges it.
+    Short(&'static str),
+}
+
+impl Text {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Log => LOG,
+            Self::Short(name) => name,
+        }
+    }
+}
+
+/// What a run printed, as it did: for judges. Whatever of it is told must be scrubbed.
+#[derive(Debug, Default)]
+pub struct Texts {
+    pub stdout: String,
+    pub stderr: String,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Of its log; `None`: it has left none.
+    pub log: Option<LogScan>,
+}
+
+/// What was seen of a file while it passed.
+enum Seen {
+    Archive(Box<Report>),
+    Log(LogScan),
+    Text(Vec<u8>),
 }
 
 /// A file that has arrived.
 struct Arrived {
     /// As it came.
     plain: PlainSum,
-    /// Of an archive.
-    report: Option<Report>,
+    seen: Seen,
 }
 
 impl Run<'_> {
@@ -58,29 +91,36 @@ impl Run<'_> {
         recipients: &Recipients,
     ) -> Result<Option<(PlainSum, Report)>> {
         let arrived = self.fetch(staging, "engine.backup", Sort::Archive(recipients)).await?;
-        Ok(arrived.map(|a| (a.plain, a.report.unwrap_or_default())))
+        Ok(arrived.map(|a| match a.seen {
+            Seen::Archive(report) => (a.plain, *report),
+            Seen::Log(_) | Seen::Text(_) => (a.plain, Report::default()),
+        }))
     }
 
     /// Log and output, as far as there are any.
-    pub async fn fetch_texts(
-        &mut self,
-        staging: &mut Option<ManagerStaging>,
-    ) -> Result<(String, String, Vec<String>)> {
-        for (from, to) in [
-            ("engine-backup.log", "engine-backup.log"),
-            ("stdout", "stdout.txt"),
-            ("stderr", "stderr.txt"),
-            ("command", "command.txt"),
+    pub async fn fetch_texts(&mut self, staging: &mut Option<ManagerStaging>) -> Result<Texts> {
+        let mut texts = Texts::default();
+        for (from, text) in [
+            (LOG, Text::Log),
+            ("stdout", Text::Short("stdout.txt")),
+            ("stderr", Text::Short("stderr.txt")),
+            ("command", Text::Short("command.txt")),
         ] {
-            self.fetch(staging, from, Sort::Text(to)).await?;
+            let arrived = self.fetch(staging, from, Sort::Text(text)).await?;
+            match arrived.map(|a| a.seen) {
+                Some(Seen::Log(scan)) => texts.log = Some(scan),
+                Some(Seen::Text(bytes)) => {
+                    let said = hvbak_ssh::neutralise(&bytes);
+                    match from {
+                        "stdout" => texts.stdout = said,
+                        "stderr" => texts.stderr = said,
+                        _ => texts.command = said.lines().map(ToOwned::to_owned).collect(),
+                    }
+                }
+                Some(Seen::Archive(_)) | None => {}
+            }
         }
-        let read = |name: &str| {
-            let path = staging.as_ref().map(|s| s.path_of(name));
-            let bytes = path.and_then(|p| std::fs::read(p).ok()).unwrap_or_default();
-            hvbak_ssh::neutralise(&bytes)
-        };
-        let command = read("command.txt").lines().map(ToOwned::to_owned).collect();
-        Ok((read("stdout.txt"), read("stderr.txt"), command))
+        Ok(texts)
     }
 
     /// Fetches a file into the staging area and compares its sum. `None`: there is none.
@@ -165,17 +205,20 @@ impl Run<'_> {
         if let Err(cause) = sent {
             return Ok((stage, Err(cause)));
         }
-        let (stage, plain, look) = blocking(STORING, move || {
+        let (stage, plain, eyes) = blocking(STORING, move || {
             let mut stage = stage;
-            let (plain, look) = reception.end(&mut stage)?;
-            Ok((stage, plain, look))
+            let (plain, eyes) = reception.end(&mut stage)?;
+            Ok((stage, plain, eyes))
         })
         .await?;
-        let report = match look {
-            Some(look) => Some(look.end().await?),
-            None => None,
+        let seen = match eyes {
+            Eyes::Archive(look) => {
+                Seen::Archive(Box::new(look.end("look through the archive").await?))
+            }
+            Eyes::Log(look) => Seen::Log(look.end("look through the log").await?),
+            Eyes::Text(bytes) => Seen::Text(bytes),
         };
-        Ok((stage, Ok(Arrived { plain, report })))
+        Ok((stage, Ok(Arrived { plain, seen })))
     }
 }
 
@@ -184,8 +227,15 @@ struct Reception {
     writer: ManagerWriter,
     hasher: Sha256,
     size: u64,
-    look: Option<Look>,
+    eyes: Eyes,
     scrubber: Option<Scrubber>,
+}
+
+/// Who looks at it as it came.
+enum Eyes {
+    Archive(Look<Report>),
+    Log(Look<LogScan>),
+    Text(Vec<u8>),
 }
 
 impl Reception {
@@ -194,7 +244,7 @@ impl Reception {
             Sort::Archive(recipients) => Some(recipients.clone()),
             Sort::Text(_) => None,
         };
-        let name = if let Sort::Text(name) = sort { name } else { "" };
+        let name = if let Sort::Text(text) = sort { text.name() } else { "" };
         let (stage, writer) = blocking(STORING, move || {
             let mut stage = stage;
             let writer = match recipients {
@@ -210,14 +260,17 @@ impl Reception {
             Ok((stage, writer))
         })
         .await?;
-        let is_text = matches!(sort, Sort::Text(_));
-        let reception = Self {
-            writer,
-            hasher: Sha256::new(),
-            size: 0,
-            look: (!is_text).then(Look::begin),
-            scrubber: is_text.then(Scrubber::default),
+        let eyes = match sort {
+            Sort::Archive(_) => Eyes::Archive(Look::begin(|pieces| {
+                archive::verify(pieces).map_err(|archive::ReadError(cause)| cause)
+            })),
+            Sort::Text(Text::Log) => {
+                Eyes::Log(Look::begin(|pieces| LogScan::read(BufReader::new(pieces))))
+            }
+            Sort::Text(Text::Short(_)) => Eyes::Text(Vec::new()),
         };
+        let scrubber = matches!(sort, Sort::Text(_)).then(Scrubber::default);
+        let reception = Self { writer, hasher: Sha256::new(), size: 0, eyes, scrubber };
         Ok((stage, reception))
     }
 
@@ -228,66 +281,20 @@ impl Reception {
             Some(scrubber) => self.writer.write(&scrubber.take(&bytes))?,
             None => self.writer.write(&bytes)?,
         }
-        if let Some(look) = &self.look {
-            look.take(bytes);
+        match &mut self.eyes {
+            Eyes::Archive(look) => look.take(bytes),
+            Eyes::Log(look) => look.take(bytes),
+            Eyes::Text(held) => held.extend_from_slice(&bytes),
         }
         Ok(())
     }
 
-    fn end(mut self, stage: &mut ManagerStaging) -> hvbak_repo::Result<(PlainSum, Option<Look>)> {
+    fn end(mut self, stage: &mut ManagerStaging) -> hvbak_repo::Result<(PlainSum, Eyes)> {
         if let Some(scrubber) = self.scrubber {
             self.writer.write(&scrubber.end())?;
         }
         stage.finish(self.writer)?;
         let sha256 = Digest(self.hasher.finalize().into());
-        Ok((PlainSum { size: self.size, sha256 }, self.look))
-    }
-}
-
-/// The archive looked through on a thread of its own while it passes.
-struct Look {
-    pieces: mpsc::SyncSender<Bytes>,
-    report: JoinHandle<Result<Report, archive::ReadError>>,
-}
-
-impl Look {
-    fn begin() -> Self {
-        let (pieces, waiting) = mpsc::sync_channel(WAITING);
-        let source = Pieces { waiting, piece: Bytes::new() };
-        Self { pieces, report: tokio::task::spawn_blocking(move || archive::verify(source)) }
-    }
-
-    /// Waits when the look is behind. One that has seen enough takes no more.
-    fn take(&self, bytes: Bytes) {
-        let _ = self.pieces.send(bytes);
-    }
-
-    async fn end(self) -> Result<Report> {
-        drop(self.pieces);
-        let report = self.report.await.map_err(|e| RunError::Task { text: e.to_string() })?;
-        report.map_err(|archive::ReadError(cause)| RunError::Local {
-            doing: "look through the archive".into(),
-            cause,
-        })
-    }
-}
-
-struct Pieces {
-    waiting: mpsc::Receiver<Bytes>,
-    piece: Bytes,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() {
-            match self.waiting.recv() {
-                Ok(piece) => self.piece = piece,
-                // The end; of an attempt that was cut nobody asks the report.
-                Err(mpsc::RecvError) => return Ok(0),
-            }
-        }
-        let part = self.piece.split_to(self.piece.len().min(buffer.len()));
-        buffer[..part.len()].copy_from_slice(&part);
-        Ok(part.len())
+        Ok((PlainSum { size: self.size, sha256 }, self.eyes))
     }
 }

@@ -14,6 +14,7 @@ mod dwh_service_revert;
 mod fetch;
 mod hosted_engine;
 mod link;
+mod look;
 mod paths;
 mod pick_up;
 mod prune;

@@ -38,12 +38,10 @@ pub async fn pick_up(
         let mine = *owner == context.repository.id().to_string();
         if matches!(kind, Kind::Cleanup | Kind::Restore | Kind::Setup) && mine {
             let mut run = Run::new(context, link, base.to_owned(), point.clone());
-            // Its archive was sent, and is in plain; nothing will ever use it.
-            if !run.poll().await?.started {
-                context.phase(format!("sweeping {} {point}, which never began", kind.program()));
-                run.sweep().await?;
-                settle(context, name, &point).await?;
-                continue;
+            match sweep_unstarted(&mut run, name, *kind).await {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(cause) => context.warn(format!("the earlier run: {}", crate::chain(&cause))),
             }
         }
         if *kind != Kind::Backup {
@@ -96,6 +94,18 @@ pub async fn pick_up(
         }
     }
     Ok(picked_up)
+}
+
+/// A part of a restore that never began: its archive was sent, is in plain, and nothing will
+/// ever use it. Says whether it was one.
+async fn sweep_unstarted(run: &mut Run<'_>, name: &ManagerName, kind: Kind) -> Result<bool> {
+    if run.poll().await?.started {
+        return Ok(false);
+    }
+    run.context.phase(format!("sweeping {} {}, which never began", kind.program(), run.point));
+    run.sweep().await?;
+    settle(run.context, name, &run.point).await?;
+    Ok(true)
 }
 
 async fn is_published(

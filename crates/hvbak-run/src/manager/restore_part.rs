@@ -12,6 +12,7 @@ use hvbak_manager::{
     Scope,
     remote::{self, Kind, Look, State},
     restore::{self, DbFacts, MachineFacts, Probe},
+    scrub,
     transcript::Ended,
 };
 use hvbak_repo::{Journal, ManagerLock, ManagerName, ManagerStaging, StepId};
@@ -21,6 +22,7 @@ use serde::Serialize;
 
 use super::{
     ManagerContext, backup,
+    fetch::Texts,
     link::{Link, is_broken},
     pick_up,
     run::{Parcel, Run},
@@ -72,24 +74,19 @@ pub struct Ran {
     pub run: PointId,
     pub ended: Ended,
     pub seconds: f64,
-    pub stdout: String,
-    pub stderr: String,
-    pub command: Vec<String>,
+    /// As they were printed: nothing of them is told unscrubbed.
+    pub texts: Texts,
     staging: Option<ManagerStaging>,
     /// Its step in this job's journal; `None`: another job's.
     step: Option<StepId>,
 }
 
 impl Ran {
-    /// Where a file lies that was taken home.
-    pub fn path_of(&self, name: &str) -> Option<PathBuf> {
-        self.staging.as_ref().map(|s| s.path_of(name)).filter(|path| path.exists())
-    }
-
     /// The end of what it said.
     pub fn last_words(&self) -> String {
-        let mut lines: Vec<_> = [&self.stdout, &self.stderr]
-            .into_iter()
+        let said = [&self.texts.stdout, &self.texts.stderr].map(|text| scrub::text(text));
+        let mut lines: Vec<_> = said
+            .iter()
             .flat_map(|text| text.lines())
             .map(str::trim)
             .filter(|line| !line.is_empty())
@@ -300,8 +297,8 @@ impl<'a> Session<'a> {
         };
         let staged = self.context.repository.stage_manager(lock, &run);
         let mut staging = Some(staged.map_err(error::repository("keep the log"))?);
-        let (stdout, stderr, command) = part.fetch_texts(&mut staging).await?;
-        Ok(Ran { kind, run, ended, seconds, stdout, stderr, command, staging, step })
+        let texts = part.fetch_texts(&mut staging).await?;
+        Ok(Ran { kind, run, ended, seconds, texts, staging, step })
     }
 
     /// Keeps what a part printed with its outcome, and removes it from the manager.

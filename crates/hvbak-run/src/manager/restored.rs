@@ -1,19 +1,20 @@
 //! What came of a restore: judged by everything that can be seen of it, kept, told; also of
 //! one whose hvbak died.
 
-use std::{fs::File, io::BufReader, path::PathBuf};
+use std::path::PathBuf;
 
 use hvbak_manager::{
     Scope,
     archive::Report,
     remote::{Kind, Seen},
-    restore::{LogScan, Probe, RestoreFailed, RestoreSaid, Rows, Wishes, judge_restore},
+    restore::{Probe, RestoreFailed, RestoreSaid, Rows, Wishes, judge_restore},
     transcript::Transcript,
 };
 use hvbak_types::PointId;
 use serde::Serialize;
 
 use super::{
+    fetch::Texts,
     restore::{finish_setup, finish_tool},
     restore_part::{Ran, Session},
     restore_source::Source,
@@ -81,16 +82,13 @@ pub async fn judge(
 ) -> Result<ManagerRestored> {
     let none = Report::default();
     let archive = source.map_or(&none, |s| &s.archive);
-    let log = match ran.path_of("engine-backup.log") {
-        None => None,
-        Some(path) => Some(scan(path).await?),
-    };
     let counts = source.is_none() || wishes.parts(&archive.scopes()).contains(&Scope::Db);
     let vms = if counts { session.vms(probe).await? } else { None };
     // Nobody starts the engine while this hvbak holds the manager.
     let in_use = picked_up && session.machine().await?.engine_at_work();
     let rows = Rows { expected: archive.vms, found: vms, in_use };
-    let run = Transcript { ended: ran.ended, stdout: &ran.stdout, stderr: &ran.stderr };
+    let Texts { stdout, stderr, log, command: _ } = &ran.texts;
+    let run = Transcript { ended: ran.ended, stdout, stderr };
     let judged = judge_restore(wishes, &archive.scopes(), &run, log.as_ref(), rows);
     let warnings = judged.as_ref().map_or_else(|_| Vec::new(), |said| warnings(said, rows, wishes));
     let outcome = Outcome {
@@ -158,14 +156,6 @@ fn warnings(said: &RestoreSaid, rows: Rows, wishes: &Wishes) -> Vec<String> {
         warnings.push("redeploy the hosts of the self-hosted engine at once".into());
     }
     warnings
-}
-
-async fn scan(path: PathBuf) -> Result<LogScan> {
-    let work = move || LogScan::read(BufReader::new(File::open(path)?));
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|e| RunError::Task { text: e.to_string() })?
-        .map_err(|cause| RunError::Local { doing: "read the log".into(), cause })
 }
 
 /// What an earlier restore has left.
@@ -266,7 +256,7 @@ pub async fn pick_up(session: &mut Session<'_>) -> Result<PickedUp> {
             picked.tools.push(program);
             continue;
         }
-        let wishes = Wishes::of_command(&ran.command);
+        let wishes = Wishes::of_command(&ran.texts.command);
         let probe = Probe { scope: Scope::Db, at: None };
         let done = judge(session, ran, source.as_ref(), &wishes, &probe, true).await?;
         picked.restored = Some(done);

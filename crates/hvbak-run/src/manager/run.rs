@@ -11,6 +11,7 @@ use bytes::Bytes;
 use hvbak_manager::{
     remote::{self, Kind, Poll, State},
     restore::RECEIVE,
+    scrub,
     transcript::Ended,
 };
 use hvbak_repo::{Identities, ManagerPoint};
@@ -118,7 +119,7 @@ impl<'a> Run<'a> {
                 State::Running => {}
             }
             if poll.line != last && poll.line.starts_with("- ") {
-                self.context.phase(format!("engine-backup: {}", &poll.line[2..]));
+                self.context.phase(format!("engine-backup: {}", scrub::text(&poll.line[2..])));
             }
             last = poll.line;
             tokio::select! {

@@ -150,6 +150,28 @@ async fn a_log_that_is_kept_holds_no_password() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_printed_is_judged_and_not_what_is_kept_of_it() {
+    // Kept, the line that names the error is cut behind `password:`; judged, it is an error.
+    let stage = Stage::restorable("4.5.7").await;
+    stage.put("log", b"password:pg_restore:error: x\nsecret='pg_restore: error: geheim'\n");
+    let error = manager_restore(&stage.context(), &restore_options(&["all"])).await.unwrap_err();
+    assert!(text(&error).contains("its log holds 1 errors"), "{}", text(&error));
+    assert!(!text(&error).contains("geheim"), "{}", text(&error));
+    let kept = &stage.kept()[0];
+    for file in fs::read_dir(kept).unwrap() {
+        let bytes = fs::read(file.unwrap().path()).unwrap();
+        assert!(!bytes.windows(6).any(|w| w == b"geheim"), "{}", kept.display());
+    }
+    // A secret on the standard output neither hides the end nor comes into a message.
+    let stage = Stage::new("4.5.7");
+    stage.play("b_ok_all");
+    stage.archive("4.5.7-all.backup");
+    stage.put("stdout", b"Start of engine-backup\npassword='\nDone.\nPassword: Done.\n");
+    let error = stage.backup(&["all"]).await.unwrap_err();
+    assert!(text(&error).contains("its last line is `Password: [removed]`"), "{}", text(&error));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_encrypted_archive_is_restored_and_lies_nowhere_in_plain() {
     let (stage, point) = restorable().await;
     stage.machine("vms", "4");

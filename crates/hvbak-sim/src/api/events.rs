@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use super::{Reply, Request, done, parse, root, uuid};
 use crate::{
+    engine_backup,
     fault::Refusal,
     model::{Event, Lab, Named},
     render, search,
@@ -23,7 +24,8 @@ const FIELDS: [&str; 9] = [
 ];
 
 pub(super) fn list(lab: &Lab, q: &Request) -> Reply {
-    let s = lab.state();
+    let mut s = lab.state();
+    engine_backup::take_in(&mut s);
     let from = search::number(q, "from").unwrap_or(0) as u64;
     let newest_first = s.events.iter().rev().filter(|e| e.id > from).collect();
     let list = search::select(q, newest_first, &FIELDS, |e: &&Event, field| match field {

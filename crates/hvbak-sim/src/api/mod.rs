@@ -268,9 +268,9 @@ fn api_root(lab: &Lab) -> X {
     let version = X::default()
         .t("major", 4)
         .t("minor", 5)
-        .t("build", 5)
+        .t("build", 7)
         .t("revision", 0)
-        .t("full_version", "4.5.5-1.el8");
+        .t("full_version", "4.5.7-1.el9");
     let product = X::default()
         .t("instance_id", lab.instance)
         .t("name", "oVirt Engine")
@@ -278,6 +278,12 @@ fn api_root(lab: &Lab) -> X {
         .n("version", "", version);
     let inner =
         X::default().n("product_info", "", product).t("time", crate::xml::time(Timestamp::now()));
+    let mut s = lab.state();
+    crate::engine_backup::take_in(&mut s);
+    let inner = match crate::engine_backup::dates(&s) {
+        Some(dates) => inner.n("engine_backup", "", dates),
+        None => inner,
+    };
     X::default().n("api", "", inner)
 }
 

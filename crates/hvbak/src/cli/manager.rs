@@ -8,7 +8,7 @@ use super::CompressorArg;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  hvbak manager-verify /backup/engine.backup --json\n  hvbak manager-verify engine.example.com@latest\n  hvbak manager-verify engine.example.com --identity /media/usb/hvbak.key\n  age -d hvbak.key.age | hvbak manager-verify engine.example.com --identity -\n\nOf an encrypted archive without --identity only the stored bytes are compared with their sum."
+    after_help = "Examples:\n  hvbak manager-verify /backup/engine.backup --json\n  hvbak manager-verify engine.example.com@latest\n  hvbak manager-verify engine.example.com --identity /media/usb/hvbak.key\n  age -d hvbak.key.age | hvbak manager-verify engine.example.com --identity -\n\nOf an encrypted archive without --identity only the stored bytes are compared with their sum\n(exit code 3)."
 )]
 pub struct ManagerVerifyArgs {
     /// Archive files (which need no configuration), or points: FQDN, FQDN@latest,
