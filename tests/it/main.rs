@@ -12,6 +12,7 @@ mod cli;
 mod disagreement;
 mod disk_changes;
 mod drill;
+mod dwh;
 mod enroll;
 mod fleet;
 mod gluster;

@@ -113,7 +113,7 @@ pub struct ManagerRecord {
 /// One manager's part of the repository is held until this is dropped.
 #[derive(Debug)]
 pub struct ManagerLock {
-    name: ManagerName,
+    pub(crate) name: ManagerName,
     _held: PartLock,
 }
 

@@ -32,12 +32,16 @@ pub struct ManagerNotes {
 }
 
 impl Repository {
-    /// Begins notes; the lock keeps others away. The time names them.
+    /// Begins notes; the lock keeps others away. The time names them. What writers that died
+    /// left in older ones goes.
     ///
     /// # Errors
     /// [`Error::OutputExists`] when there are such already.
     pub fn begin_notes(&self, lock: &ManagerLock, time: &PointId) -> Result<ManagerNotes> {
         let dir = self.make_manager_dir(lock)?;
+        for notes in self.notes(&lock.name)? {
+            notes.sweep()?;
+        }
         let path = dir.join(format!("{DWH}{time}"));
         if path.symlink_metadata().is_ok() {
             return Err(Error::OutputExists { path });
@@ -90,6 +94,24 @@ impl ManagerNotes {
         Ok(Some(bytes))
     }
 
+    /// Removes halves of notes; a folder of nothing else goes with them.
+    fn sweep(&self) -> Result<()> {
+        let mut swept = false;
+        for entry in fs::read_dir(&self.path).reading(&self.path)? {
+            let name = entry.reading(&self.path)?.file_name();
+            let half = name.to_str().and_then(|name| name.strip_suffix(".tmp"));
+            if half.is_some_and(is_document_name) {
+                durable::remove_file(&self.path.join(&name))?;
+                swept = true;
+            }
+        }
+        if swept {
+            // Fails where there are whole notes.
+            let _ = fs::remove_dir(&self.path);
+        }
+        Ok(())
+    }
+
     fn file(&self, name: &str) -> Result<PathBuf> {
         if !is_document_name(name) {
             return Err(Error::DocumentName { name: name.to_owned() });
@@ -129,6 +151,15 @@ mod tests {
             assert_eq!(mode.mode() & 0o777, 0o600);
             assert_eq!(fs::read_dir(notes.path()).unwrap().count(), 1);
         }
+        // A writer that died and did not come again.
+        let found = repository.notes(&name).unwrap();
+        fs::write(found[0].path().join("0-x.conf.tmp"), "half").unwrap();
+        let empty = repository.begin_notes(&lock, &"20261121T021456Z".parse().unwrap()).unwrap();
+        assert_eq!(fs::read_dir(found[0].path()).unwrap().count(), 1);
+        fs::write(empty.path().join("0-x.conf.tmp"), "half").unwrap();
+        let last = repository.begin_notes(&lock, &"20261121T021457Z".parse().unwrap()).unwrap();
+        assert!(!empty.path().exists());
+        fs::remove_dir(last.path()).unwrap();
         let found = repository.notes(&name).unwrap();
         assert!(found.len() == 2 && found[0].path().ends_with(".dwh-20261121T021454Z"));
         assert!(repository.manager_points(&name).unwrap().points.is_empty());

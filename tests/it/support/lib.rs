@@ -7,12 +7,14 @@
 pub mod damage;
 pub mod lab;
 pub mod peers;
+pub mod postgres;
 pub mod program;
 pub mod small;
 pub mod story;
 
 pub use lab::{Lab, Replay, small};
 pub use peers::{Mount, Peers};
+pub use postgres::Postgres;
 pub use program::{Run, Started, run_tool};
 pub use small::Small;
 pub use story::Story;

@@ -6,6 +6,10 @@
 #[path = "../../../hvbak-ssh/tests/support/mod.rs"]
 mod sshd;
 
+#[allow(clippy::expect_used, dead_code, reason = "shared with the whole program's tests")]
+#[path = "../../../../tests/it/support/postgres.rs"]
+mod server;
+
 mod backup;
 mod dwh;
 mod dwh_service;

@@ -5,9 +5,9 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write,
-    os::unix::{fs::PermissionsExt, process::CommandExt},
-    path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -17,102 +17,17 @@ use hvbak_manager::{
     restore::{DATABASES, DbFacts, LogScan, Probe, VMS, parse_databases, parse_vms},
 };
 use hvbak_types::Secret;
-use nix::sys::signal::{Signal, kill};
 
-use crate::{
-    sshd::{current_user, free_port},
-    stage::fixture,
-};
-
-const NOBODY: u32 = 65534;
-
-/// A PostgreSQL of the test's own, on loopback; stopped and gone on drop.
-pub struct Postgres {
-    server: Child,
-    dir: tempfile::TempDir,
-    pub bin: PathBuf,
-    pub port: u16,
-}
-
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        // "Fast": sessions are thrown out.
-        let _ = kill(nix::unistd::Pid::from_raw(self.server.id().cast_signed()), Signal::SIGINT);
-        let _ = self.server.wait();
-    }
-}
-
-/// Where Debian keeps the newest.
-fn bin() -> Option<PathBuf> {
-    let dirs = fs::read_dir("/usr/lib/postgresql").ok()?;
-    let found: Vec<PathBuf> = dirs.map(|d| d.unwrap().path().join("bin")).collect();
-    found.into_iter().filter(|bin| bin.join("initdb").exists()).max()
-}
-
-/// PostgreSQL does not run as root.
-fn as_nobody(command: &mut Command) -> &mut Command {
-    if current_user() == "root" {
-        command.uid(NOBODY).gid(NOBODY);
-    }
-    command.current_dir("/")
-}
+pub use crate::server::Postgres;
+use crate::{server::NOBODY, sshd::current_user, stage::fixture};
 
 impl Postgres {
     /// `None`: there is no server on this machine.
     pub fn start() -> Option<Self> {
-        let Some(bin) = bin() else {
-            let why = "SKIPPED: no PostgreSQL server; apt-get install postgresql";
-            assert!(std::env::var_os("HVBAK_NO_SKIP").is_none(), "{why}");
-            eprintln!("{why}");
-            return None;
-        };
-        let dir = tempfile::Builder::new().prefix("hvbak-pg-").tempdir_in("/tmp").unwrap();
-        if current_user() == "root" {
-            std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
-        }
-        let (data, password) = (dir.path().join("data"), dir.path().join("password"));
-        fs::write(&password, "super\n").unwrap();
-        let mut command = Command::new(bin.join("initdb"));
-        command.arg("-D").arg(&data).args(["-U", "postgres", "-A", "scram-sha-256", "--locale=C"]);
-        command.arg(format!("--pwfile={}", password.display()));
-        let made = as_nobody(&mut command).output().unwrap();
-        assert!(made.status.success(), "{made:?}");
-        let port = free_port();
-        let mut command = Command::new(bin.join("postgres"));
-        command.arg("-D").arg(&data).arg("-k").arg(dir.path()).args(["-p", &port.to_string()]);
-        command.args(["-c", "listen_addresses=127.0.0.1,127.0.0.2", "-c", "fsync=off"]);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        let server = as_nobody(&mut command).spawn().unwrap();
-        let postgres = Self { server, dir, bin, port };
-        for _ in 0..300 {
-            if postgres.psql("postgres", "select 1").status.success() {
-                return Some(postgres);
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        panic!("PostgreSQL does not come up");
-    }
-
-    pub fn client(&self, program: &str, database: &str) -> Command {
-        let mut command = Command::new(self.bin.join(program));
-        command.env("PGPASSWORD", "super").args(["-h", "127.0.0.1", "-U", "postgres", "-w"]);
-        command.args(["-p", &self.port.to_string(), "-d", database]).current_dir("/");
-        command
-    }
-
-    pub fn psql(&self, database: &str, sql: &str) -> Output {
-        self.client("psql", database).args(["-XAtq", "-c", sql]).output().unwrap()
-    }
-
-    #[track_caller]
-    pub fn sql(&self, database: &str, sql: &str) {
-        let done = self.psql(database, sql);
-        assert!(done.status.success(), "{done:?}");
-    }
-
-    /// An empty database as it should be for an engine.
-    pub fn database(&self, name: &str, owner: &str) {
-        self.sql("postgres", &format!("create database {name} owner {owner} encoding 'UTF8' template template0 lc_collate 'C' lc_ctype 'C'"));
+        Self::start_or(|why| {
+            assert!(std::env::var_os("HVBAK_NO_SKIP").is_none(), "SKIPPED: {why}");
+            eprintln!("SKIPPED: {why}");
+        })
     }
 
     /// TLS with a certificate that nobody knows.
@@ -140,14 +55,6 @@ impl Postgres {
             std::thread::sleep(Duration::from_millis(100));
         }
         panic!("no TLS");
-    }
-
-    /// Lets clients of an address in.
-    pub fn admit(&self, address: &str) {
-        let path = self.dir.path().join("data/pg_hba.conf");
-        let line = format!("\nhost all all {address}/32 scram-sha-256\n");
-        fs::OpenOptions::new().append(true).open(path).unwrap().write_all(line.as_bytes()).unwrap();
-        self.sql("postgres", "select pg_reload_conf()");
     }
 
     fn connection(&self, password: &str) -> Connection {
