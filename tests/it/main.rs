@@ -33,6 +33,7 @@ mod report;
 mod repository;
 mod restore;
 mod resume;
+mod role;
 mod runbook;
 mod sectors;
 mod service;

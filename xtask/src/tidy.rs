@@ -31,6 +31,7 @@ const TOP: &[&str] = &[
     "Cargo.toml",
     "LICENSE",
     "README.md",
+    "SECURITY.md",
     "clippy.toml",
     "crates",
     "deny.toml",
@@ -48,6 +49,7 @@ const PAGES: &[&str] = &[
     "crates/hvbak-wire/PROTOCOL.md",
     "crates/hvbak-repo/FORMAT.md",
     "LICENSE",
+    "SECURITY.md",
 ];
 
 #[derive(Debug, Deserialize)]

@@ -85,6 +85,10 @@ fn act(lab: &Arc<Lab>, q: &Value) -> Result<Value> {
             lab.state().faults.insert(text("name"), times);
             Ok(Value::Null)
         }
+        "permits" => {
+            lab.state().permits = Some(serde_json::from_value(q["names"].clone())?);
+            Ok(Value::Null)
+        }
         "clear" => {
             let mut s = lab.state();
             s.faults.clear();

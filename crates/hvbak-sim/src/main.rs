@@ -215,6 +215,8 @@ enum FaultCmd {
         #[arg(long, default_value = "hvbak:")]
         description: String,
     },
+    /// Let the account's role hold only these permits
+    Permits { names: Vec<String> },
     /// Forget all logins
     ExpireTokens,
     /// Take all orders back
@@ -306,6 +308,7 @@ fn order(what: FaultCmd) -> Value {
         FaultCmd::DeleteSnapshot { vm, description } => {
             json!({ "op": "delete-snapshot", "vm": vm, "description": description })
         }
+        FaultCmd::Permits { names } => json!({ "op": "permits", "names": names }),
         FaultCmd::ExpireTokens => json!({ "op": "expire-tokens" }),
         FaultCmd::Clear => json!({ "op": "clear" }),
     }

@@ -188,6 +188,8 @@ pub struct State {
     pub events: Vec<Event>,
     pub backups: Backups,
     pub tokens: HashSet<String>,
+    /// What the account's role holds; everything when a test has not said.
+    pub permits: Option<HashSet<String>>,
     pub http_faults: Vec<HttpFault>,
     /// Named faults of operations and how often they strike: `snapshot-fails`,
     /// `snapshot-live-fails`, `freeze-fails`, `merge-fails`, `merge-breaks`, `disk-fails`, `move-makes-cow`,

@@ -64,6 +64,8 @@ pub enum Command {
     Enroll(EnrollArgs),
     /// Check engine, hosts, repository and clocks; one line each, with remedies
     Doctor,
+    /// Show the least role of hvbak's account in the engine, and whether it is held
+    Role(RoleArgs),
     /// Show what the engine has
     List(ListArgs),
     /// Back up virtual machines
@@ -216,6 +218,37 @@ pub struct ListArgs {
     /// Only of this VM (snapshots, disks)
     #[arg(long, value_name = "NAME|ID")]
     pub vm: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  hvbak role print > make-role.sh     # read it, then run it with sh\n  hvbak role check\n  hvbak role check backup"
+)]
+pub struct RoleArgs {
+    #[command(subcommand)]
+    pub command: RoleCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RoleCommand {
+    /// Print the calls of the API that make role and account; needs no engine
+    Print {
+        /// What hvbak is to do; backup and restore without it
+        what: Vec<RoleFor>,
+    },
+    /// Ask the engine what the account may do; exit 3 when something is missing
+    Check {
+        /// What hvbak is to do; backup and restore without it
+        what: Vec<RoleFor>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum, PartialEq, Eq)]
+pub enum RoleFor {
+    Backup,
+    Restore,
+    /// Events in the engine: `engine_event` of [notify]
+    Events,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum, PartialEq, Eq)]

@@ -69,6 +69,7 @@ async fn dispatch(face: &Face, command: Command) -> Outcome {
     match command {
         Command::Init(args) => commands::init::run(face, args).await,
         Command::Enroll(args) => commands::enroll::run(face, args).await,
+        Command::Role(args) => commands::role::run(face, args).await,
         Command::Doctor => commands::doctor::run(face).await,
         Command::List(args) => commands::list::run(face, args).await,
         Command::Backup(args) => commands::backup::run(face, args).await,

@@ -4,6 +4,7 @@
 mod disks;
 mod events;
 mod inventory;
+mod rights;
 mod vm_change;
 mod vm_create;
 mod vm_parts;
@@ -245,8 +246,10 @@ fn route(lab: &Arc<Lab>, q: &Request, parts: &[&str], body: &str, correlation: &
         q.query.get("follow").map_or_else(Vec::new, |f| f.split(',').map(str::trim).collect());
     let all_content = q.query.get("all_content").is_some_and(|v| v == "true")
         || q.headers.get("all-content").is_some_and(|v| v == "true");
+    rights::check(lab, method, parts)?;
     match (method, parts) {
         ("GET", []) => Ok((200, api_root(lab))),
+        _ if rights::is_mine(q, parts) => rights::get(lab, parts),
         ("GET", ["vms", rest @ ..]) => vm_read::get(lab, q, rest, &follow, all_content),
         ("POST", ["vms"]) => vm_create::create(lab, body),
         (_, ["vms", id, rest @ ..]) => {
@@ -276,8 +279,10 @@ fn api_root(lab: &Lab) -> X {
         .t("name", "oVirt Engine")
         .t("vendor", "ovirt.org")
         .n("version", "", version);
-    let inner =
-        X::default().n("product_info", "", product).t("time", crate::xml::time(Timestamp::now()));
+    let inner = X::default()
+        .n("product_info", "", product)
+        .t("time", crate::xml::time(Timestamp::now()))
+        .r("authenticated_user", "users", rights::USER);
     let mut s = lab.state();
     crate::engine_backup::take_in(&mut s);
     let inner = match crate::engine_backup::dates(&s) {

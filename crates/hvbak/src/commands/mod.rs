@@ -24,6 +24,7 @@ pub mod policy;
 pub mod prune;
 pub mod report;
 pub mod restore;
+pub mod role;
 pub mod runbook;
 pub mod verify;
 
