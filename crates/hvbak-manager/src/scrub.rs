@@ -77,16 +77,19 @@ impl Scrubber {
         if line.is_empty() {
             return;
         }
-        let says = |what: &[u8]| find(&line, what).is_some();
-        if says(b"-----BEGIN ") && says(b"PRIVATE KEY") {
-            self.in_key = true;
+        let own = is_own(&line);
+        if let Some(begin) = key_begin(&line) {
+            // What stands before it, unless that is the rest of another one.
+            let before = if self.in_key && !own { &[] } else { &line[..begin] };
+            scrub(before, &secrets(before), kept);
             kept.extend_from_slice(b"[a private key was removed]\n");
+            self.in_key = find(&line[begin..], b"-----END ").is_none();
+            return;
         }
         if self.in_key {
             // Whatever stands where a key should: nothing of it until its end, or a line
             // that begins as the program's own do.
-            let own = line.len() > 20 && line[4] == b'-' && line[7] == b'-' && line[13] == b':';
-            self.in_key = !says(b"-----END ") && !own;
+            self.in_key = !own && find(&line, b"-----END ").is_none();
             if !own {
                 return;
             }
@@ -306,6 +309,17 @@ fn passfile(line: &[u8]) -> Vec<Secret> {
     } else {
         Vec::new()
     }
+}
+
+/// Where a private key begins.
+fn key_begin(line: &[u8]) -> Option<usize> {
+    let begin = find(line, b"-----BEGIN ")?;
+    find(&line[begin..], b"PRIVATE KEY").map(|_| begin)
+}
+
+/// Whether a line begins as the program's own do: `2026-11-21 02:14:54 123: `.
+fn is_own(line: &[u8]) -> bool {
+    line.len() > 20 && line[4] == b'-' && line[7] == b'-' && line[13] == b':'
 }
 
 fn find(line: &[u8], what: &[u8]) -> Option<usize> {

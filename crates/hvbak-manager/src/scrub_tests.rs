@@ -50,6 +50,18 @@ fn secrets_go_and_the_rest_of_the_line_stays() {
             "-----BEGIN PRIVATE KEY-----\nAAAA\n2026-11-21 02:36:56 77: OUTPUT: - Files\n",
             "[a private key was removed]\n2026-11-21 02:36:56 77: OUTPUT: - Files\n",
         ),
+        (
+            "2026-11-21 02:14:54 123: OUTPUT: -----BEGIN RSA PRIVATE KEY-----\nAAAA\nBBBB\n-----END RSA PRIVATE KEY-----\nb\n",
+            "2026-11-21 02:14:54 123: OUTPUT: [a private key was removed]\nb\n",
+        ),
+        (
+            "password=abc -----BEGIN PRIVATE KEY-----\\nAAAA\\n-----END PRIVATE KEY-----\nb\n",
+            "password=[removed] [a private key was removed]\nb\n",
+        ),
+        (
+            "-----BEGIN PRIVATE KEY-----\nAAAA\nBB-----BEGIN PRIVATE KEY-----\nCCCC\n-----END PRIVATE KEY-----\nb",
+            "[a private key was removed]\n[a private key was removed]\nb",
+        ),
     ] {
         for pieces in [1, 7, 4096] {
             assert_eq!(
