@@ -4,12 +4,15 @@
 //! damaged neither counts as kept for a rule nor is removed; the newest whole one stays, and
 //! of every scope the newest one that holds it. Kept logs of restores and of failed backups
 //! go by the same rules, each kind for itself: the newest stays, and one that does not say
-//! what came of it. Of walks that have ended the newest [`WALKS`] stay, and those of a year.
+//! what came of it. What an open walk is about stays, whatever manager the walk is filed under.
+//! Of walks that have ended the newest [`WALKS`] stay, and those of a year.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use hvbak_plan::{KeepFacts, KeepRules, Verdict, judge_points};
-use hvbak_repo::{EndedWalk, ManagerName, ManagerPoint, ManagerRecord, RecordKind, Repository};
+use hvbak_repo::{
+    EndedWalk, ManagerName, ManagerPoint, ManagerRecord, RecordKind, Repository, WalkRecord,
+};
 use hvbak_types::{JobId, PointId};
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use serde::Serialize;
@@ -70,20 +73,21 @@ pub async fn manager_prune(
             });
         }
         let verdicts = judge_points(&facts, &rules, &zone);
-        let walk = repository.walk(&manager)?;
-        let walked = walk.as_ref().and_then(|walk| walk.archive.clone());
+        let walks = walks_of(&repository, &manager)?;
+        let walked: BTreeSet<_> = walks.iter().filter_map(|walk| walk.archive.clone()).collect();
         let goes = |p: &&ManagerPoint| {
             verdicts.iter().any(|v| v.point == p.manifest.point && v.expires())
-                && walked.as_ref() != Some(&p.title())
+                && !walked.contains(&p.title())
         };
         let expired: Vec<_> = listing.points.iter().filter(goes).collect();
         let removed = expired.iter().map(|p| p.manifest.point.clone()).collect::<Vec<_>>();
         let bytes = |p: &&ManagerPoint| p.manifest.files.iter().map(|f| f.size).sum::<u64>();
         let freed_bytes = expired.iter().map(bytes).sum();
         // A walk that is open goes on by what they say.
-        let removed_logs = match walk {
-            None => expired_logs(repository.manager_records(&manager)?, &rules, &zone),
-            Some(_) => Vec::new(),
+        let removed_logs = if walks.is_empty() {
+            expired_logs(repository.manager_records(&manager)?, &rules, &zone)
+        } else {
+            Vec::new()
         };
         let removed_walks = expired_walks(repository.ended_walks(&manager)?, now);
         if !dry_run {
@@ -101,6 +105,25 @@ pub async fn manager_prune(
         Ok(ManagerPrune { manager, verdicts, removed, freed_bytes, removed_logs, removed_walks })
     })
     .await
+}
+
+/// Walks that are open and about this manager. One may be filed under another name: that of
+/// the new machine, while it restores the archive of the old one.
+fn walks_of(repository: &Repository, manager: &ManagerName) -> hvbak_repo::Result<Vec<WalkRecord>> {
+    let mut walks = Vec::new();
+    let others = repository.manager_names()?.into_iter().filter(|name| name != manager);
+    for name in std::iter::once(manager.clone()).chain(others) {
+        let Some(walk) = repository.walk(&name)? else { continue };
+        let of = walk.archive.as_deref().and_then(|title| title.split_once('@'));
+        let called = manager.to_string();
+        if name == *manager
+            || of.is_some_and(|(of, _)| of == called)
+            || walk.engine.as_ref() == Some(&called)
+        {
+            walks.push(walk);
+        }
+    }
+    Ok(walks)
 }
 
 /// Those that are neither among the newest nor of the last year; `walks` from the oldest on.

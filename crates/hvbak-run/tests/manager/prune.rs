@@ -113,3 +113,36 @@ async fn records_of_old_walks_go_but_the_newest_ten() {
     );
     assert!(prune(&stage, 1, false).await.removed_walks.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_walk_is_about_stays_under_whatever_name_the_walk_is_filed() {
+    let stage = Stage::new("4.5.7");
+    stage.play("b_ok_all");
+    stage.archive("4.5.7-all.backup");
+    for _ in 0..3 {
+        stage.backup(&["all"]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    let before = points(&stage);
+    for time in ["20261101T000000Z", "20261102T000000Z"] {
+        let dir = stage.stored().join(format!(".restore-{time}"));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("outcome.json"), "{}").unwrap();
+    }
+    let other = stage.stored().parent().unwrap().join("new.example.test");
+    fs::create_dir_all(&other).unwrap();
+    let walk = |of: &str| {
+        let mut walk = hvbak_repo::WalkRecord::begin("move", []);
+        walk.archive = Some(format!("{of}@{}", before[0]));
+        fs::write(other.join(".walk.json"), serde_json::to_string(&walk).unwrap()).unwrap();
+    };
+    walk("engine.example.test");
+    let done = prune(&stage, 1, true).await;
+    let removed: Vec<_> = done.removed.iter().map(ToString::to_string).collect();
+    assert_eq!(removed, before[1..2]);
+    assert!(done.removed_logs.is_empty());
+    // One that is about another manager protects nothing here.
+    walk("third.example.test");
+    let done = prune(&stage, 1, true).await;
+    assert_eq!((done.removed.len(), done.removed_logs.len()), (2, 1));
+}
