@@ -198,6 +198,20 @@ impl Error {
         }
     }
 
+    /// Whether nobody answered. Who answers and refuses us is there; that we cannot ask,
+    /// because of a key of ours or the jump host, tells nothing.
+    pub fn is_silence(&self) -> bool {
+        match self {
+            Self::Resolve { .. } | Self::Connect { .. } | Self::ConnectTimeout { .. } => true,
+            // The jump host has tried, and nobody answered it.
+            Self::Forward { cause, .. } => matches!(
+                **cause,
+                russh::Error::ChannelOpenFailure(russh::ChannelOpenFailure::ConnectFailed)
+            ),
+            _ => false,
+        }
+    }
+
     /// Whether the host's identity is the problem (exit code 13 at the face).
     pub fn is_host_key(&self) -> bool {
         match self {

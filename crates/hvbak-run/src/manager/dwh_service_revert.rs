@@ -1,8 +1,8 @@
 //! `dwh move-service --revert`: the service on the manager again, from a machine that answers
 //! or from one that is lost.
 //!
-//! Invariants: as in `dwh_service.rs`. A machine is lost only if it neither answers nor has
-//! worked on the database lately: else two services would work for one engine. What cannot be
+//! Invariants: as in `dwh_service.rs`. A machine is lost only if nobody answers there (one
+//! that refuses us does) and it has not worked on the database lately: else two services would work for one engine. What cannot be
 //! undone on a lost one is told.
 
 use std::time::Duration;
@@ -144,6 +144,10 @@ async fn revert(site: &mut Site<'_>, options: &DwhServiceRevertOptions) -> Resul
     Ok(told(&site.session, &moving, false))
 }
 
+fn is_silence(cause: &RunError) -> bool {
+    matches!(cause, RunError::Ssh { cause, .. } if cause.is_silence())
+}
+
 /// The new machine is not there any more.
 async fn without_machine(
     session: &mut Session<'_>,
@@ -154,9 +158,16 @@ async fn without_machine(
     let (manager, name) = (session.name.to_string(), moving.record.name.clone());
     session.context.phase(format!("making sure that {name} does not answer"));
     let settings = Site::settings(session.context, &moving.record.host);
-    if let Ok(link) = Link::open(&session.context.settings, &settings).await {
-        link.close().await;
-        let why = "it answers".into();
+    let answers = match Link::open(&session.context.settings, &settings).await {
+        Ok(link) => {
+            link.close().await;
+            Some("it answers".to_owned())
+        }
+        Err(cause) if is_silence(&cause) => None,
+        // A machine that refuses us is there, and its service may be at work.
+        Err(cause) => Some(format!("that is no silence: {}", crate::chain(&cause))),
+    };
+    if let Some(why) = answers {
         return Err(RunError::DwhNotLost { manager, name, why });
     }
     let doing = "look who works on the Data Warehouse's database";

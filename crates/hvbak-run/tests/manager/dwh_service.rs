@@ -334,6 +334,18 @@ async fn the_service_comes_back_from_a_machine_that_is_lost_and_from_no_other() 
         assert_eq!(site.is_active(), (false, true));
     };
     refused(&site.context(), "it answers").await;
+    // One that shows another key, or does not let us in, is there as well.
+    let mut strange = site.context();
+    let mut settings = hvbak_run::Settings::clone(&strange.settings);
+    let other = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    settings.hosts.get_mut("dwh1").unwrap().host_key = Some(other.into());
+    strange.settings = Arc::new(settings);
+    refused(&strange, "does not match").await;
+    let mut stranger = site.context();
+    let mut settings = hvbak_run::Settings::clone(&stranger.settings);
+    settings.hosts.get_mut("dwh1").unwrap().user = Some("nobody-here".into());
+    stranger.settings = Arc::new(settings);
+    refused(&stranger, "refused the login").await;
     // From here on nobody listens there.
     let mut away = site.context();
     let mut settings = hvbak_run::Settings::clone(&away.settings);
