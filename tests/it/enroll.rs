@@ -170,7 +170,12 @@ fn a_person_at_a_terminal_compares_the_key_of_a_host_that_no_engine_knows() {
     let key = lab.path("bootstrap_key");
     let first = ["--bootstrap-key", key.to_str().unwrap(), "--bootstrap-user", user];
     let args = [&["enroll", "hv9", "--without-engine"][..], &first].concat();
-    lab.typed(&args, &["yes"]).exits(0).says("shows these keys").says("login proven");
+    // A word trusts nothing: it does not say which key was compared.
+    lab.typed(&args, &["yes"]).exits(2).says("shows these keys");
+    assert_eq!((ours(&lab, 0), ours(&lab, 1)), (0, 0));
+    lab.typed(&args, &["1"]).exits(0).says("shows these keys").says("login proven");
     assert_eq!((ours(&lab, 0), ours(&lab, 1)), (0, 1));
+    let known = fs::read_to_string(lab.path("id_hvbak.known_hosts")).unwrap();
+    assert_eq!(known.lines().count(), 1, "{known}");
     lab.hvbak(&["enroll", "hv9", "--without-engine"]).exits(0).says("enrolled already");
 }

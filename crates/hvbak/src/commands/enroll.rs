@@ -89,26 +89,45 @@ async fn without_engine(face: &Face, args: &EnrollArgs, mut options: EnrollOptio
     enroll(face, args, &context, &[&host], &options).await
 }
 
-/// Shows somebody what a host offers; gives what is taken for its own.
+/// Shows somebody what a host offers; gives the one key that was compared. The others may come
+/// from somebody between: he can pass one of the host's keys on, and answer with his own later.
 async fn ask(face: &Face, context: &EnrollContext, host: &Host) -> Result<Vec<String>, CliError> {
     let keys = hvbak_run::unknown_host_keys(context, host).await?;
     if keys.is_empty() {
         return Ok(keys);
     }
     face.printer.say(&format!("{} shows these keys:", host.name));
-    for key in &keys {
-        face.printer.say(&format!("  {key}"));
+    for (number, key) in (1..).zip(&keys) {
+        face.printer.say(&format!("  {number}  {key}"));
     }
-    face.printer.ask("   yes: its console shows one of these; anything else: stop.");
+    face.printer.ask(
+        "   type the fingerprint that its console shows, or the number of that very one; \
+         anything else: stop.",
+    );
     let read = || {
         let mut line = String::new();
         std::io::stdin().read_line(&mut line).map(|_| line)
     };
     let answer = tokio::task::spawn_blocking(read).await.ok().and_then(Result::ok);
-    if answer.is_some_and(|line| line.trim() == "yes") {
-        return Ok(keys);
+    match answer.and_then(|line| compared(&keys, &line).map(str::to_owned)) {
+        Some(key) => Ok(vec![key]),
+        None => Err(CliError::usage("nobody has said which of the host's keys is right")),
     }
-    Err(CliError::usage("nobody has said that the host's key is right"))
+}
+
+/// The key that an answer means: by its number, or by its fingerprint alone or in a line as
+/// `ssh-keygen -l` prints it.
+fn compared<'a>(keys: &'a [String], answer: &str) -> Option<&'a str> {
+    let answer = answer.trim();
+    if let Ok(number) = answer.parse::<usize>() {
+        return keys.get(number.checked_sub(1)?).map(String::as_str);
+    }
+    let print = |text: &str| {
+        let word = text.split_whitespace().find(|word| word.starts_with("SHA256:"));
+        word.map(|word| word.trim_end_matches('=').to_owned())
+    };
+    let wanted = print(answer)?;
+    keys.iter().find(|key| print(key).as_ref() == Some(&wanted)).map(String::as_str)
 }
 
 async fn enroll(
@@ -156,4 +175,20 @@ fn choose<'a>(all: &'a [Host], args: &EnrollArgs) -> Result<Vec<&'a Host>, CliEr
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_key_is_trusted_and_it_is_the_one_that_was_compared() {
+        let keys = ["ssh-ed25519 SHA256:aaa", "ssh-rsa SHA256:bbb"].map(str::to_owned);
+        for second in ["2\n", "SHA256:bbb\n", " 3072 SHA256:bbb root@hv9 (RSA)\n", "SHA256:bbb="] {
+            assert_eq!(compared(&keys, second), Some("ssh-rsa SHA256:bbb"), "{second:?}");
+        }
+        for nothing in ["yes\n", "", "0", "3", "-1", "SHA256:bb", "SHA256:", "ssh-rsa", "1 2"] {
+            assert_eq!(compared(&keys, nothing), None, "{nothing:?}");
+        }
+    }
 }
