@@ -12,6 +12,8 @@
 const LINE_MAX: usize = 64 << 10;
 /// So much of a piece waits for the next one: a name and what divides it from its value.
 const HOLD: usize = 256;
+/// So far is looked for the end of what may be long and is seldom there.
+const NEAR: usize = HOLD - 56;
 const REMOVED: &[u8] = b"[removed]";
 /// What the name of a secret ends or begins with.
 const WORDS: [&[u8]; 4] = [b"password", b"passwd", b"passphrase", b"secret"];
@@ -204,13 +206,15 @@ fn begins(rest: &[u8], word: &[u8]) -> bool {
 }
 
 fn is_of_name(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"_\"'".contains(&byte)
+    byte.is_ascii_alphanumeric() || b"_-\"'".contains(&byte)
 }
 
 /// The value behind a name that ends at `end`, without its quotes.
 fn value(line: &[u8], end: usize, around: &Around) -> Option<(usize, usize)> {
     let blanks = |at: usize| line[at..].iter().take_while(|b| matches!(b, b' ' | b'\t')).count();
     let is_quote = |byte: Option<&u8>| matches!(byte, Some(b'"' | b'\''));
+    // JSON in a text of JSON: its quotes are escaped.
+    let end = if line[end..].starts_with(b"\\\"") { end + 2 } else { end };
     let gap = blanks(end);
     let at = end + gap;
     let rest = &line[at..];
@@ -231,7 +235,18 @@ fn value(line: &[u8], end: usize, around: &Around) -> Option<(usize, usize)> {
     if gap == 0 {
         return None;
     }
-    let sql = rest.first() == Some(&b'\'') || is_escaped(rest);
+    let near = &rest[..rest.len().min(NEAR)];
+    if around.in_tag
+        && let Some(close) = near.iter().position(|b| matches!(b, b'<' | b'>'))
+        && near[close] == b'>'
+        && !near[..close].ends_with(b"/")
+        && near[..close].contains(&b'=')
+    {
+        let from = at + close + 1;
+        let length = line[from..].iter().position(|b| *b == b'<');
+        return Some((from, length.map_or(line.len(), |length| from + length)));
+    }
+    let sql = rest.first() == Some(&b'\'') || prefix(rest).is_some();
     if sql {
         return Some(value_at(line, at));
     }
@@ -240,19 +255,26 @@ fn value(line: &[u8], end: usize, around: &Around) -> Option<(usize, usize)> {
     (around.is_option && !told).then(|| value_at(line, at))
 }
 
-/// `E'…'` of SQL.
-fn is_escaped(rest: &[u8]) -> bool {
-    matches!(rest, [b'E' | b'e', b'\'', ..])
+/// What stands before the quote in `E'…'` of SQL, `u'…'` of Python, `str:'…'` of an answer
+/// file.
+fn prefix(rest: &[u8]) -> Option<usize> {
+    let length = match rest {
+        [b'E' | b'e' | b'u' | b'b' | b'r', ..] => 1,
+        _ if rest.starts_with(b"str:") => 4,
+        _ => return None,
+    };
+    matches!(rest.get(length), Some(b'\'' | b'"')).then_some(length)
 }
 
 /// From where to where a value is that begins here.
 fn value_at(line: &[u8], from: usize) -> (usize, usize) {
+    let from = from + prefix(&line[from..]).unwrap_or(0);
     let rest = &line[from..];
     let until =
         |ends: &[u8]| from + rest.iter().position(|b| ends.contains(b)).unwrap_or(rest.len());
     match rest {
         [quote @ (b'"' | b'\''), ..] => (from + 1, quoted_end(line, from + 1, *quote)),
-        _ if is_escaped(rest) => (from + 2, quoted_end(line, from + 2, b'\'')),
+        [b'\\', b'"', ..] => (from + 2, escaped_end(line, from + 2)),
         [b'[', ..] => (from, until(b"]\r\n")),
         _ => (from, until(ENDS)),
     }
@@ -278,6 +300,21 @@ fn quoted_end(line: &[u8], from: usize, quote: u8) -> usize {
     closed.filter(|closed| closed + 1 == at).unwrap_or(at)
 }
 
+/// The end of a value within escaped quotes. An escaped backslash is one of the JSON within,
+/// and takes what comes next along.
+fn escaped_end(line: &[u8], from: usize) -> usize {
+    let unit = |at: usize| if line.get(at) == Some(&b'\\') { 2 } else { 1 };
+    let mut at = from;
+    while at < line.len() {
+        match &line[at..] {
+            [b'\\', b'"', ..] | [b'\r' | b'\n', ..] => return at,
+            [b'\\', b'\\', ..] => at += 2 + unit(at + 2),
+            _ => at += unit(at),
+        }
+    }
+    line.len()
+}
+
 /// `scheme://user:password@host`.
 fn addresses(line: &[u8]) -> Vec<Secret> {
     let mut found = Vec::new();
@@ -292,6 +329,16 @@ fn addresses(line: &[u8]) -> Vec<Secret> {
             && let Some(colon) = user[..host].iter().position(|b| *b == b':')
         {
             found.push(Secret { from: at + colon + 1, to: at + host, name });
+        } else if let Some(colon) = user.iter().position(|b| *b == b':')
+            && !user.starts_with(b"[")
+            && !user[colon + 1..].iter().all(u8::is_ascii_digit)
+        {
+            // A slash in the password; a number before it is a port.
+            let near = &rest[..rest.len().min(NEAR)];
+            let word = near.split(|b| b" \t\r\n\"'".contains(b)).next().unwrap_or_default();
+            if let Some(host) = word.iter().rposition(|b| *b == b'@').filter(|host| *host > colon) {
+                found.push(Secret { from: at + colon + 1, to: at + host, name });
+            }
         }
     }
     found

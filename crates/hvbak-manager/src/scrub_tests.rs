@@ -41,6 +41,17 @@ fn secrets_go_and_the_rest_of_the_line_stays() {
         ("<a>/x</a><password>a b</password>", "<a>/x</a><password>[removed]</password>"),
         ("dwh_password=a;engine_password=b;", "dwh_password=[removed];engine_password=[removed];"),
         ("OVESETUP_DB/password=str:abc", "OVESETUP_DB/password=[removed]"),
+        (
+            r#"x "{\"password\":\"ge\\\"heim\", \"a\": 1}""#,
+            r#"x "{\"password\":\"[removed]\", \"a\": 1}""#,
+        ),
+        (r#"{\"password\": \"a\\\\\",\"b\":1}"#, r#"{\"password\": \"[removed]\",\"b\":1}"#),
+        ("postgresql://engine:a/b@db/x y", "postgresql://engine:[removed]@db/x y"),
+        ("x secret-key=abc y", "x secret-key=[removed] y"),
+        ("x --client-secret-id abc y", "x --client-secret-id [removed] y"),
+        ("DB/password=str:'a b' c", "DB/password=str:'[removed]' c"),
+        ("{u'password': u'a, b', u'c': 1}", "{u'password': u'[removed]', u'c': 1}"),
+        ("<password type=\"x\">geheim x</password>", "<password type=\"x\">[removed]</password>"),
         ("host=db password = abc user=x", "host=db password = [removed] user=x"),
         (
             "a\n-----BEGIN RSA PRIVATE KEY-----\nAAAA\n-----END RSA PRIVATE KEY-----\nb\n",
@@ -84,6 +95,8 @@ fn what_a_person_needs_to_see_stays() {
         "use --db-password or --db-passfile; --password --user, --password\n",
         "the password of 'engine' is wrong\n",
         "<password/> </password> a > b\n",
+        "<password type=\"x\"/> a\n",
+        "https://engine.example.test:8443/a@b http://[::1]:80/a@b\n",
         "a:1:b c:d:e\n",
         "https://engine.example.test/ovirt-engine\n",
         "\u{fffd}\0binary\n",
@@ -140,6 +153,10 @@ fn hostile_lines_take_time_in_proportion_to_their_length() {
         "password\" : ",
         "PASSWORD E'",
         "1:2:",
+        "://x:y/",
+        "<password x=",
+        "password\\\":\\\"",
+        "secret-",
     ] {
         let text = hostile.repeat((16 << 20) / hostile.len());
         assert!(whole(text.as_bytes(), 32 << 10).len() < 3 * text.len());
