@@ -181,9 +181,9 @@ pub(super) struct Place<'a> {
     pub engine: std::result::Result<&'a EngineAccess, &'a String>,
 }
 
-/// Waits for a run, fetches what it made, judges it, publishes or keeps the log, sweeps. A
-/// cancelled one is stopped and swept; whether that went well, the run tells.
-pub(super) async fn take_home(run: &mut Run<'_>, at: &Place<'_>) -> Result<(ManagerPoint, Report)> {
+/// Takes this job's own run home. A cancelled one is stopped and swept; whether that went
+/// well, the run tells.
+async fn take_home(run: &mut Run<'_>, at: &Place<'_>) -> Result<(ManagerPoint, Report)> {
     let taken = fetch_and_judge(run, at).await;
     if let Err(RunError::Cancelled) = taken
         && let Err(cause) = run.give_up().await
@@ -193,7 +193,12 @@ pub(super) async fn take_home(run: &mut Run<'_>, at: &Place<'_>) -> Result<(Mana
     taken
 }
 
-async fn fetch_and_judge(run: &mut Run<'_>, at: &Place<'_>) -> Result<(ManagerPoint, Report)> {
+/// Waits for a run, fetches what it made, judges it, publishes or keeps the log, sweeps.
+/// Cancelled, it leaves the run as it is.
+pub(super) async fn fetch_and_judge(
+    run: &mut Run<'_>,
+    at: &Place<'_>,
+) -> Result<(ManagerPoint, Report)> {
     let Place { look, lock, name, recipients, engine } = *at;
     let context = run.context;
     let (ended, seconds) = run.wait().await?;
@@ -210,8 +215,7 @@ async fn fetch_and_judge(run: &mut Run<'_>, at: &Place<'_>) -> Result<(ManagerPo
     let said = match judge_backup(&request, &transcript) {
         Ok(said) => said,
         Err(cause) => {
-            run.sweep().await?;
-            let kept = keep(staging, &cause.to_string()).await?;
+            let kept = keep_and_sweep(run, staging, &cause.to_string()).await;
             return Err(RunError::ManagerRun { manager: name.to_string(), cause, kept });
         }
     };
@@ -221,8 +225,7 @@ async fn fetch_and_judge(run: &mut Run<'_>, at: &Place<'_>) -> Result<(ManagerPo
     let (plain, report) = arrived.unzip();
     let report = report.unwrap_or_default();
     if let Some(why) = contradiction(&said, &report) {
-        run.sweep().await?;
-        let kept = keep(staging, &why).await?;
+        let kept = keep_and_sweep(run, staging, &why).await;
         return Err(RunError::ManagerArchive { manager: name.to_string(), why, kept });
     }
     let log = format!("{}/engine-backup.log", run.dir());
@@ -313,9 +316,31 @@ fn warnings(said: &BackupSaid, report: &Report, look: &Look) -> Vec<String> {
     warnings
 }
 
-/// Keeps log and output of a failed run.
-async fn keep(staging: Option<ManagerStaging>, why: &str) -> Result<super::Kept> {
-    let Some(staging) = staging else { return Ok(None) };
+/// Keeps log and output of a failed run, and removes it from the manager once they are kept:
+/// with a full repository they are nowhere else. What goes wrong here is told and does not
+/// take the place of why the run failed.
+async fn keep_and_sweep(
+    run: &mut Run<'_>,
+    staging: Option<ManagerStaging>,
+    why: &str,
+) -> super::Kept {
     let why = why.to_owned();
-    blocking("keep the log", move || staging.fail(&why)).await.map(Some)
+    let kept = match staging {
+        Some(staging) => blocking("keep the log", move || staging.fail(&why)).await.map(Some),
+        None => Ok(None),
+    };
+    match kept {
+        Ok(kept) => {
+            if let Err(cause) = run.sweep().await {
+                run.context.warn(format!("the failed run: {}", crate::chain(&cause)));
+            }
+            kept
+        }
+        Err(cause) => {
+            let (cause, dir) = (crate::chain(&cause), run.dir());
+            run.context
+                .warn(format!("the failed run's log stays on the manager, in {dir}: {cause}"));
+            None
+        }
+    }
 }

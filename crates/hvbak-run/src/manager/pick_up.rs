@@ -2,7 +2,8 @@
 //! when they never began.
 //!
 //! Invariant: a run's directory is swept only when its point is published and readable, or
-//! when what it made was judged, or when somebody cancels its fetching; the dead job's journal is settled after that, not before.
+//! when what it made was judged and its log kept; the dead job's journal is settled after
+//! that, not before. Cancelled, an earlier run stays as it is: it may be the only backup.
 
 use hvbak_manager::remote::{Kind, Seen};
 use hvbak_repo::{ManagerName, ManagerPoint};
@@ -63,16 +64,17 @@ pub async fn pick_up(
             run.sweep().await
         } else {
             context.phase(format!("picking up the run {point} of an earlier hvbak"));
-            let taken = backup::take_home(&mut run, at).await;
+            let taken = backup::fetch_and_judge(&mut run, at).await;
             match taken {
                 Ok((point, _)) => {
                     picked_up.push(point);
                     Ok(())
                 }
                 Err(RunError::Cancelled) => {
-                    if run.is_swept() {
-                        settle(context, name, &point).await?;
-                    }
+                    context.warn(format!(
+                        "{} of an earlier hvbak stays on the manager, with the archive in plain: the next `hvbak manager-backup` takes it home, or `hvbak cleanup` removes it",
+                        run.dir()
+                    ));
                     Err(RunError::Cancelled)
                 }
                 Err(cause) if run.is_swept() => {

@@ -332,6 +332,62 @@ async fn what_was_cancelled_and_could_not_be_swept_is_told_and_stays_in_the_jour
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_earlier_run_stays_when_its_picking_up_is_cancelled() {
+    let stage = waiting();
+    let context = stage.context();
+    let job =
+        tokio::spawn(async move { hvbak_run::manager_backup(&context, &options(&["all"])).await });
+    until(|| stage.sshd.root().join("calls").exists()).await;
+    job.abort();
+    assert!(job.await.unwrap_err().is_cancelled());
+    let earlier = stage.left();
+    let context = stage.context();
+    let cancel = context.cancel.clone();
+    let job =
+        tokio::spawn(async move { hvbak_run::manager_backup(&context, &options(&["all"])).await });
+    until(|| stage.ears.0.lock().unwrap().join("\n").contains("picking up the run")).await;
+    cancel.cancel();
+    assert!(matches!(job.await.unwrap().unwrap_err(), RunError::Cancelled));
+    assert_eq!((stage.left(), journals(&stage)), (earlier, 1));
+    let told = stage.ears.0.lock().unwrap().join("\n");
+    assert!(told.contains("earlier hvbak stays") && told.contains("hvbak cleanup"), "{told}");
+    // Another second, another point.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    stage.put("go", b"");
+    let report = stage.backup(&["all"]).await.unwrap();
+    assert_eq!(report.picked_up.len(), 1);
+    assert_eq!((stage.left().len(), journals(&stage)), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_run_whose_log_cannot_be_kept_stays_on_the_manager() {
+    let stage = waiting();
+    stage.play("b_badpw");
+    let context = stage.context();
+    let job =
+        tokio::spawn(async move { hvbak_run::manager_backup(&context, &options(&["all"])).await });
+    until(|| stage.sshd.root().join("calls").exists()).await;
+    // A file where the log should go: a stand-in for a repository that takes nothing.
+    let run = stage.left().remove(0);
+    let in_the_way = stage.stored().join(format!(".failed-{run}"));
+    fs::create_dir_all(stage.stored()).unwrap();
+    fs::write(&in_the_way, "").unwrap();
+    stage.put("go", b"");
+    let error = job.await.unwrap().unwrap_err();
+    assert!(matches!(error, RunError::ManagerRun { kept: None, .. }), "{}", text(&error));
+    assert!(stage.work().join(&run).join("stderr").exists());
+    assert_eq!(journals(&stage), 1);
+    let told = stage.ears.0.lock().unwrap().join("\n");
+    assert!(told.contains("the failed run's log stays") && told.contains(&run), "{told}");
+    // The next run keeps it, and only then it goes.
+    fs::remove_file(&in_the_way).unwrap();
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    stage.backup(&["all"]).await.unwrap_err();
+    assert!(in_the_way.is_dir());
+    assert_eq!((stage.left().len(), journals(&stage)), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_killed_hvbak_left_half_made_here_goes_with_the_next_run() {
     let stage = Stage::new("4.5.7");
     stage.play("b_ok_all");
