@@ -266,8 +266,13 @@ impl<'a> Session<'a> {
 
     /// Sweeps a part that was not started. One that cannot be swept keeps its step.
     async fn swept(&mut self, run: &PointId, step: StepId, cause: RunError) -> Result<RunError> {
-        if self.forget(run).await.is_ok() {
-            self.settle(step).await?;
+        match self.forget(run).await {
+            Ok(()) => self.settle(step).await?,
+            Err(why) => self.context.warn(format!(
+                "{}/{run} stays on the manager, with the archive and passwords in plain: `hvbak cleanup` removes it ({})",
+                self.base(),
+                crate::chain(&why)
+            )),
         }
         Ok(cause)
     }

@@ -461,6 +461,33 @@ async fn an_archive_that_cannot_be_sent_is_found_before_engine_cleanup_takes_eve
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_sent_and_cannot_be_swept_is_told_and_stays_in_the_journal() {
+    let stage = Stage::restorable("4.5.7").await;
+    let repository = hvbak_repo::Repository::open(stage.repository.path()).unwrap();
+    let archive = repository.find_manager_point("engine.example.test").unwrap().archive_path();
+    let context = stage.context();
+    let job = tokio::spawn(async move { manager_restore(&context, &options(&["all"])).await });
+    // It cannot be sent, however often that is tried.
+    let held = stage.hold_the_look().await;
+    let whole = fs::read(&archive).unwrap();
+    fs::write(&archive, &whole[..whole.len() / 2]).unwrap();
+    drop(held);
+    let run = || stage.left().first().map(|run| stage.work().join(run));
+    until(|| run().is_some_and(|run| run.join("prepared").exists())).await;
+    // A run that looks at work is not swept: a stand-in for whatever keeps hvbak from it.
+    let run = run().unwrap();
+    fs::create_dir(run.join("started")).unwrap();
+    let lock = fs::File::create(stage.work().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let error = job.await.unwrap().unwrap_err();
+    assert!(matches!(error, RunError::ManagerTransfer { .. }), "{error:?}");
+    assert_eq!((stage.left().len(), stage.journals()), (1, 1));
+    let told = stage.ears.0.lock().unwrap().join("\n");
+    let dir = format!("/var/lib/hvbak-manager/{} stays", run.file_name().unwrap().display());
+    assert!(told.contains(&dir) && told.contains("hvbak cleanup"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_point_that_is_restored_is_not_pruned_away_under_it() {
     let stage = Stage::restorable("4.5.7").await;
     let repository = stage.context().repository;
