@@ -185,3 +185,49 @@ fn a_page_and_a_file_for_a_monitor_say_what_the_table_says() {
         assert!(shown.stdout.contains(line), "{line}: {shown}");
     }
 }
+
+#[test]
+fn damage_that_was_found_stays_told_until_it_is_gone_and_proves_nothing_above_it() {
+    let lab = Lab::standard();
+    lab.configure(|text| format!("{text}\n[report]\nmax_manager_age = \"26h\"\n"));
+    lab.fill_web1();
+    lab.hvbak(&["backup", "--vm", "web1"]).exits(0);
+    let full = lab.point("web1");
+    lab.write("web1", "web1_data", 3 << 20, 70_000, 0x33);
+    lab.hvbak(&["backup", "--vm", "web1"]).exits(0);
+    // A manager's archive is demanded, and there never was one.
+    let run = lab.json(&["report"]).exits(3);
+    assert_eq!(run.result()["no_manager"], true, "{run}");
+    lab.configure(|text| text.replace("max_manager_age", "#max_manager_age"));
+    lab.hvbak(&["verify", "--all"]).exits(0);
+    let run = lab.json(&["report"]).exits(0);
+    assert_eq!(vm(&run, "web1")["verified"]["point"], vm(&run, "web1")["newest"]["point"], "{run}");
+    // Something in the middle of the full's larger image changes.
+    let images = std::fs::read_dir(&full).unwrap().map(|entry| entry.unwrap().path());
+    let image = images
+        .filter(|path| path.extension().is_some_and(|e| e == "qcow2"))
+        .max_by_key(|path| path.metadata().unwrap().len())
+        .unwrap();
+    let good = std::fs::read(&image).unwrap();
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle..middle + 64].iter_mut().for_each(|byte| *byte ^= 0x5a);
+    std::fs::write(&image, &bad).unwrap();
+    lab.hvbak(&["verify", "--all"]).exits(15);
+    let id = full.file_name().unwrap().to_str().unwrap().to_owned();
+    let run = lab.json(&["report"]).exits(15);
+    assert_eq!(vm(&run, "web1")["found_damaged"], serde_json::json!([id]), "{run}");
+    assert_eq!(vm(&run, "web1")["verified"], Value::Null, "what stands on it: {run}");
+    // A later look at another point alone changes nothing of that.
+    for day in 1..=7 {
+        let share = format!("{day}/7");
+        let run = lab.hvbak(&["verify", "--all", "--share", &share]);
+        assert!(run.code == 0 || run.code == 15, "{run}");
+    }
+    lab.hvbak(&["report"]).exits(15).says(&id);
+    std::fs::write(&image, &good).unwrap();
+    lab.hvbak(&["verify", "web1"]).exits(0);
+    let run = lab.json(&["report"]).exits(0);
+    assert_eq!(vm(&run, "web1")["found_damaged"], serde_json::json!([]), "{run}");
+    assert_eq!(vm(&run, "web1")["verified"]["point"], vm(&run, "web1")["newest"]["point"], "{run}");
+}

@@ -199,16 +199,31 @@ fn a_site_is_brought_back_by_what_it_lacks() {
     wait_for("the VM is gone", || {
         !lab.state()["vms"].as_array().unwrap().iter().any(|v| v["name"] == "db1")
     });
-    let nothing = lab.json(&["restore", "--all", "--until", "2020-01-01"]).exits(0);
-    assert_eq!(nothing.result()["done"], serde_json::json!([]), "{nothing}");
+    // A day before all points is a mistake, not a success.
+    lab.hvbak(&["restore", "--all", "--until", "2020-01-01"]).exits(2).says("nothing");
+    let file = map(&lab, "[vms.web3]\nskip = true\n");
+    lab.hvbak(&["restore", "--all", "--map", &file]).exits(2).says("web3");
     let run = lab.json(&["restore", "--all"]).exits(0);
     assert_eq!(run.result()["existing"], serde_json::json!(["web1"]), "{run}");
     assert_eq!(run.result()["done"][0]["name"], "db1", "{run}");
     assert_ne!(vm(&lab, "db1")["disks"], disks);
     lab.same("db1", "db1_Disk1", &db);
-    // Once more there is nothing to do.
-    let run = lab.json(&["restore", "--all"]).exits(0);
+    // What has its name now is another VM, as far as anybody can know: told, and left alone.
+    let run = lab.json(&["restore", "--all"]).exits(3);
     assert_eq!(run.result()["done"], serde_json::json!([]), "{run}");
+    assert_eq!(run.result()["taken"], serde_json::json!(["db1"]), "{run}");
+    // One that cannot be read keeps nobody else from coming back.
+    let manifest = lab.point("web1").join("manifest.json");
+    std::fs::write(manifest, "{").unwrap();
+    let all = ["restore", "--all", "--name", "{name}-2"];
+    lab.hvbak(&all).exits(2).says("nothing was begun");
+    let run = lab.json(&[&all[..], &["--keep-going"]].concat()).exits(3);
+    assert_eq!(run.result()["done"][0]["name"], "db1-2", "{run}");
+    lab.same("db1-2", "db1_Disk1", &db);
+    let web = vm(&lab, "web1")["id"].as_str().unwrap().to_owned();
+    let file = map(&lab, &format!("name = \"{{name}}-3\"\n[vms.\"{web}\"]\nskip = true\n"));
+    let run = lab.json(&["restore", "--all", "--map", &file]).exits(0);
+    assert_eq!(run.result()["done"][0]["name"], "db1-3", "{run}");
     lab.hvbak(&["restore", "--all", "web1"]).exits(2);
     lab.hvbak(&["restore"]).exits(2);
 }

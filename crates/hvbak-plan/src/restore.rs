@@ -41,7 +41,7 @@ impl RestoreFormat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MacRule {
-    /// The stored ones when the original VM is gone, new ones while it exists.
+    /// The stored ones when the original VM is gone and its name stays, else new ones.
     Auto,
     Keep,
     New,
@@ -89,6 +89,8 @@ pub struct PointFacts {
     pub disks: Vec<PointDisk>,
     pub nics: Vec<NicFacts>,
     pub tags: Vec<String>,
+    /// Alias of each disk that is not in the point, and why.
+    pub left_out: Vec<(String, String)>,
 }
 
 /// What the user wants different from the original.
@@ -184,6 +186,16 @@ pub struct RestorePlan {
     pub warnings: Vec<String>,
 }
 
+impl RestorePlan {
+    /// Takes from the inventory what this restore will need, so that others can be planned beside.
+    pub fn reserve(&self, inventory: &mut Inventory) {
+        for domain in &mut inventory.storage_domains {
+            let needed = disks::needed(&self.disks, domain.id);
+            domain.available = domain.available.map(|bytes| bytes.saturating_sub(needed));
+        }
+    }
+}
+
 /// Why a restore cannot be planned.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreError {
@@ -256,7 +268,10 @@ pub fn plan_restore(
     let data_center = cluster
         .data_center
         .ok_or_else(|| RestoreError::NoDataCenter { name: cluster.name.clone() })?;
-    let mut warnings = Vec::new();
+    let left_out = point.left_out.iter();
+    let mut warnings: Vec<_> = left_out
+        .map(|(alias, why)| format!("disk `{alias}` is not in the point and stays away: {why}"))
+        .collect();
     let disks = disks::plan_disks(inventory, point, options, data_center)?;
     disks::check_space(inventory, &disks)?;
     let host = if disks.is_empty() {
@@ -270,7 +285,7 @@ pub fn plan_restore(
     let nics = if options.no_nics {
         Vec::new()
     } else {
-        nics::plan_nics(inventory, point, options, data_center, &mut warnings)?
+        nics::plan_nics(inventory, point, (&name, options), data_center, &mut warnings)?
     };
     let mut tags = Vec::new();
     for tag in &point.tags {

@@ -36,6 +36,7 @@ fn point() -> PointFacts {
             profile_id: None,
         }],
         tags: vec!["gold".into()],
+        left_out: Vec::new(),
     }
 }
 

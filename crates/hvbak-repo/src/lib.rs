@@ -73,6 +73,7 @@ pub use resume::Resumable;
 pub use runs::{RunKind, RunListing, RunManager, RunOutcome, RunRecord, RunVm, Unassigned};
 pub use salvage::Salvage;
 pub use seal::{Identities, PlainSum, Recipients, is_sealed, open_sealed, sum_sealed};
+pub use select::NewestOf;
 pub use stage::Staging;
 pub use verify::{Finding, FindingKind, VerifyOptions, VerifyProgress, VerifyReport};
 pub use walk::{EndedWalk, WalkLock, WalkRecord, WalkStep};

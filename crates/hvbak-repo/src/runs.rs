@@ -80,6 +80,12 @@ pub struct RunVm {
     pub remedy: Option<String>,
     #[serde(default)]
     pub point: Option<PointId>,
+    /// Of a `verify`: the points that were read and found whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub whole: Vec<PointId>,
+    /// Of a `verify`: the points in which damage was found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<PointId>,
     #[serde(default)]
     pub level: Option<Level>,
     /// Bytes of its images.
@@ -99,6 +105,8 @@ impl RunVm {
             reason: None,
             remedy: None,
             point: None,
+            whole: Vec::new(),
+            damaged: Vec::new(),
             level: None,
             stored_bytes: 0,
             seconds: 0.0,

@@ -19,6 +19,15 @@ enum When {
     Day(String),
 }
 
+/// A VM's newest point of some time.
+#[derive(Debug)]
+pub struct NewestOf {
+    pub vm: VmId,
+    /// In its newest point that can be read, else its id.
+    pub name: String,
+    pub point: Result<Option<Point>>,
+}
+
 impl Repository {
     /// Finds the point that `selector` names.
     ///
@@ -46,19 +55,22 @@ impl Repository {
         }
     }
 
-    /// Each VM's newest point up to the end of a day (in UTC), or of all.
+    /// Each VM's newest point up to the end of a day (in UTC), or of all; `None` of a VM that has
+    /// none. One that cannot be read is the VM's own error: an older one would be a silent
+    /// replacement, and nobody else is kept by it.
     ///
     /// # Errors
-    /// Also of a newest point that cannot be read: an older one would be a silent replacement.
-    pub fn newest_points(&self, until: Option<jiff::civil::Date>) -> Result<Vec<Point>> {
+    /// That the repository cannot be read.
+    pub fn newest_points(&self, until: Option<jiff::civil::Date>) -> Result<Vec<NewestOf>> {
         // Names of points begin with their day.
         let last = until.map(|day| day.strftime("%Y%m%dT~").to_string());
         let fits = |id: &PointId| last.as_ref().is_none_or(|last| id.as_str() < last.as_str());
         let mut newest = Vec::new();
         for vm in self.vm_ids()? {
-            if let Some(id) = self.point_ids(vm)?.iter().rfind(|id| fits(id)) {
-                newest.push(self.point(vm, id)?);
-            }
+            let ids = self.point_ids(vm)?;
+            let found = ids.iter().rfind(|id| fits(id)).map(|id| self.point(vm, id));
+            let name = self.newest_name(vm)?.unwrap_or_else(|| vm.to_string());
+            newest.push(NewestOf { vm, name, point: found.transpose() });
         }
         Ok(newest)
     }

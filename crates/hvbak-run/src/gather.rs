@@ -8,7 +8,7 @@ use std::{
 
 use hvbak_engine::{CaSource, Engine, EngineConfig, Parts};
 use hvbak_plan::VmFacts;
-use hvbak_repo::{Point, Repository};
+use hvbak_repo::{NewestOf, Point, Repository};
 use hvbak_types::{Inventory, Secret, Snapshot, VmId};
 
 use crate::{
@@ -124,12 +124,11 @@ pub async fn find_point(repository: &Arc<Repository>, selector: &str) -> Result<
 /// Each VM's newest point up to the end of a day (in UTC), or of all.
 ///
 /// # Errors
-/// That the repository cannot be read; also a newest point that cannot: an older one would be a
-/// silent replacement.
+/// That the repository cannot be read.
 pub async fn newest_points(
     repository: &Arc<Repository>,
     until: Option<jiff::civil::Date>,
-) -> Result<Vec<Point>> {
+) -> Result<Vec<NewestOf>> {
     let repository = repository.clone();
     blocking("find the newest points", move || repository.newest_points(until)).await
 }

@@ -91,6 +91,7 @@ pub fn point_facts(repository: &Repository, point: &Point) -> Result<PointFacts>
         disks,
         nics: facts.nics.into_iter().map(Into::into).collect(),
         tags: facts.tags,
+        left_out: manifest.skipped.iter().map(|d| (d.alias.clone(), d.reason.clone())).collect(),
     })
 }
 

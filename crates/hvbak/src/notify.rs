@@ -147,6 +147,8 @@ fn notice(host: &str, command: &str, code: u8, result: &Value, error: Option<&Cl
         ("left_behind", "left behind"),
         ("missing", "not there"),
         ("too_old", "no recent point"),
+        ("verified_too_old", "no recent verified point"),
+        ("managers_too_old", "no recent archive of manager"),
         ("unassigned", "in no policy"),
     ] {
         for one in list(key) {
@@ -156,11 +158,19 @@ fn notice(host: &str, command: &str, code: u8, result: &Value, error: Option<&Cl
     for (key, words) in [
         ("not_begun", "VMs were not begun before the window closed"),
         ("commands_failed", "commands of the policy failed"),
+        ("damaged", "points are damaged"),
+        ("found_damaged", "points were found damaged by the last look at them"),
     ] {
         let count = result[key].as_u64().unwrap_or(0);
         if count > 0 {
             lines.push(format!("{count} {words}"));
         }
+    }
+    if result["no_manager"] == true {
+        lines.push("there is no archive of any manager".into());
+    }
+    if let Some(why) = result["not_started"].as_str() {
+        lines.push(format!("restored, but not started: {why}"));
     }
     if result["closed"] == true {
         let opens = result["opens"].as_str().unwrap_or("never");

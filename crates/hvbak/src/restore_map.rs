@@ -10,6 +10,7 @@ use std::{
 };
 
 use hvbak_plan::{DiskRule, NicRule, PointFacts, RestoreOptions, SiteNames};
+use hvbak_types::VmId;
 use serde::Deserialize;
 
 /// Longer files are no maps of somebody's hand.
@@ -59,6 +60,8 @@ pub enum MapError {
     Long { path: PathBuf },
     #[error("{} is wrong:\n{cause}", path.display())]
     Parse { path: PathBuf, cause: toml::de::Error },
+    #[error("{}: `{text}` of [vnic_profiles] is no NETWORK/PROFILE", path.display())]
+    Profile { path: PathBuf, text: String },
 }
 
 impl RestoreMap {
@@ -69,38 +72,52 @@ impl RestoreMap {
             return Err(MapError::Long { path: path.to_owned() });
         }
         let text = std::fs::read_to_string(path).map_err(read)?;
-        toml::from_str(&text).map_err(|cause| MapError::Parse { path: path.to_owned(), cause })
+        let map: Self = toml::from_str(&text)
+            .map_err(|cause| MapError::Parse { path: path.to_owned(), cause })?;
+        match map.vnic_profiles.keys().find(|key| !key.contains('/')) {
+            Some(key) => Err(MapError::Profile { path: path.to_owned(), text: key.clone() }),
+            None => Ok(map),
+        }
     }
 
-    /// The section of a VM.
-    pub fn section(&self, point: &PointFacts) -> Option<&VmSection> {
-        self.vms.get(&point.vm.to_string()).or_else(|| self.vms.get(&point.name))
+    /// The section of a VM; what looks like an id is no name.
+    pub fn section(&self, vm: VmId, name: &str) -> Option<&VmSection> {
+        let by_name = || self.vms.get(name).filter(|_| name.parse::<VmId>().is_err());
+        self.vms.get(&vm.to_string()).or_else(by_name)
     }
 
     /// What was typed, with what the file says of this VM where nothing was typed.
     pub fn complete(&self, typed: RestoreOptions, point: &PointFacts) -> RestoreOptions {
-        let vm = self.section(point).cloned().unwrap_or_default();
+        let vm = self.section(point.vm, &point.name).cloned().unwrap_or_default();
         let mut all = typed;
         all.name = all.name.or(vm.name).or_else(|| self.name.clone());
         all.cluster = all.cluster.or(vm.cluster);
-        if all.storage_domains.iter().all(|text| text.contains(':')) {
+        let everywhere = all.storage_domains.iter().any(|text| !text.contains(':'));
+        let boots = all.disk_rules.values().any(|rule| rule.bootable == Some(true));
+        if !everywhere {
             all.storage_domains.extend(vm.storage_domain);
         }
         all.exclude_disks.extend(vm.exclude_disks);
         for (disk, rule) in vm.disks {
             let typed = all.disk_rules.remove(&disk).unwrap_or_default();
+            // What was typed for all disks counts before the file's word for one.
             let rule = DiskRule {
                 name: typed.name.or(rule.name),
-                storage_domain: typed.storage_domain.or(rule.storage_domain),
-                format: typed.format.or(rule.format),
-                interface: typed.interface.or(rule.interface),
+                storage_domain: rule.storage_domain.filter(|_| !everywhere),
+                format: rule.format.filter(|_| all.format.is_none()),
+                interface: rule.interface.filter(|_| all.interface.is_none()),
                 active: typed.active.or(rule.active),
-                bootable: typed.bootable.or(rule.bootable),
+                bootable: typed.bootable.or(rule.bootable.filter(|_| !boots)),
             };
             all.disk_rules.insert(disk, rule);
         }
         for (nic, rule) in vm.nics {
-            all.nic_rules.entry(nic).or_insert(rule);
+            let rule = NicRule {
+                profile: rule.profile.filter(|_| all.nic_profile.is_none()),
+                mac: rule.mac.filter(|_| all.mac.is_none()),
+                linked: rule.linked.filter(|_| !all.disconnected),
+            };
+            all.nic_rules.insert(nic, rule);
         }
         if all.nics.is_empty() {
             all.nics = vm.only_nics;
@@ -129,6 +146,7 @@ mod tests {
             disks: Vec::new(),
             nics: Vec::new(),
             tags: Vec::new(),
+            left_out: Vec::new(),
         }
     }
 
@@ -157,6 +175,17 @@ mod tests {
         assert_eq!((made.name.as_deref(), made.storage_domains), (Some("x"), vec!["slow".into()]));
         let rule = &made.disk_rules["web1_data"];
         assert_eq!((rule.name.as_deref(), rule.bootable), (Some("typed"), Some(true)));
+        // A trial on a wire of its own stays there, whatever the file says of single NICs.
+        let text = "[vms.web1.nics.nic1]\nprofile = \"dr/dr\"\nmac = \"56:6f:00:00:00:01\"\nlinked = true\n";
+        let map: RestoreMap = toml::from_str(text).unwrap();
+        let typed = RestoreOptions {
+            nic_profile: Some("none".into()),
+            mac: Some(hvbak_plan::MacRule::New),
+            disconnected: true,
+            ..RestoreOptions::default()
+        };
+        let made = map.complete(typed, &point());
+        assert_eq!(made.nic_rules["nic1"], NicRule::default());
         assert!(toml::from_str::<RestoreMap>("[vms.web1]\nclster = \"x\"\n").is_err());
     }
 }

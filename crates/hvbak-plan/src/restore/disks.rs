@@ -1,6 +1,6 @@
 //! The disks of a restore: which, where, how they are stored and attached.
 
-use hvbak_types::{DataCenterId, DomainKind, DomainStatus, Inventory, StorageDomain};
+use hvbak_types::{DataCenterId, DomainId, DomainKind, DomainStatus, Inventory, StorageDomain};
 use serde::Deserialize;
 
 use super::{PointDisk, PointFacts, RestoreDisk, RestoreError, RestoreFormat, RestoreOptions};
@@ -16,6 +16,20 @@ pub struct DiskRule {
     pub active: Option<bool>,
     /// One disk that is to be booted from takes that from the others.
     pub bootable: Option<bool>,
+}
+
+impl DiskRule {
+    /// A disk may be named by its alias and by its id.
+    fn or(self, other: Self) -> Self {
+        Self {
+            name: self.name.or(other.name),
+            storage_domain: self.storage_domain.or(other.storage_domain),
+            format: self.format.or(other.format),
+            interface: self.interface.or(other.interface),
+            active: self.active.or(other.active),
+            bootable: self.bootable.or(other.bootable),
+        }
+    }
 }
 
 pub(super) fn plan_disks(
@@ -49,8 +63,8 @@ pub(super) fn plan_disks(
         {
             continue;
         }
-        let ruled = options.disk_rules.iter().find(|(text, _)| names(disk, text));
-        let rule = ruled.map(|(_, rule)| rule.clone()).unwrap_or_default();
+        let ruled = options.disk_rules.iter().filter(|(text, _)| names(disk, text));
+        let rule = ruled.fold(DiskRule::default(), |all, (_, rule)| all.or(rule.clone()));
         let stored = disk.domain_name.as_ref();
         let here = stored.and_then(|name| options.site.storage_domains.get(name));
         let wanted = mappings
@@ -145,21 +159,23 @@ fn format_on(
     }
 }
 
-/// Space that the restore takes at once: all of a preallocated disk, the guest data of
+/// Bytes that these disks take of a domain at once: all of a preallocated disk, the guest data of
 /// another.
+pub(super) fn needed(disks: &[RestoreDisk], domain: DomainId) -> u64 {
+    let bytes = |disk: &RestoreDisk| match disk.format {
+        RestoreFormat::RawPreallocated => disk.virtual_size,
+        RestoreFormat::RawSparse | RestoreFormat::Cow => disk.data_bytes,
+    };
+    disks.iter().filter(|disk| disk.domain == domain).map(bytes).sum()
+}
+
+/// Whether each domain has room for what it is to hold, beside its reserve.
 pub(super) fn check_space(
     inventory: &Inventory,
     disks: &[RestoreDisk],
 ) -> Result<(), RestoreError> {
     for domain in &inventory.storage_domains {
-        let needed: u64 = disks
-            .iter()
-            .filter(|d| d.domain == domain.id)
-            .map(|d| match d.format {
-                RestoreFormat::RawPreallocated => d.virtual_size,
-                RestoreFormat::RawSparse | RestoreFormat::Cow => d.data_bytes,
-            })
-            .sum();
+        let needed = needed(disks, domain.id);
         let reserve = domain.critical_space_gib.unwrap_or(0) << 30;
         if needed > 0
             && let Some(available) = domain.available

@@ -23,13 +23,14 @@ pub struct NicRule {
 pub(super) fn plan_nics(
     inventory: &Inventory,
     point: &PointFacts,
-    options: &RestoreOptions,
+    (name, options): (&str, &RestoreOptions),
     data_center: DataCenterId,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<NicTarget>, RestoreError> {
     let original_exists = inventory.vms.iter().any(|vm| vm.id == point.vm);
     let keep = match options.mac.unwrap_or(MacRule::Auto) {
-        MacRule::Auto => !original_exists,
+        // Under another name it may be the second that is restored: addresses are given once.
+        MacRule::Auto => !original_exists && name == point.name,
         MacRule::Keep => true,
         MacRule::New => false,
     };

@@ -35,7 +35,7 @@ pub struct NewestArchive {
     pub stored_bytes: u64,
     pub encrypted: bool,
     /// What its manifest warns of.
-    pub warnings: usize,
+    pub warnings: Vec<String>,
 }
 
 /// What the last recorded drill saw of a manager's archive.
@@ -72,7 +72,7 @@ pub(super) fn read(
                     scopes: m.scopes.clone(),
                     stored_bytes: m.archive().map_or(0, |file| file.size),
                     encrypted: m.encrypted.is_some(),
-                    warnings: m.warnings.len(),
+                    warnings: m.warnings.clone(),
                 }
             }),
             target_seconds: limit.map(|age| age.as_secs()),

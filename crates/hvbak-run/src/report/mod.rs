@@ -71,6 +71,10 @@ pub struct Report {
     pub vms: Vec<VmReport>,
     /// Each manager that has an archive, by name.
     pub managers: Vec<ManagerReport>,
+    /// A manager's archive is demanded, and there is none of any.
+    pub no_manager: bool,
+    /// Ages are demanded of something.
+    pub demanding: bool,
     /// The last drill of each manager, by name.
     pub manager_drills: Vec<ManagerDrill>,
     /// VMs in no policy, and when that was seen; `None` while no policy's run is recorded.
@@ -113,9 +117,12 @@ pub(crate) fn read(
     }
     let journals = repository.open_journals()?;
     let looked = runs.backups.iter().find_map(|run| Some((run.started, run.unassigned.clone()?)));
+    let managers = managers::read(repository, now, targets.manager)?;
     Ok(Report {
+        no_manager: targets.manager.is_some() && managers.is_empty(),
+        demanding: targets.other != Target::default() || !targets.policies.is_empty(),
         vms: vms::read(repository, &runs, now, targets)?,
-        managers: managers::read(repository, now, targets.manager)?,
+        managers,
         manager_drills: managers::drills(&runs.drills),
         unassigned: looked,
         dead: journals.iter().filter(|view| !view.alive).map(|view| view.job).collect(),

@@ -1,6 +1,6 @@
 //! The VMs of the report: their newest points, what proved them, and the last runs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hvbak_repo::{Consistency, Level, Listing, Point, Repository, RunOutcome, RunRecord, RunVm};
 use hvbak_types::{DiskId, PointId, VmId};
@@ -37,6 +37,8 @@ pub struct VmReport {
     pub too_old: bool,
     /// The same of the newest verified point.
     pub verified_too_old: bool,
+    /// Points in which the newest look at them has found damage, oldest first.
+    pub found_damaged: Vec<PointId>,
 }
 
 /// A point that a `verify` or a drill has found whole.
@@ -66,8 +68,8 @@ pub struct NewestPoint {
     /// Bytes that the guest sees on its stored disks.
     pub virtual_size: u64,
     pub stored_bytes: u64,
-    /// What its manifest warns of.
-    pub warnings: usize,
+    /// What its manifest warns of, such as disks that could not be stored.
+    pub warnings: Vec<String>,
 }
 
 /// All VMs, by name.
@@ -101,18 +103,73 @@ fn last(runs: &[RunRecord], id: VmId) -> Option<(&RunRecord, &RunVm)> {
     runs.iter().find_map(|run| Some((run, run.vms.iter().find(|vm| vm.id == id)?)))
 }
 
-/// The newest of `points` (oldest first) that a recorded `verify` or drill has found whole, and
-/// none has found damaged since.
-fn verified(runs: &Runs, id: VmId, points: &[&Point], now: Timestamp) -> Option<Verified> {
-    let looks = || {
-        let all = runs.verifies.iter().chain(&runs.drills);
-        all.flat_map(|run| run.vms.iter().map(move |vm| (run.finished, vm)))
-            .filter(|(_, vm)| vm.id == id)
+/// What the newest recorded look at each point has found, and when: by `verify`, or by a drill,
+/// which reads the whole chain of its point.
+fn looks<'a>(
+    runs: &'a Runs,
+    id: VmId,
+    points: &'a [&'a Point],
+) -> BTreeMap<&'a PointId, (Timestamp, bool)> {
+    let mut looks: BTreeMap<&PointId, (Timestamp, bool)> = BTreeMap::new();
+    let mut look = |point: &'a PointId, at: Timestamp, whole: bool| {
+        let known = looks.entry(point).or_insert((at, whole));
+        // Of one run damage counts: a point may be named by several of its disks.
+        if at > known.0 || (at == known.0 && !whole) {
+            *known = (at, whole);
+        }
     };
-    points.iter().rev().find_map(|point| {
-        let of_it = looks().filter(|(_, vm)| vm.point.as_ref() == Some(point.id()));
-        let (at, vm) = of_it.max_by_key(|(at, _)| *at)?;
-        (vm.outcome == RunOutcome::Done).then(|| Verified {
+    let of = |runs: &'a [RunRecord]| {
+        runs.iter()
+            .flat_map(|run| run.vms.iter().map(move |vm| (run.finished, vm)))
+            .filter(move |(_, vm)| vm.id == id)
+    };
+    for (at, vm) in of(&runs.verifies) {
+        vm.whole.iter().for_each(|point| look(point, at, true));
+        vm.damaged.iter().for_each(|point| look(point, at, false));
+        // Records of an earlier hvbak name the newest point alone.
+        if vm.whole.is_empty() && vm.damaged.is_empty() {
+            vm.point.iter().for_each(|point| look(point, at, vm.outcome == RunOutcome::Done));
+        }
+    }
+    for (at, vm) in of(&runs.drills).filter(|(_, vm)| vm.outcome == RunOutcome::Done) {
+        let top = points.iter().find(|point| Some(point.id()) == vm.point.as_ref());
+        top.into_iter().flat_map(|top| members(points, top)).for_each(|p| look(p.id(), at, true));
+    }
+    looks
+}
+
+/// A point and all that it stands on.
+fn members<'a>(points: &[&'a Point], top: &'a Point) -> Vec<&'a Point> {
+    let mut found = vec![top];
+    let mut at = 0;
+    while let Some(point) = found.get(at).copied() {
+        let parents = point.manifest.disks.iter().filter_map(|disk| disk.record.parent.as_ref());
+        for id in parents {
+            if let Some(parent) = points.iter().find(|point| point.id() == id)
+                && !found.iter().any(|known| known.id() == id)
+            {
+                found.push(parent);
+            }
+        }
+        at += 1;
+    }
+    found
+}
+
+/// The newest of `points` (oldest first) that holds a disk and was found whole, with all that it
+/// stands on; each by the newest look at it.
+fn verified(
+    looks: &BTreeMap<&PointId, (Timestamp, bool)>,
+    points: &[&Point],
+    now: Timestamp,
+) -> Option<Verified> {
+    points.iter().rev().filter(|point| !point.manifest.disks.is_empty()).find_map(|point| {
+        let seen = members(points, point)
+            .into_iter()
+            .map(|member| looks.get(member.id()).filter(|(_, whole)| *whole).map(|(at, _)| *at));
+        // As old as the oldest of the looks that it takes.
+        let at = seen.collect::<Option<Vec<_>>>()?.into_iter().min()?;
+        Some(Verified {
             point: point.id().clone(),
             started: point.manifest.started,
             age_seconds: now.duration_since(point.manifest.started).as_secs(),
@@ -151,7 +208,7 @@ fn vm_report(id: VmId, all: &Listing, runs: &Runs, now: Timestamp, targets: &Tar
             chain: chains.max().unwrap_or(1),
             virtual_size: m.disks.iter().map(|disk| disk.record.virtual_size).sum(),
             stored_bytes: m.stored_bytes(),
-            warnings: m.warnings.len(),
+            warnings: m.warnings.clone(),
         }
     });
     let name = points.last().map(|point| point.manifest.vm.name.clone());
@@ -160,7 +217,10 @@ fn vm_report(id: VmId, all: &Listing, runs: &Runs, now: Timestamp, targets: &Tar
     let past = |point: &&&Point| point.manifest.started <= now;
     let started = points.iter().rev().find(past).map(|point| point.manifest.started);
     let target = targets.of(newest.as_ref().and_then(|newest| newest.policy.as_deref()));
-    let verified = verified(runs, id, &points, now);
+    let looks = looks(runs, id, &points);
+    let verified = verified(&looks, &points, now);
+    let standing = |point: &&Point| looks.get(point.id()).is_some_and(|(_, whole)| !whole);
+    let found_damaged = points.iter().filter(|p| standing(p)).map(|p| p.id().clone()).collect();
     let proven = verified.as_ref().and_then(|v| points.iter().find(|p| *p.id() == v.point));
     let proven = proven.filter(past).map(|point| point.manifest.started);
     VmReport {
@@ -177,6 +237,7 @@ fn vm_report(id: VmId, all: &Listing, runs: &Runs, now: Timestamp, targets: &Tar
         verified_target_seconds: target.verified.map(|age| age.as_secs()),
         too_old: too_old(started, now, target.point),
         verified_too_old: too_old(proven, now, target.verified),
+        found_damaged,
         verified,
     }
 }

@@ -65,7 +65,7 @@ pub struct RestoreArgs {
     /// vNIC profile of all NICs, as NETWORK/PROFILE; none: no network
     #[arg(long, value_name = "PROFILE")]
     pub nic_profile: Option<String>,
-    /// MAC addresses; without it stored ones are kept only when the original VM is gone
+    /// MAC addresses; without it stored ones are kept only when the original VM is gone and the name stays
     #[arg(long, value_enum)]
     pub mac: Option<MacArg>,
     /// Make the NICs unplugged from the network

@@ -3,18 +3,18 @@
 //! Invariant: everything is planned before anything is begun; with several, one that fails does
 //! not keep the others.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use hvbak_plan::{
     DiskRule, MacRule, PointFacts, RestoreError, RestoreFormat, RestoreOptions, RestorePlan,
     explain_restore, plan_restore,
 };
-use hvbak_repo::Point;
+use hvbak_repo::{NewestOf, Point};
 use hvbak_run::{Context, RunError};
 use hvbak_types::{Inventory, JobId};
 use serde_json::{Value, json};
 
-use super::{Face, Outcome};
+use super::{Face, Outcome, repo_error};
 use crate::{
     cli::{DiskFormatArg, InterfaceArg, MacArg, NicArg, RestoreArgs},
     exit::{CliError, DONE, FAILED, PARTLY, chain},
@@ -60,6 +60,7 @@ impl Work<'_> {
 
     async fn one(&self, args: &RestoreArgs) -> Outcome {
         let context = self.context;
+        self.check_map()?;
         let selector = args.points.first().map(String::as_str).unwrap_or_default();
         let point = hvbak_run::find_point(&context.repository, selector).await?;
         let facts = hvbak_run::point_facts(&context.repository, &point)?;
@@ -89,115 +90,220 @@ impl Work<'_> {
         }))
     }
 
+    /// A section for a VM that is not stored is a mistake of which nobody would hear.
+    fn check_map(&self) -> Result<(), CliError> {
+        for key in self.map.vms.keys() {
+            self.context.repository.find_vm(key).map_err(|cause| CliError::Usage {
+                text: format!("the map speaks of `{key}`: {}", chain(&cause)),
+                hint: Some("`hvbak points` shows the stored VMs; twins go by id".into()),
+            })?;
+        }
+        Ok(())
+    }
+
     /// The wished points in the order of their turn, with what they hold.
-    async fn wanted(&self, args: &RestoreArgs) -> Result<Vec<(Point, PointFacts)>, CliError> {
+    async fn wanted(&self, args: &RestoreArgs, told: &mut Told) -> Result<Vec<Wanted>, CliError> {
         let repository = &self.context.repository;
-        let mut points = Vec::new();
-        for selector in &args.points {
-            points.push(hvbak_run::find_point(repository, selector).await?);
-        }
-        if args.all {
-            points = hvbak_run::newest_points(repository, args.until).await?;
-        }
         let mut wanted = Vec::new();
-        for point in points {
+        for selector in &args.points {
+            let point = hvbak_run::find_point(repository, selector).await?;
             let facts = hvbak_run::point_facts(repository, &point)?;
-            if !args.all || !self.map.section(&facts).is_some_and(|vm| vm.skip) {
-                wanted.push((point, facts));
+            wanted.push(Wanted { point, facts });
+        }
+        if !args.all {
+            return Ok(wanted);
+        }
+        for NewestOf { vm, name, point } in hvbak_run::newest_points(repository, args.until).await?
+        {
+            if self.map.section(vm, &name).is_some_and(|section| section.skip) {
+                told.skipped.push(name);
+                continue;
+            }
+            let point = match point {
+                Ok(Some(point)) => point,
+                Ok(None) => {
+                    told.without_point.push(name);
+                    continue;
+                }
+                Err(cause) => {
+                    told.bad(&name, &repo_error("read the newest point")(cause).into());
+                    continue;
+                }
+            };
+            match hvbak_run::point_facts(repository, &point) {
+                Ok(facts) => wanted.push(Wanted { point, facts }),
+                Err(cause) => told.bad(&name, &cause.into()),
             }
         }
-        if args.all {
-            let prefix = self.face.config()?.runbook.priority_tag.clone();
-            let turn = |facts: &PointFacts| {
-                let number = |tag: &String| tag.strip_prefix(&prefix)?.parse::<u32>().ok();
-                facts.tags.iter().filter_map(number).min().unwrap_or(u32::MAX)
-            };
-            wanted.sort_by_key(|(_, facts)| (turn(facts), facts.name.clone()));
-        }
+        let prefix = self.face.config()?.runbook.priority_tag.clone();
+        let turn = |facts: &PointFacts| {
+            let number = |tag: &String| tag.strip_prefix(&prefix)?.parse::<u32>().ok();
+            facts.tags.iter().filter_map(number).min().unwrap_or(u32::MAX)
+        };
+        wanted.sort_by_key(|one| (turn(&one.facts), one.facts.name.clone()));
         Ok(wanted)
     }
 
-    async fn several(&self, args: &RestoreArgs) -> Outcome {
-        let wanted = self.wanted(args).await?;
-        let inventory = hvbak_run::inventory(self.context).await?;
-        let (mut planned, mut bad, mut there) = (Vec::new(), Vec::new(), Vec::new());
-        let mut names = BTreeSet::new();
-        for (point, facts) in wanted {
-            match self.plan(&inventory, &facts) {
-                Ok(plan) if names.insert(plan.name.clone()) => planned.push((point, facts, plan)),
-                Ok(plan) => bad.push((facts.name, RestoreError::NameTaken { name: plan.name })),
-                // A site is brought back by what it lacks.
-                Err(RestoreError::NameTaken { name }) if args.all => there.push(name),
-                Err(cause) => bad.push((facts.name, cause)),
+    /// Plans each beside the others: names and room are given away once.
+    fn plan_all(
+        &self,
+        inventory: &Inventory,
+        wanted: Vec<Wanted>,
+        all: bool,
+        told: &mut Told,
+    ) -> Vec<(Wanted, RestorePlan)> {
+        let mut room = inventory.clone();
+        let mut planned: Vec<(Wanted, RestorePlan)> = Vec::new();
+        for one in wanted {
+            // A site is brought back by what it lacks; a VM is known by its id, not by its name.
+            if all && inventory.vms.iter().any(|vm| vm.id == one.facts.vm) {
+                told.existing.push(one.facts.name);
+                continue;
+            }
+            match self.plan(&room, &one.facts) {
+                Ok(plan) => {
+                    plan.reserve(&mut room);
+                    planned.push((one, plan));
+                }
+                Err(RestoreError::NameTaken { name }) if all => told.taken.push(name),
+                Err(cause) => told.bad(&one.facts.name, &cause.into()),
             }
         }
-        for name in &there {
-            self.face.printer.say(&format!("{name} exists and is left alone"));
-        }
-        for (name, cause) in &bad {
-            let hint = cause.hint().unwrap_or_default();
-            self.face.printer.say(&format!("error: {name}: {cause}\n  hint: {hint}"));
-        }
-        let told: Vec<_> = bad
-            .iter()
-            .map(|(name, cause)| json!({ "name": name, "error": cause.to_string(), "hint": cause.hint() }))
-            .collect();
+        // Which of two that want one name is meant, nobody can know.
+        let mut names = BTreeMap::<String, usize>::new();
+        planned.iter().for_each(|(_, plan)| *names.entry(plan.name.clone()).or_default() += 1);
+        planned.retain(|(one, plan)| {
+            let alone = names.get(&plan.name) == Some(&1);
+            if !alone {
+                let text =
+                    format!("several would be named `{}`; this one is {}", plan.name, one.facts.vm);
+                let hint = Some("`skip = true` or another name by its id in a map".into());
+                told.bad(&one.facts.name, &CliError::Usage { text, hint });
+            }
+            alone
+        });
+        planned
+    }
+
+    async fn several(&self, args: &RestoreArgs) -> Outcome {
+        self.check_map()?;
+        let mut told = Told::default();
+        let wanted = self.wanted(args, &mut told).await?;
+        let inventory = hvbak_run::inventory(self.context).await?;
+        let planned = self.plan_all(&inventory, wanted, args.all, &mut told);
+        told.say(self.face);
         if args.dry_run {
-            planned.iter().for_each(|(_, _, plan)| self.explain(plan));
-            let code = if bad.is_empty() { DONE } else { PARTLY };
-            return Ok((code, json!({ "dry_run": true, "failed": told, "existing": there })));
+            planned.iter().for_each(|(_, plan)| self.explain(plan));
+            let code = if told.is_quiet() { DONE } else { PARTLY };
+            return Ok((
+                code,
+                json!({ "dry_run": true, "failed": told.failed, "existing": told.existing, "taken": told.taken, "without_point": told.without_point, "skipped": told.skipped }),
+            ));
         }
-        if !bad.is_empty() && !args.keep_going {
+        if planned.is_empty() && told.existing.is_empty() && told.taken.is_empty() {
+            return Err(CliError::usage(
+                "nothing that is stored can be restored; nothing was begun",
+            ));
+        }
+        if !told.failed.is_empty() && !args.keep_going {
+            let all = told.failed.len() + planned.len();
             return Err(CliError::Usage {
                 text: format!(
-                    "{} of {} cannot be restored; nothing was begun",
-                    bad.len(),
-                    bad.len() + planned.len()
+                    "{} of {all} cannot be restored; nothing was begun",
+                    told.failed.len()
                 ),
                 hint: Some(
                     "look at all plans with `--dry-run`; `--keep-going` restores the others".into(),
                 ),
             });
         }
-        let mut failed = told;
-        let (mut done, mut stopped) = (Vec::new(), None);
-        for (point, facts, _) in planned {
+        let (mut done, mut stopped) = (Vec::new(), false);
+        for (one, plan) in planned {
             // Each is a job of its own, planned from what the engine says when its turn comes.
             let context = Context { job: JobId::random(), ..self.context.clone() };
             let restored = async {
                 let inventory = hvbak_run::inventory(&context).await?;
-                let plan = self.plan(&inventory, &facts)?;
-                Ok::<_, CliError>(self.restore(&context, &inventory, &point, &plan).await?)
+                let plan = self.plan(&inventory, &one.facts)?;
+                Ok::<_, CliError>(self.restore(&context, &inventory, &one.point, &plan).await?)
             };
             match restored.await {
                 Ok(value) => done.push(value),
-                Err(cause) if context.cancel.is_cancelled() => {
-                    stopped = Some(cause);
-                    break;
-                }
                 Err(cause) => {
-                    let text = chain(&cause);
-                    self.face.printer.say(&format!("error: {}: {text}", facts.name));
-                    failed.push(json!({ "name": facts.name, "error": text, "hint": cause.hint() }));
+                    stopped |= context.cancel.is_cancelled();
+                    self.face.printer.say(&format!("error: {}: {}", plan.name, chain(&cause)));
+                    told.bad(&one.facts.name, &cause);
                 }
             }
-        }
-        if let Some(cause) = stopped {
-            return Err(cause);
+            if stopped {
+                self.face.printer.say(&format!("stopped; {} were restored", done.len()));
+                self.face.printer.record("restored", &json!({ "done": done }));
+                return Err(RunError::Cancelled.into());
+            }
         }
         let waiting = done.iter().filter(|one| !one["not_started"].is_null()).count();
-        let code = match (done.len(), failed.len() + waiting) {
-            (_, 0) => DONE,
-            (0, _) => FAILED,
+        let code = match (done.len(), told.failed.len()) {
+            (0, failed) if failed > 0 => FAILED,
+            _ if told.is_quiet() && waiting == 0 => DONE,
             _ => PARTLY,
         };
-        Ok((code, json!({ "done": done, "failed": failed, "existing": there })))
+        Ok((
+            code,
+            json!({ "done": done, "failed": told.failed, "existing": told.existing, "taken": told.taken, "without_point": told.without_point, "skipped": told.skipped }),
+        ))
+    }
+}
+
+/// A point that is to be restored.
+struct Wanted {
+    point: Point,
+    facts: PointFacts,
+}
+
+/// What is not restored, and why; names.
+#[derive(Default)]
+struct Told {
+    failed: Vec<Value>,
+    /// The VM itself is there.
+    existing: Vec<String>,
+    /// Another VM has its name.
+    taken: Vec<String>,
+    without_point: Vec<String>,
+    skipped: Vec<String>,
+}
+
+impl Told {
+    fn bad(&mut self, name: &str, cause: &CliError) {
+        self.failed.push(json!({ "name": name, "error": chain(cause), "hint": cause.hint() }));
+    }
+
+    /// Nothing is missing that was not left out by somebody's word.
+    fn is_quiet(&self) -> bool {
+        self.failed.is_empty() && self.taken.is_empty() && self.without_point.is_empty()
+    }
+
+    fn say(&self, face: &Face) {
+        let list = |names: &[String], words: &str| {
+            names.iter().for_each(|name| face.printer.say(&format!("{name} {words}")));
+        };
+        list(&self.existing, "exists and is left alone");
+        list(&self.taken, "is not restored: another VM has its name; look which of them it is");
+        list(&self.without_point, "has no point of that time");
+        list(&self.skipped, "is skipped by the map");
+        for one in &self.failed {
+            let text = |key: &str| one[key].as_str().unwrap_or("-").to_owned();
+            face.printer.say(&format!(
+                "error: {}: {}\n  hint: {}",
+                text("name"),
+                text("error"),
+                text("hint")
+            ));
+        }
     }
 }
 
 /// What is typed, as the plan wants it.
 fn options(args: &RestoreArgs) -> Result<RestoreOptions, CliError> {
-    let mut disk_rules = std::collections::BTreeMap::<String, DiskRule>::new();
+    let mut disk_rules = BTreeMap::<String, DiskRule>::new();
     for text in &args.disk_name {
         let (disk, name) = text
             .split_once(':')
@@ -235,7 +341,7 @@ fn options(args: &RestoreArgs) -> Result<RestoreOptions, CliError> {
         no_nics: args.nic == NicArg::None,
         nics: args.only_nic.clone(),
         nic_profile: args.nic_profile.clone(),
-        nic_rules: std::collections::BTreeMap::new(),
+        nic_rules: BTreeMap::new(),
         mac: args.mac.map(|m| match m {
             MacArg::Keep => MacRule::Keep,
             MacArg::New => MacRule::New,

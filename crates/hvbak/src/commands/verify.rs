@@ -56,13 +56,21 @@ pub async fn run(face: &Face, args: VerifyArgs) -> Outcome {
         // A prune may be at work beside this; what it removed is no damage.
         let (vm, name, id) = (point.vm(), point.manifest.vm.name.clone(), point.id().clone());
         let gone = || args.all && repository.point(vm, &id).is_err_and(|e| e.is_no_point());
+        let parents = chain_of(&repository, &point);
         let report = verify_one(face, &repository, point, !args.all).await?;
         if !report.is_clean() && gone() {
             face.printer.say(&format!("note: {title} was removed meanwhile"));
             continue;
         }
         clusters += report.clusters;
-        note(&mut seen, (vm, &name), &id, report.findings.first().map(|f| f.text.clone()));
+        let damage = report.findings.first().map(|f| f.text.clone());
+        if damage.is_none() && !args.all {
+            // What it stands on was read as well.
+            for parent in parents {
+                note(&mut seen, (vm, &name), &parent, None);
+            }
+        }
+        note(&mut seen, (vm, &name), &id, damage);
         if report.is_clean() {
             face.printer.data(&format!("{title}: whole, {} clusters compared", report.clusters));
         } else {
@@ -92,9 +100,26 @@ fn note(seen: &mut Vec<RunVm>, (id, name): (VmId, &str), point: &PointId, damage
     });
     let Some(vm) = seen.get_mut(at) else { return };
     vm.point = vm.point.take().max(Some(point.clone()));
+    let list = if damage.is_none() { &mut vm.whole } else { &mut vm.damaged };
+    if !list.contains(point) {
+        list.push(point.clone());
+    }
     if vm.reason.is_none() && damage.is_some() {
         (vm.outcome, vm.reason) = (RunOutcome::Failed, damage);
     }
+}
+
+/// The points that a point stands on, as far as they can be read.
+fn chain_of(repository: &Repository, point: &Point) -> Vec<PointId> {
+    let mut found: Vec<PointId> = Vec::new();
+    for disk in &point.manifest.disks {
+        let chain = repository.disk_chain(point, disk.record.id).unwrap_or_default();
+        found.extend(chain.iter().map(|one| one.id().clone()));
+    }
+    found.sort();
+    found.dedup();
+    found.retain(|id| id != point.id());
+    found
 }
 
 fn tell(face: &Face, finding: &hvbak_repo::Finding) {

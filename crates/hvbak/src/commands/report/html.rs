@@ -97,8 +97,10 @@ impl Page<'_> {
         html! {
             section {
                 h2 { "To look at" }
-                @if self.problems.is_empty() {
+                @if self.problems.is_empty() && self.report.demanding {
                     p .good { "Nothing. Every VM that is known has what it should have." }
+                } @else if self.problems.is_empty() {
+                    p { "Nothing was found. No age is demanded of any point: " code { "[report]" } " of the configuration." }
                 }
                 ul .problems {
                     @for problem in self.problems {
@@ -153,7 +155,7 @@ impl Page<'_> {
         html! {
             tr {
                 th scope="row" { (vm.name) }
-                (cell("Newest", &when, target.as_deref(), vm.too_old || vm.damaged > 0))
+                (cell("Newest", &when, target.as_deref(), vm.too_old || vm.damaged > 0 || !vm.found_damaged.is_empty()))
                 (cell("Verified", &proven, None, vm.verified_too_old))
                 (cell("Rehearsed", &rehearsed, None, is_failed(vm.last_drill.as_ref())))
                 (cell("Policy", newest.and_then(|n| n.policy.as_deref()).unwrap_or("-"), None, false))

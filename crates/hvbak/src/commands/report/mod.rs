@@ -53,6 +53,7 @@ pub async fn run(face: &Face, args: ReportArgs) -> Outcome {
         }
         report.vms.retain(|vm| wanted.contains(&vm.vm));
         report.managers.clear();
+        report.no_manager = false;
         report.unassigned = None;
     }
     let problems = problems(&report);
@@ -83,7 +84,9 @@ pub async fn run(face: &Face, args: ReportArgs) -> Outcome {
         report.managers.iter().filter(|one| one.too_old).map(|one| &one.manager).collect();
     let damaged = report.vms.iter().map(|vm| vm.damaged).sum::<usize>()
         + report.managers.iter().map(|one| one.damaged).sum::<usize>();
-    let code = match (damaged, late.len() + unproven.len() + managers.len()) {
+    let found: usize = report.vms.iter().map(|vm| vm.found_damaged.len()).sum();
+    let missing = usize::from(report.no_manager);
+    let code = match (damaged + found, late.len() + unproven.len() + managers.len() + missing) {
         (0, 0) => DONE,
         (0, _) => PARTLY,
         _ => DAMAGE,
@@ -91,7 +94,7 @@ pub async fn run(face: &Face, args: ReportArgs) -> Outcome {
     let unassigned = report.unassigned.iter().flat_map(|(_, vms)| vms).map(|vm| &vm.name);
     Ok((
         code,
-        json!({ "vms": report.vms.len(), "problems": problems.len(), "too_old": late, "verified_too_old": unproven, "managers_too_old": managers, "unassigned": unassigned.collect::<Vec<_>>(), "damaged": damaged, "dead_jobs": report.dead, "damaged_records": report.damaged_records }),
+        json!({ "vms": report.vms.len(), "problems": problems.len(), "too_old": late, "verified_too_old": unproven, "managers_too_old": managers, "unassigned": unassigned.collect::<Vec<_>>(), "damaged": damaged, "found_damaged": found, "no_manager": report.no_manager, "dead_jobs": report.dead, "damaged_records": report.damaged_records }),
     ))
 }
 

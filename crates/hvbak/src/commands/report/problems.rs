@@ -31,6 +31,10 @@ pub struct Problem {
 pub fn problems(report: &Report) -> Vec<Problem> {
     let mut all: Vec<_> = report.vms.iter().flat_map(of_vm).collect();
     all.extend(report.managers.iter().flat_map(of_manager));
+    if report.no_manager {
+        let remedy = "`hvbak manager-backup --scope=all`, and hvbak-manager.timer";
+        all.push(failed("manager", "there is no archive of any manager", remedy));
+    }
     for drill in &report.manager_drills {
         all.extend(failed_drill(&drill.manager.to_string(), &drill.last));
     }
@@ -65,8 +69,9 @@ fn of_vm(vm: &VmReport) -> Vec<Problem> {
         let text = format!("{} points cannot be read", vm.damaged);
         all.push(failed(name, text, format!("{verify} says why; then make a full of it")));
     }
-    if let Some(last) = vm.last_verify.as_ref().filter(|l| l.outcome == RunOutcome::Failed) {
-        let text = format!("damage was found {}", seen(last));
+    if !vm.found_damaged.is_empty() {
+        let points: Vec<_> = vm.found_damaged.iter().map(ToString::to_string).collect();
+        let text = format!("damage was found in {}, and what stands on it", points.join(", "));
         let remedy = format!("make a new full: `hvbak backup --vm {typed} --level full`");
         all.push(failed(name, text, remedy));
     }
@@ -88,6 +93,10 @@ fn of_vm(vm: &VmReport) -> Vec<Problem> {
     if let Some(last) = vm.last_run.as_ref().filter(|last| last.outcome == RunOutcome::Stopped) {
         let text = format!("the last backup was stopped {}", seen(last));
         all.push(warning(name, text, format!("`hvbak backup --vm {typed}`")));
+    }
+    for text in vm.newest.iter().flat_map(|newest| &newest.warnings) {
+        let remedy = "`hvbak show` tells what is in the point; back up by other means what is not";
+        all.push(warning(name, format!("its newest point: {text}"), remedy));
     }
     all.extend(vm.last_drill.as_ref().and_then(|last| failed_drill(name, last)));
     all

@@ -92,6 +92,16 @@ fn of_vm(vm: &VmReport) -> Vec<Sample> {
         ("points", "Points that can be read.", Some(count(vm.points))),
         ("damaged_points", "Points that cannot be read.", Some(count(vm.damaged))),
         (
+            "found_damaged_points",
+            "Points in which the newest look has found damage.",
+            Some(count(vm.found_damaged.len())),
+        ),
+        (
+            "newest_point_warnings",
+            "What the newest point's manifest warns of, such as disks that are not in it.",
+            newest.map(|newest| count(newest.warnings.len())),
+        ),
+        (
             "newest_point_timestamp_seconds",
             "When the newest point was made.",
             moment(newest.map(|newest| newest.started)),
