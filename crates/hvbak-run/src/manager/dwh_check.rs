@@ -6,15 +6,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use hvbak_manager::dwh::{self, Compared, Mark, Other};
 
-use super::{link::Link, restore_part::Session};
+use super::{
+    link::{Link, READ_WHOLE},
+    restore_part::Session,
+};
 use crate::error::{self, Result};
+
+/// What the script that watches may take beyond its patience.
+const MARGIN: Duration = Duration::from_secs(30);
 
 /// Compares the database that the manager's configuration names with another.
 pub async fn compare(session: &mut Session<'_>, other: &Other) -> Result<Compared> {
     session.context.phase("counting every row of both databases");
     let doing = "compare the databases of the Data Warehouse";
     let input = Bytes::from(other.lines().unwrap_or_default());
-    let output = session.feed(dwh::COMPARE, &[], &input, doing).await?;
+    let output = session.link().feed_within(dwh::COMPARE, &[], &input, READ_WHOLE, doing).await?;
     let manager = &session.context.manager.address;
     Ok(Compared::parse(&output.check(doing).map_err(error::ssh(manager, doing))?.text()))
 }
@@ -37,6 +43,7 @@ pub async fn silence(
     let doing = "see the service work on its database";
     let seconds = patience.as_secs().to_string();
     let args = ["watch", mark.clock.as_str(), mark.written.as_str(), &seconds];
-    let output = link.script(dwh::WORKS, &args, doing).await?;
+    let output =
+        link.feed_within(dwh::WORKS, &args, &Bytes::new(), patience + MARGIN, doing).await?;
     Ok(dwh::silence(&output.check(doing).map_err(error::ssh(&link.name, doing))?.text()))
 }

@@ -136,7 +136,11 @@ impl Run<'_> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let sum = self.link.script(remote::SUM, &args, "sum up a file").await?;
+            let (none, doing) = (Bytes::new(), "sum up a file");
+            let sum = self
+                .link
+                .feed_within(remote::SUM, &args, &none, super::link::READ_WHOLE, doing)
+                .await?;
             if !sum.status.success() {
                 return Ok(None);
             }

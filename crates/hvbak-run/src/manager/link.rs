@@ -24,6 +24,8 @@ use crate::{
 
 /// How long a connection that broke is tried again.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// How long the rows of a database are counted, or an archive is hashed, at most.
+pub const READ_WHOLE: Duration = Duration::from_secs(6 * 3600);
 /// Bytes of one write towards the other side.
 const PIECE: usize = 256 << 10;
 
@@ -117,19 +119,52 @@ impl Link {
         input: &Bytes,
         doing: &'static str,
     ) -> Result<Output> {
+        self.repeated(body, args, input, None, doing).await
+    }
+
+    /// As [`Link::feed`], for a script that may take long; one that does not end within
+    /// `limit` is an error and is not begun again.
+    pub async fn feed_within(
+        &mut self,
+        body: &str,
+        args: &[&str],
+        input: &Bytes,
+        limit: Duration,
+        doing: &'static str,
+    ) -> Result<Output> {
+        self.repeated(body, args, input, Some(limit), doing).await
+    }
+
+    async fn repeated(
+        &mut self,
+        body: &str,
+        args: &[&str],
+        input: &Bytes,
+        limit: Option<Duration>,
+        doing: &'static str,
+    ) -> Result<Output> {
         let line = self.line(body, args);
         let until = tokio::time::Instant::now() + PATIENCE;
         let mut pause = Duration::from_millis(500);
         loop {
             let failed = match self.connected().await {
                 Err(cause) => cause,
-                Ok(connection) => match connection.exec_with_stdin(&line, input.clone()).await {
-                    Ok(output) => return Ok(output),
-                    Err(cause) => cause,
-                },
+                Ok(connection) => {
+                    let input = input.clone();
+                    let ended = match limit {
+                        Some(limit) => connection.exec_within(&line, input, limit).await,
+                        None => connection.exec_with_stdin(&line, input).await,
+                    };
+                    match ended {
+                        Ok(output) => return Ok(output),
+                        Err(cause) => cause,
+                    }
+                }
             };
             self.connection = None;
-            if !failed.retryable() || tokio::time::Instant::now() >= until {
+            let too_long =
+                limit.is_some() && matches!(failed, hvbak_ssh::Error::CommandTimeout { .. });
+            if too_long || !failed.retryable() || tokio::time::Instant::now() >= until {
                 return Err(error::ssh(&self.name, doing)(failed));
             }
             tracing::info!(manager = %self.name, "the connection broke; trying again");

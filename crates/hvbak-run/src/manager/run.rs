@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     ManagerContext, ManagerSettings,
-    link::{Link, is_broken},
+    link::{Link, READ_WHOLE, is_broken},
 };
 use crate::{
     error::{self, Result, RunError},
@@ -180,7 +180,8 @@ impl<'a> Run<'a> {
         }
         // Once more over what lies there now: root's shell runs a part of it.
         let args = [self.base.as_str(), self.point.as_str(), name];
-        let output = self.link.script(remote::SUM, &args, doing).await?;
+        let none = Bytes::new();
+        let output = self.link.feed_within(remote::SUM, &args, &none, READ_WHOLE, doing).await?;
         if output.text().split_whitespace().next() == Some(sum) {
             return Ok(());
         }
