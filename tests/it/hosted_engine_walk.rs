@@ -220,6 +220,19 @@ fn a_host_that_is_gone_stops_the_walk_which_goes_on_when_it_is_back() {
 }
 
 #[test]
+fn a_vm_that_somebody_else_has_shut_down_is_down() {
+    let site = Site::new();
+    let sure = ["--yes", "--confirm", "spm", "--confirm", "stop-engine"];
+    site.waits_at("spm", "move", &["--yes"]);
+    site.waits_at("shutdown", "move", &sure);
+    // Typed by an impatient hand: the manager cannot be asked any more whether its engine rests.
+    site.set(OLD, "down", true);
+    let port = format!("port = {}\n", site.lab.up["hosts"][MANAGER]["port"]);
+    site.lab.configure(|text| text.replace(&port, "port = 1\n"));
+    site.waits_at("deploy", "move", &["--yes", "--confirm", "shutdown"]);
+}
+
+#[test]
 fn a_fresh_host_that_cannot_take_the_engine_stops_it_before_anything_stops() {
     let site = Site::new();
     for (name, said) in [

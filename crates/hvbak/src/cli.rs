@@ -150,7 +150,7 @@ pub struct InitArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  hvbak enroll --all --bootstrap-password-file /root/hv.pw\n  hvbak enroll hv1 hv2 --bootstrap-key /root/.ssh/id_rsa\n  hvbak enroll --all --rotate\n  hvbak enroll --all --revoke\n  hvbak enroll hv9 --without-engine --fingerprint SHA256:… --bootstrap-password-file pw"
+    after_help = "Examples:\n  hvbak enroll --all --bootstrap-password-file /root/hv.pw\n  hvbak enroll hv1 hv2 --bootstrap-key /root/.ssh/id_rsa\n  hvbak enroll --all --rotate\n  hvbak enroll --all --revoke\n  hvbak enroll hv9 --without-engine --fingerprint SHA256:47DEQpj8HBSa --bootstrap-password-file pw"
 )]
 pub struct EnrollArgs {
     /// Hosts by name, as the engine calls them
@@ -164,7 +164,7 @@ pub struct EnrollArgs {
     #[arg(long, conflicts_with_all = ["all", "manager", "rotate"])]
     pub without_engine: bool,
     /// The host's key, as its console shows it (`ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub`):
-    /// SHA256:…, or the whole line of the key
+    /// as SHA256: and base64, or the whole line of the key
     #[arg(long, value_name = "KEY", conflicts_with_all = ["all", "accept_new_host_keys"])]
     pub fingerprint: Option<String>,
     /// The machine of the section [manager], for `hvbak manager-backup`

@@ -28,15 +28,6 @@ use super::{
 };
 use crate::error::{self, Result, RunError};
 
-/// When the databases were compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Compared {
-    /// Just now, with the service stopped before the copy.
-    Now,
-    /// By an earlier hvbak, or too long ago.
-    Once,
-}
-
 /// What is asked for.
 #[derive(Debug, Clone)]
 pub struct DwhDatabaseOptions {
@@ -236,11 +227,10 @@ async fn move_with(session: &mut Session<'_>, options: &DwhDatabaseOptions) -> R
         }
         None => begin(session, options, &facts).await?,
     };
-    let compared = match this.record.state {
-        state if state < State::Copied => copy(session, &mut this, options, &facts).await?,
-        _ => Compared::Once,
-    };
-    edit(session, &mut this, &planned, options, compared).await?;
+    if this.record.state < State::Copied {
+        copy(session, &mut this, options, &facts).await?;
+    }
+    edit(session, &mut this, &planned, options).await?;
     let record = &this.record;
     Ok(DwhMoved {
         manager: session.name.to_string(),
@@ -316,7 +306,7 @@ async fn copy(
     this: &mut Move,
     options: &DwhDatabaseOptions,
     facts: &DwhFacts,
-) -> Result<Compared> {
+) -> Result<()> {
     let target = &options.target;
     let mut earlier = None;
     for run in copies(session) {
@@ -327,7 +317,6 @@ async fn copy(
             forget(session, &run).await?;
         }
     }
-    let when = if earlier.is_some() { Compared::Once } else { Compared::Now };
     let ran = match earlier {
         Some(ran) => ran,
         None => {
@@ -371,7 +360,7 @@ async fn copy(
             this.record.compared = Some(said.same);
             this.record.state = State::Copied;
             files::save(session, this)?;
-            Ok(when)
+            Ok(())
         }
         Err(cause) => {
             // One that vanished can have ended well behind everybody's back.
@@ -412,7 +401,6 @@ async fn edit(
     this: &mut Move,
     planned: &[Planned],
     options: &DwhDatabaseOptions,
-    mut compared: Compared,
 ) -> Result<()> {
     let mut files = planned.iter();
     // The service's own, from which on it can only work on the new database.
@@ -420,13 +408,13 @@ async fn edit(
         let from = files::sum(first.before.as_bytes());
         let mut tries = 0..4;
         loop {
-            // A reboot or a watchdog may have started it meanwhile.
+            // A reboot or a watchdog may have started it meanwhile, also while a connection that
+            // broke was tried again: the copy's own comparison is too long ago to go by.
             service(session, "stop").await?;
             let now = files::sum(&files::read(session, first.path).await?);
-            if now == from && compared == Compared::Once {
+            if now == from {
                 still_same(session, this, options).await?;
             }
-            compared = Compared::Once;
             this.record.state = State::Editing;
             files::save(session, this)?;
             session.context.phase(format!("changing {}", first.path));

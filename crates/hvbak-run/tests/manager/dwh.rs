@@ -35,8 +35,8 @@ const ENGINE: &str = "etc/ovirt-engine/engine.conf.d/10-setup-dwh-database.conf"
 pub const OLD: &str = "a:b\\c'd\"e$f g";
 pub const NEW: &str = "N3w-Pass+word%!";
 
-/// How long a service that does not come is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a sign of the service is waited for; machines that test are busy.
+pub const PATIENCE: Duration = Duration::from_secs(15);
 pub const BACK: DwhRevertOptions =
     DwhRevertOptions { lose_rows: false, dry_run: false, patience: PATIENCE };
 const LOOK: DwhRevertOptions = DwhRevertOptions { dry_run: true, ..BACK };
@@ -490,6 +490,21 @@ async fn rows_that_are_collected_while_a_move_is_unfinished_are_never_lost() {
     site.postgres.sql("history", "insert into s default values; delete from s where n = 1");
     let error = dwh_move_database(&site.context(), &site.to("second")).await.unwrap_err();
     assert!(text(&error).contains("\"s_n_seq\": old 6, new 5"), "{}", text(&error));
+    site.check_as_before();
+    // A watchdog starts it after the copy, while a connection that broke is tried again; it is
+    // the stop before the files that ends it.
+    site.postgres.database("late", "dwh_new");
+    let bin = site.stage.sshd.root().join("usr/bin");
+    fs::rename(bin.join("systemctl"), bin.join("systemctl.real")).unwrap();
+    let collects = format!(
+        "if [ $1 = stop ]; then echo x >>$HVBAK_HOST_ROOT/play/stops; if [ $(wc -l <$HVBAK_HOST_ROOT/play/stops) = 2 ]; then PGPASSWORD=super {}/psql -XAtq -U postgres -h 127.0.0.1 -p {} -d history -c \"insert into big values (1, 'late')\" </dev/null; fi; fi\nexec $HVBAK_HOST_ROOT/usr/bin/systemctl.real \"$@\"",
+        site.postgres.bin.display(),
+        site.postgres.port
+    );
+    stand_in(&site, "systemctl", &collects);
+    let error = dwh_move_database(&site.context(), &site.to("late")).await.unwrap_err();
+    assert!(matches!(error, RunError::DwhDiffer { .. }), "{error:?}");
+    fs::rename(bin.join("systemctl.real"), bin.join("systemctl")).unwrap();
     site.check_as_before();
     // It is started after the comparison, in the last moment before the file changes.
     for (database, rows) in [("third", 0), ("fourth", 2)] {

@@ -47,7 +47,7 @@ fn is_never_deployed(cause: &RunError) -> bool {
 
 /// Whether the host cannot be asked, or its agents do not answer; a key or a login that is
 /// refused is another thing.
-fn is_silence(cause: &RunError) -> bool {
+pub(super) fn is_silence(cause: &RunError) -> bool {
     match cause {
         RunError::Ssh { .. } => cause.exit_code() == 1,
         RunError::HostedEngine { .. } => !is_never_deployed(cause),

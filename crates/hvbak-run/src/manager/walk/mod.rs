@@ -303,7 +303,13 @@ impl Walker<'_> {
         let mut states = self.record.states().to_vec();
         for at in held(&self.steps, &self.looked_through()) {
             let step = &self.steps[at];
-            let why = match self.looked(step).await? {
+            let seen = match self.looked(step).await {
+                // Whose machine is silent because what ends the hold has happened already, by
+                // somebody's hand or with the host it ran on.
+                Err(cause) if look::is_silence(&cause) && self.is_past(step).await => continue,
+                other => other?,
+            };
+            let why = match seen {
                 Seen::Yes => continue,
                 // Who is lost cannot be asked; a person has answered for that.
                 Seen::Unknown(_) if step.holds.is_some_and(|holds| holds.lost == Lost::Told) => {
@@ -330,6 +336,15 @@ impl Walker<'_> {
         }
         self.looked = Instant::now();
         self.record.set_all(states)
+    }
+
+    /// Whether the step until which this one must hold is seen to be done.
+    async fn is_past(&self, step: &Step) -> bool {
+        let until = step.holds.and_then(|h| self.steps.iter().find(|one| one.name == h.until));
+        match until {
+            Some(until) => matches!(self.looked(until).await, Ok(Seen::Yes)),
+            None => false,
+        }
     }
 
     /// Whether another step than this one comes next, because something no longer holds: a
