@@ -13,7 +13,7 @@ use super::POINT_HELP;
 pub struct RestoreArgs {
     #[arg(help = POINT_HELP, required_unless_present = "all")]
     pub points: Vec<String>,
-    /// Each VM's newest point, in the order of the runbook; VMs whose name exists are left alone
+    /// Each VM's newest point, in the order of the runbook; VMs that exist, and names that others have, are left alone
     #[arg(long, conflicts_with = "points")]
     pub all: bool,
     /// With --all: the newest point up to this day (in UTC), as 2026-11-20
