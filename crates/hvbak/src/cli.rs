@@ -729,7 +729,7 @@ pub struct ManagerPruneArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Needs no engine: it knows the VMs that have points, and those at which the last run failed or\nwas stopped. How old points may be says the configuration, [report] and each policy. Exit 3 when\one is older, 15 when one cannot be read or was found damaged.\n\nExamples:\n  hvbak report\n  hvbak report --max-age 26h --quiet || echo 'backups are late'\n  hvbak report --html /srv/www/backups.html\n  hvbak report --prometheus /var/lib/prometheus/node-exporter/hvbak.prom\n  hvbak report --json | jq -r 'select(.type == \"vm\") | [.name, .newest.age_seconds] | @tsv'"
+    after_help = "Needs no engine: it knows the VMs that have points, and those at which the last run failed or\nwas stopped. How old points may be says the configuration, [report] and each policy. Exit 3 when\none is older, 15 when one cannot be read or was found damaged.\n\nExamples:\n  hvbak report\n  hvbak report --max-age 26h --quiet || echo 'backups are late'\n  hvbak report --html /srv/www/backups.html\n  hvbak report --prometheus /var/lib/prometheus/node-exporter/hvbak.prom\n  hvbak report --json | jq -r 'select(.type == \"vm\") | [.name, .newest.age_seconds] | @tsv'"
 )]
 pub struct ReportArgs {
     /// Only this VM (repeatable)
