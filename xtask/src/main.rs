@@ -34,8 +34,8 @@ enum Command {
     Docs,
     /// Build the packages of hvbak and hvbak-worker for Enterprise Linux
     Rpm(rpm::RpmArgs),
-    /// Build packages fast and install, upgrade and remove them in a root of their own
-    RpmTrial,
+    /// Build packages fast, walk through the README with them, install, upgrade and remove them
+    RpmTrial(rpm::TrialArgs),
     /// Run every test there is
     Test {
         /// Install missing programs
@@ -71,7 +71,7 @@ fn execute() -> Result<()> {
         Command::Worker => build::worker().map(|path| println!("{}", path.display())),
         Command::Docs => docs::run().map(|path| println!("{}", path.display())),
         Command::Rpm(args) => rpm::build(&args),
-        Command::RpmTrial => rpm::try_out(strict),
+        Command::RpmTrial(args) => rpm::try_out(&args, strict),
         Command::Test { install, no_skip } => test::run(install, no_skip || strict),
         Command::Demo(args) => demo::run(&args),
         Command::Fuzz(args) => fuzz::smoke(&args),

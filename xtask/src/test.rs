@@ -7,7 +7,9 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     build::{self, cargo, run as must},
     fuzz::{self, FuzzArgs},
-    needs, rpm, tidy,
+    needs,
+    rpm::{self, TrialArgs},
+    tidy,
 };
 
 /// Runs tidy, format, lints, the static worker, all Rust tests and the SDK's.
@@ -55,7 +57,7 @@ pub fn run(install: bool, no_skip: bool) -> Result<()> {
     step("the official Python SDK against the lab");
     sdk(no_skip)?;
     step("packages");
-    rpm::try_out(no_skip)?;
+    rpm::try_out(&TrialArgs::default(), no_skip)?;
     println!("==> all tests passed");
     Ok(())
 }

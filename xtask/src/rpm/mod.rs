@@ -6,7 +6,9 @@
 
 mod sbom;
 mod source;
+mod stand_in;
 mod trial;
+mod walk;
 
 use std::{
     path::{Path, PathBuf},
@@ -17,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::build::{run, target_dir};
 
-pub use trial::run_all as try_out;
+pub use trial::{TrialArgs, run_all as try_out};
 
 /// Tools that come from PyPI, each a prebuilt program: the linker for old glibcs, and the judge
 /// of licences and advisories.
@@ -71,6 +73,11 @@ fn rpmbuild(top: &Path, spec: &Path, trial: bool) -> Result<Vec<PathBuf>> {
     // The tarball brings a configuration of its own; a caller's target folder would hide it.
     build.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS").env_remove("CARGO");
     run(build.arg(spec))?;
+    packages(top)
+}
+
+/// The packages that rpmbuild has left.
+fn packages(top: &Path) -> Result<Vec<PathBuf>> {
     let mut packages: Vec<PathBuf> = std::fs::read_dir(top.join("RPMS/x86_64"))?
         .map(|entry| entry.map(|e| e.path()))
         .collect::<std::io::Result<_>>()?;

@@ -15,29 +15,22 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{rpmbuild, source, tools};
+use super::{rpmbuild, source, stand_in, tools, walk};
 use crate::build::{run, target_dir};
 
 const PROGRAMS: &[&str] =
-    &["rpmbuild", "rpmlint", "createrepo_c", "dnf", "busybox", "chroot", "cpio"];
+    &["rpmbuild", "rpmlint", "createrepo_c", "dnf", "busybox", "chroot", "cpio", "openssl"];
 
-/// The newest symbols that EL8's glibc has; the stand-in offers these and no newer ones.
-const GLIBC: &[&str] = &[
-    "2.2.5", "2.3", "2.3.2", "2.3.3", "2.3.4", "2.4", "2.5", "2.6", "2.7", "2.8", "2.9", "2.10",
-    "2.11", "2.12", "2.13", "2.14", "2.15", "2.16", "2.17", "2.18", "2.22", "2.23", "2.24", "2.25",
-    "2.26", "2.27", "2.28",
-];
-const LIBRARIES: &[&str] = &[
-    "libc.so.6",
-    "libm.so.6",
-    "libpthread.so.0",
-    "libdl.so.2",
-    "ld-linux-x86-64.so.2",
-    "librt.so.1",
-];
+/// What is tried.
+#[derive(Debug, Default, clap::Args)]
+pub struct TrialArgs {
+    /// The packages that were built last
+    #[arg(long)]
+    built: bool,
+}
 
 /// Builds and tries; a machine that cannot says so, and fails where skips are failures.
-pub fn run_all(no_skip: bool) -> Result<()> {
+pub fn run_all(args: &TrialArgs, no_skip: bool) -> Result<()> {
     let missing: Vec<&str> =
         PROGRAMS.iter().copied().filter(|p| !crate::needs::present(p)).collect();
     let root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
@@ -48,17 +41,23 @@ pub fn run_all(no_skip: bool) -> Result<()> {
         return Ok(());
     }
     let top = target_dir().join("rpm");
-    let spec = source::make(&top)?;
-    // After it: all crates are here now.
-    deny()?;
-    let packages = rpmbuild(&top, &spec, true)?;
-    lint(&packages, &spec)?;
+    let packages = if args.built {
+        super::packages(&top)?
+    } else {
+        let spec = source::make(&top)?;
+        // After it: all crates are here now.
+        deny()?;
+        let packages = rpmbuild(&top, &spec, true)?;
+        lint(&packages, &spec)?;
+        packages
+    };
+    walk::run(&packages, &stand_in::build(&top.join("machine"), None)?, no_skip)?;
     let trial = Trial::new(&top)?;
     trial.installed(&packages)?;
     trial.upgraded(&top)?;
     trial.removed()?;
     trial.worker_alone()?;
-    println!("packages: built, installed, upgraded, removed");
+    println!("packages: built, walked through, installed, upgraded, removed");
     Ok(())
 }
 
@@ -86,6 +85,11 @@ fn lint(packages: &[PathBuf], spec: &Path) -> Result<()> {
     Ok(())
 }
 
+fn busybox() -> Result<&'static Path> {
+    let places = ["/usr/bin/busybox", "/bin/busybox"].map(Path::new);
+    places.into_iter().find(|path| path.exists()).context("no busybox")
+}
+
 struct Trial {
     root: PathBuf,
     repository: PathBuf,
@@ -104,17 +108,8 @@ impl Trial {
         // Scriptlets throw words away; a device would need more rights than a file.
         fs::create_dir_all(trial.root.join("dev"))?;
         fs::write(trial.root.join("dev/null"), "")?;
-        let stand_in = top.join("stand-in");
-        fs::create_dir_all(&stand_in)?;
-        fs::copy("/usr/bin/busybox", stand_in.join("busybox"))
-            .or_else(|_| fs::copy("/bin/busybox", stand_in.join("busybox")))
-            .context("copy busybox")?;
-        let spec = stand_in.join("el-stand-in.spec");
-        fs::write(&spec, stand_in_spec(&stand_in))?;
-        run(Command::new("rpmbuild")
-            .args(["-bb", "--quiet", "--define", &format!("_topdir {}", stand_in.display())])
-            .arg(&spec))?;
-        trial.offer(&stand_in.join("RPMS/x86_64"))?;
+        stand_in::build(&top.join("stand-in"), Some(busybox()?))?;
+        trial.offer(&top.join("stand-in/RPMS/x86_64"))?;
         Ok(trial)
     }
 
@@ -227,7 +222,7 @@ impl Trial {
 
     fn libraries(&self) -> Result<()> {
         fs::create_dir_all(self.root.join("lib64"))?;
-        for name in LIBRARIES {
+        for name in stand_in::LIBRARIES {
             let from = ["/lib64", "/lib/x86_64-linux-gnu", "/usr/lib64"]
                 .iter()
                 .map(|dir| Path::new(dir).join(name))
@@ -294,12 +289,16 @@ impl Trial {
     /// Programs and units go; configuration, key and points stay, and it is said where.
     fn removed(&self) -> Result<()> {
         fs::write(self.root.join("calls"), "")?;
+        let wants = self.root.join("etc/systemd/system/timers.target.wants");
+        fs::create_dir_all(&wants)?;
+        std::os::unix::fs::symlink("nowhere", wants.join("hvbak@nightly.timer"))?;
         let said = self.dnf(&["remove", "--noautoremove", "hvbak", "hvbak-worker"])?;
         for words in ["/etc/hvbak stays", "/var/lib/hvbak stays", "user hvbak stays", "--revoke"] {
             ensure!(said.contains(words), "`{words}` is not said:\n{said}");
         }
         let calls = fs::read_to_string(self.root.join("calls"))?;
-        ensure!(calls.contains("disable --now hvbak@*.timer"), "{calls}");
+        ensure!(calls.contains("disable --now hvbak@nightly.timer hvbak-manager.timer"), "{calls}");
+        fs::remove_dir_all(self.root.join("etc/systemd"))?;
         let found = Command::new("find")
             .arg(&self.root)
             .args(["-name", "*hvbak*", "-printf", "%P\n"])
@@ -353,35 +352,4 @@ impl Trial {
         ensure!(!said.stdout.is_empty(), "the worker says nothing in an empty root: {text}");
         Ok(())
     }
-}
-
-fn stand_in_spec(sources: &Path) -> String {
-    let mut provides: Vec<String> = ["shadow-utils", "systemd", "/bin/sh", "rtld(GNU_HASH)"]
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    for library in LIBRARIES {
-        provides.push(format!("{library}()(64bit)"));
-        provides.extend(GLIBC.iter().map(|version| format!("{library}(GLIBC_{version})(64bit)")));
-    }
-    let note = "#!/bin/sh\\necho \"${0##*/} $*\" >> /calls\\n";
-    let (add_group, add_user) = (
-        format!("{note}echo hvbak:x:990: >> /etc/group\\n"),
-        format!("{note}echo hvbak:x:990:990::/var/lib/hvbak:/sbin/nologin >> /etc/passwd\\n"),
-    );
-    let get = "#!/bin/sh\\ngrep -q \"^$2:\" /etc/$1 2>/dev/null\\n";
-    format!(
-        "Name: el-stand-in\nVersion: 1\nRelease: 1\nSummary: stands for what EL gives\n\
-         License: none\nAutoReqProv: no\nProvides: {provides}\n%description\nx\n%install\n\
-         mkdir -p %{{buildroot}}/bin %{{buildroot}}/etc %{{buildroot}}/usr/sbin\n\
-         cp {sources}/busybox %{{buildroot}}/bin/busybox\n\
-         for name in sh grep cat; do ln -s busybox %{{buildroot}}/bin/$name; done\n\
-         printf '{get}' > %{{buildroot}}/bin/getent\nprintf '{add_group}' > %{{buildroot}}/usr/sbin/groupadd\n\
-         printf '{add_user}' > %{{buildroot}}/usr/sbin/useradd\nprintf '{note}' > %{{buildroot}}/bin/systemctl\n\
-         chmod 755 %{{buildroot}}/bin/* %{{buildroot}}/usr/sbin/*\n\
-         echo root:x:0:0::/root:/bin/sh > %{{buildroot}}/etc/passwd\necho root:x:0: > %{{buildroot}}/etc/group\n\
-         %files\n/bin/*\n/usr/sbin/*\n%config /etc/*\n",
-        provides = provides.join("\nProvides: "),
-        sources = sources.display(),
-    )
 }
