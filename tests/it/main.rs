@@ -37,5 +37,6 @@ mod role;
 mod runbook;
 mod sectors;
 mod service;
+mod template;
 mod trust;
 mod walk_site;

@@ -512,6 +512,46 @@ class Story:
         wait("its disk removed", lambda: gone(left))
         check("thin VM is removed with its disk", True)
 
+    def template(self):
+        """A template of a VM that is down: its disks are copies, flat and shared."""
+        service = self.system.templates_service()
+        new = types.Template(name="sdktemplate", description="made", vm=types.Vm(name="sdkvm"))
+        running = types.Template(name="no", vm=types.Vm(name="web1"))
+        raises("template of a running VM: 409", 409, "Down state", lambda: service.add(running))
+        made = service.add(new)
+        one = service.template_service(made.id)
+        equal("a new template is locked", made.status, types.TemplateStatus.LOCKED)
+        raises("a locked template is not removed: 409", 409, "locked", one.remove)
+        raises("template name in use: 409", 409, "", lambda: service.add(new))
+        wait("template", lambda: one.get().status == types.TemplateStatus.OK)
+        wait("its VM is down again", lambda: self.vm.get().status == types.VmStatus.DOWN)
+        equal("template: description", one.get().description, "made")
+        equal("template: NICs", [n.name for n in one.nics_service().list()], ["nic1"])
+        check("template: no OVF", one.get().initialization is None)
+        disks = [a.disk.id for a in one.disk_attachments_service().list()]
+        check("template: disks of its own", len(disks) == 2 and not set(disks) & set(self.disks.values()))
+        leaf = self.vms.add(types.Vm(
+            name="sdkleaf",
+            cluster=types.Cluster(name="Default"),
+            template=types.Template(id=made.id),
+        ))
+        leaf = self.vms.vm_service(leaf.id)
+        wait("a VM of it", lambda: leaf.get().status == types.VmStatus.DOWN)
+        for attached in leaf.disk_attachments_service().list(follow="disk"):
+            alias = "sdk_raw" if attached.bootable else "sdk_cow"
+            now, like = self.lab.path("leaf"), self.lab.path("like")
+            self.lab.guest("guest-read", "sdkleaf", attached.disk.id, "--output", now)
+            self.lab.guest("guest-read", "sdkvm", alias, "--output", like)
+            ok, text = same(("raw", now), ("raw", like))
+            check(f"{alias}: a VM of the template sees the same", ok, text)
+        raises("a template with VMs is not removed: 409", 409, "sdkleaf", one.remove)
+        leaf.remove()
+        wait("the VM removed", lambda: gone(leaf))
+        one.remove()
+        wait("the template removed", lambda: gone(one))
+        left = [self.system.disks_service().disk_service(d) for d in disks]
+        check("its disks are removed with it", all(gone(d) for d in left))
+
     def remove(self):
         nic = self.vm.nics_service().list()[0]
         self.vm.nics_service().nic_service(nic.id).remove()
@@ -538,7 +578,7 @@ def main():
         check("connects with the CA", connection.test(raise_exception=True))
         story = Story(lab, connection)
         chapters = ["inventory", "create", "errors", "cold", "start", "live", "stop", "preview",
-                    "suspended", "hot_plug", "events", "thin", "remove"]
+                    "suspended", "hot_plug", "events", "thin", "template", "remove"]
         for chapter in chapters:
             print(f"-- {chapter.replace('_', ' ')}", flush=True)
             try:

@@ -21,6 +21,8 @@ pub enum Need {
     Login,
     Backup,
     Restore,
+    /// A restore that makes a template.
+    Templates,
     /// `engine_event` of `[notify]`, and events of running backups.
     Events,
 }
@@ -63,6 +65,9 @@ pub const PERMITS: &[Permit] = &[
     permit(1563, "attach_disk_profile", Need::Restore, "disks where profiles are restricted"),
     permit(901, "consume_quota", Need::Restore, "disks where a quota is enforced"),
     permit(1301, "tag_management", Need::Restore, "the restored VM's tags"),
+    permit(200, "create_template", Need::Templates, "a template from a restored VM"),
+    permit(201, "edit_template_properties", Need::Templates, "the template's description"),
+    permit(202, "delete_template", Need::Templates, "undoing a restore that failed"),
     permit(1400, "inject_external_events", Need::Events, "events in the engine"),
 ];
 

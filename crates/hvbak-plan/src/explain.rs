@@ -78,7 +78,8 @@ pub fn explain_restore(plan: &RestorePlan) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "VM `{}` in cluster {} from point {}{}",
+        "{} `{}` in cluster {} from point {}{}",
+        plan.kind.word(),
         plan.name,
         plan.cluster_name,
         plan.point,

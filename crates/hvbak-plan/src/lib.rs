@@ -28,7 +28,7 @@ pub use level::{Base, BaseDisk, LayerFacts, Level, WhyFull, Wish, disk_level, su
 pub use policy::{Assignment, Assignments, Why, assign_vms};
 pub use restore::{
     DiskRule, MacRule, NicFacts, NicRule, NicTarget, PointDisk, PointFacts, RestoreDisk,
-    RestoreError, RestoreFormat, RestoreOptions, RestorePlan, SiteNames, plan_restore,
+    RestoreError, RestoreFormat, RestoreKind, RestoreOptions, RestorePlan, SiteNames, plan_restore,
 };
 pub use resume::{Left, RESUME_DAYS, Resume, WhyAnew, may_continue};
 pub use retention::{KeepFacts, KeepRules, Verdict, judge_by_policy, judge_points};

@@ -2,6 +2,7 @@
 
 mod disks;
 mod nics;
+mod template;
 
 use std::collections::BTreeMap;
 
@@ -85,6 +86,8 @@ pub struct PointFacts {
     pub point: PointId,
     pub vm: VmId,
     pub name: String,
+    /// It is of a template, whose id is in `vm`.
+    pub template: bool,
     pub cluster_name: Option<String>,
     pub disks: Vec<PointDisk>,
     pub nics: Vec<NicFacts>,
@@ -93,11 +96,32 @@ pub struct PointFacts {
     pub left_out: Vec<(String, String)>,
 }
 
+/// What a restore makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RestoreKind {
+    Vm,
+    /// A VM first, which the engine copies into a template, and which is deleted then.
+    Template,
+}
+
+impl RestoreKind {
+    /// For messages.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Vm => "VM",
+            Self::Template => "template",
+        }
+    }
+}
+
 /// What the user wants different from the original.
 #[derive(Debug, Clone, Default)]
 pub struct RestoreOptions {
     /// `{name}` and `{point}` in it stand for the stored ones.
     pub name: Option<String>,
+    /// What becomes of the point; what it is of when not given.
+    pub kind: Option<RestoreKind>,
     pub cluster: Option<String>,
     /// `SD` for all disks or `DISK:SD` for one (disk by alias or id, domain by name or id).
     pub storage_domains: Vec<String>,
@@ -173,7 +197,9 @@ pub struct NicTarget {
 pub struct RestorePlan {
     pub point: PointId,
     pub vm: VmId,
+    /// Of the VM, or of the template.
     pub name: String,
+    pub kind: RestoreKind,
     pub cluster: ClusterId,
     pub cluster_name: String,
     pub data_center: DataCenterId,
@@ -201,6 +227,8 @@ impl RestorePlan {
 pub enum RestoreError {
     #[error("a VM named `{name}` exists")]
     NameTaken { name: String },
+    #[error("a template named `{name}` exists in the data center")]
+    TemplateTaken { name: String },
     #[error("there is no {what} `{text}`")]
     Unknown { what: &'static str, text: String },
     #[error("storage domain `{name}` {why}")]
@@ -224,6 +252,9 @@ impl RestoreError {
     pub fn hint(&self) -> Option<String> {
         let text = match self {
             Self::NameTaken { .. } => "give another name with `--name`",
+            Self::TemplateTaken { .. } => {
+                "give another name with `--as-template`; `--as-vm` makes a VM of a template's point"
+            }
             Self::Unknown { what: "disk", .. } => "see the point's disks with `hvbak show POINT`",
             Self::Unknown { what: "NIC", .. } => "see the point's NICs with `hvbak show POINT`",
             Self::Unknown { what: "vNIC profile", .. } => {
@@ -261,19 +292,28 @@ pub fn plan_restore(
             text.replace("{name}", &point.name).replace("{point}", &point.point.to_string())
         }
     };
-    if inventory.vms.iter().any(|vm| vm.name == name) {
+    let like_point = if point.template { RestoreKind::Template } else { RestoreKind::Vm };
+    let kind = options.kind.unwrap_or(like_point);
+    let template = kind == RestoreKind::Template;
+    if !template && inventory.vms.iter().any(|vm| vm.name == name) {
         return Err(RestoreError::NameTaken { name });
     }
     let cluster = find_cluster(inventory, point, options)?;
     let data_center = cluster
         .data_center
         .ok_or_else(|| RestoreError::NoDataCenter { name: cluster.name.clone() })?;
+    if template {
+        template::check_name(inventory, &name, data_center)?;
+    }
     let left_out = point.left_out.iter();
     let mut warnings: Vec<_> = left_out
         .map(|(alias, why)| format!("disk `{alias}` is not in the point and stays away: {why}"))
         .collect();
     let disks = disks::plan_disks(inventory, point, options, data_center)?;
-    disks::check_space(inventory, &disks)?;
+    disks::check_space(inventory, &disks, if template { 2 } else { 1 })?;
+    if template {
+        warnings.extend(template::warnings(&disks, options));
+    }
     let host = if disks.is_empty() {
         None
     } else {
@@ -282,13 +322,17 @@ pub fn plan_restore(
                 .map_err(|why| RestoreError::NoHost { why })?,
         )
     };
-    let nics = if options.no_nics {
+    let mut nics = if options.no_nics {
         Vec::new()
     } else {
         nics::plan_nics(inventory, point, (&name, options), data_center, &mut warnings)?
     };
+    if template {
+        // Cards of a template have no addresses; the VM in between must not take them either.
+        nics.iter_mut().for_each(|nic| nic.mac = None);
+    }
     let mut tags = Vec::new();
-    for tag in &point.tags {
+    for tag in point.tags.iter().filter(|_| !template) {
         if inventory.tags.iter().any(|t| t.name == *tag) {
             tags.push(tag.clone());
         } else {
@@ -299,6 +343,7 @@ pub fn plan_restore(
         point: point.point.clone(),
         vm: point.vm,
         name,
+        kind,
         cluster: cluster.id,
         cluster_name: cluster.name.clone(),
         data_center,
@@ -306,7 +351,7 @@ pub fn plan_restore(
         disks,
         nics,
         tags,
-        power_on: options.power_on,
+        power_on: options.power_on && !template,
         warnings,
     })
 }

@@ -10,6 +10,7 @@ fn point() -> PointFacts {
         point: "20261121T021454Z".parse().unwrap(),
         vm: VmId::random(),
         name: "web1".into(),
+        template: false,
         cluster_name: Some("Default".into()),
         disks: vec![PointDisk {
             id: DiskId::random(),
@@ -246,4 +247,74 @@ fn single_disks_and_nics_can_be_different() {
         "vNIC profile",
         &RestoreOptions { nic_profile: Some("x".into()), ..RestoreOptions::default() },
     );
+}
+
+#[test]
+fn a_template_is_made_where_its_name_is_free_and_its_disks_fit_twice() {
+    let mut inv = with_network();
+    let options = RestoreOptions {
+        kind: Some(RestoreKind::Template),
+        power_on: true,
+        mac: Some(MacRule::Keep),
+        ..RestoreOptions::default()
+    };
+    // A VM of the same name is in nobody's way, and stored addresses are not taken.
+    inv.vms.push(vm("web1"));
+    let plan = plan_restore(&inv, &point(), &options).unwrap();
+    assert_eq!(
+        (plan.kind, plan.name.as_str(), plan.power_on),
+        (RestoreKind::Template, "web1", false)
+    );
+    assert_eq!((plan.nics[0].mac.clone(), plan.tags.len()), (None, 0));
+    assert!(plan.warnings.iter().any(|w| w.contains("twice")), "{:?}", plan.warnings);
+    assert!(plan.warnings.iter().any(|w| w.contains("not started")), "{:?}", plan.warnings);
+    // A template's point becomes a template unless it is to be a VM.
+    let of_template = PointFacts { template: true, ..point() };
+    let as_vm = RestoreOptions { kind: Some(RestoreKind::Vm), ..RestoreOptions::default() };
+    let kind = |options| plan_restore(&inv, &of_template, &options).map(|plan| plan.kind);
+    assert_eq!(kind(RestoreOptions::default()), Ok(RestoreKind::Template));
+    assert_eq!(kind(as_vm), Err(RestoreError::NameTaken { name: "web1".into() }));
+    // The domain has room for one copy and a half beside its reserve.
+    let reserve = inv.storage_domains[0].critical_space_gib.unwrap_or(0) << 30;
+    inv.storage_domains[0].available = Some(reserve + (3 << 29));
+    let needed = |options: &RestoreOptions| match plan_restore(&inv, &point(), options) {
+        Err(RestoreError::NoSpace { needed, .. }) => Some(needed),
+        other => other.map(|_| None).unwrap(),
+    };
+    assert_eq!(needed(&options), Some(2 << 30));
+    let vm = RestoreOptions { name: Some("other".into()), ..RestoreOptions::default() };
+    assert_eq!(needed(&vm), None);
+    // Names count in the data center alone; Blank is in all of them.
+    inv.storage_domains[0].available = None;
+    let taken = Err(RestoreError::TemplateTaken { name: "web1".into() });
+    let template = |name: &str, cluster| hvbak_types::Template {
+        id: hvbak_types::TemplateId::random(),
+        name: name.into(),
+        description: None,
+        status: None,
+        cluster,
+        version_number: None,
+        version_name: None,
+        base_template: None,
+    };
+    let here = Some(inv.clusters[0].id);
+    for (name, cluster, expected) in [
+        ("web1", here, taken.clone()),
+        ("web1", None, taken),
+        (
+            "web1",
+            Some(ClusterId::random()),
+            Err(RestoreError::TemplateTaken { name: "web1".into() }),
+        ),
+        ("web2", here, Ok(())),
+    ] {
+        inv.templates = vec![template(name, cluster)];
+        let got = plan_restore(&inv, &point(), &options).map(drop);
+        assert_eq!(got, expected, "{name} {cluster:?}");
+    }
+    let mut elsewhere = inv.clusters[0].clone();
+    (elsewhere.id, elsewhere.data_center) = (ClusterId::random(), Some(DataCenterId::random()));
+    inv.templates = vec![template("web1", Some(elsewhere.id))];
+    inv.clusters.push(elsewhere);
+    assert!(plan_restore(&inv, &point(), &options).is_ok());
 }

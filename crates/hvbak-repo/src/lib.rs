@@ -64,7 +64,7 @@ pub use manager_point::{
 pub use manager_staging::{ManagerStaging, ManagerWriter};
 pub use manifest::{
     Consistency, DiskRecord, DocumentEntry, Level, Manifest, ManifestDisk, ManifestSnapshot,
-    ManifestVm, SkippedDisk,
+    ManifestTemplate, ManifestVm, SkippedDisk,
 };
 pub use merge::{Extents, StoredRun, StoredRuns};
 pub use notes::ManagerNotes;

@@ -7,8 +7,8 @@
 use std::collections::HashSet;
 
 use hvbak_types::{
-    CLUSTER_SIZE, Digest, DiskId, DomainId, JobId, PointId, RepositoryId, SnapshotId, VmId,
-    VolumeId,
+    CLUSTER_SIZE, Digest, DiskId, DomainId, JobId, PointId, RepositoryId, SnapshotId, TemplateId,
+    VmId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +58,18 @@ pub struct ManifestVm {
     /// The engine's word for its state when the backup began.
     #[serde(default)]
     pub status: Option<String>,
+}
+
+/// What a template's point is of, besides what it has in common with a VM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestTemplate {
+    /// The first version of the template; its own id when it is that one.
+    #[serde(default)]
+    pub base: Option<TemplateId>,
+    #[serde(default)]
+    pub version: Option<u32>,
+    #[serde(default)]
+    pub version_name: Option<String>,
 }
 
 /// The engine's snapshot that was read.
@@ -177,6 +189,9 @@ pub struct Manifest {
     pub repository: RepositoryId,
     pub point: PointId,
     pub vm: ManifestVm,
+    /// The point is of a template, whose id and name are in `vm`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<ManifestTemplate>,
     pub job: JobId,
     #[serde(default)]
     pub snapshot: Option<ManifestSnapshot>,
@@ -224,6 +239,7 @@ impl Manifest {
             repository,
             point,
             vm,
+            template: None,
             job,
             snapshot: None,
             level: Level::Full,

@@ -220,7 +220,9 @@ async fn undo(context: &Context, step: &Step, inventory: &mut Option<Inventory>)
             crate::manager::undo(&context.settings, settings, base, point, restore).await?;
             Ok(true)
         }
-        Step::Disk { .. } | Step::Vm { .. } => restore::undo(context, step).await,
+        Step::Disk { .. } | Step::Vm { .. } | Step::NamedVm { .. } | Step::Template { .. } => {
+            restore::undo(context, step).await
+        }
     }
 }
 

@@ -14,6 +14,8 @@ use crate::{
 pub const FACTS: &str = "restore.json";
 /// Name of the engine's OVF.
 pub const OVF: &str = "vm.ovf";
+/// Name of the engine's answer about a template; an OVF of those it does not give.
+pub const TEMPLATE: &str = "template.xml";
 
 /// A VM's configuration, fetched.
 pub struct Documents {

@@ -33,6 +33,10 @@ pub enum Step {
     Disk { id: DiskId, alias: String },
     /// A VM made by a restore, with an id that we chose.
     Vm { id: VmId, name: String },
+    /// A VM made by a restore, whose id the engine chooses: found by its name and description.
+    NamedVm { name: String, description: String },
+    /// A template made by a restore, found in the same way.
+    Template { name: String, description: String },
 }
 
 impl Step {
@@ -54,6 +58,8 @@ impl Step {
             }
             Self::Disk { id, alias } => format!("disk `{alias}` ({id})"),
             Self::Vm { id, name } => format!("VM `{name}` ({id})"),
+            Self::NamedVm { name, .. } => format!("VM `{name}`"),
+            Self::Template { name, .. } => format!("template `{name}`"),
         }
     }
 }

@@ -3,13 +3,15 @@
 //! Invariant: until the very end everything that was made is in the journal as ours to
 //! undo, newest first; a VM or disk that this job did not make is never touched.
 
+mod template;
+
 use hvbak_engine::{
     NewAttachment, NewNic,
     ovf::{self, Edit},
 };
-use hvbak_plan::{PointDisk, PointFacts, RestoreFormat, RestorePlan};
+use hvbak_plan::{PointDisk, PointFacts, RestoreFormat, RestoreKind, RestorePlan};
 use hvbak_repo::{Point, Repository};
-use hvbak_types::{CLUSTER_SIZE, DiskId, DiskInterface, Inventory, VmId, VmStatus};
+use hvbak_types::{CLUSTER_SIZE, DiskId, DiskInterface, Inventory, TemplateId, VmId, VmStatus};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -25,10 +27,12 @@ use crate::{
     write_disk,
 };
 
-/// A restored VM.
+/// A restored VM, or a template that was made of one.
 #[derive(Debug, Clone, Serialize)]
 pub struct Restored {
+    /// With a template: the VM in between, which is gone.
     pub vm: VmId,
+    pub template: Option<TemplateId>,
     pub disks: Vec<RestoredDisk>,
     /// Why the VM was not started although that was asked for.
     pub not_started: Option<String>,
@@ -87,6 +91,7 @@ pub fn point_facts(repository: &Repository, point: &Point) -> Result<PointFacts>
         point: manifest.point.clone(),
         vm: manifest.vm.id,
         name: manifest.vm.name.clone(),
+        template: manifest.template.is_some(),
         cluster_name: manifest.vm.cluster.clone(),
         disks,
         nics: facts.nics.into_iter().map(Into::into).collect(),
@@ -114,10 +119,18 @@ pub async fn restore(
     let result = execute(&job, inventory, point, plan, &mut made).await;
     let result = if let Ok(restored) = result {
         // From here on it is the user's, also when it does not start.
-        for step in &made {
-            job.undone(step).await?;
+        match restored.template {
+            Some(id) => {
+                let description = template::Stored::of(point)?.description();
+                template::finish(&job, id, &description, made).await.map(|()| restored)
+            }
+            None => {
+                for step in &made {
+                    job.undone(step).await?;
+                }
+                finish(context, point, plan, restored).await
+            }
         }
-        finish(context, point, plan, restored).await
     } else {
         context.phase(None, "undoing what was made");
         for step in made.iter().rev() {
@@ -146,7 +159,7 @@ async fn execute(
         Ok((repository.hold_points(of)?, repository.point(of, &id)?))
     })
     .await?;
-    let ovf = stored_ovf(&point)?;
+    let stored = template::Stored::of(&point)?;
     let mut disks = Vec::new();
     if let Some(choice) = &plan.host {
         let host = hosts::find_host(inventory, choice.id)?;
@@ -159,7 +172,10 @@ async fn execute(
         filled?;
     }
     drop(held);
-    let vm = make_vm(job, plan, &ovf, made).await?;
+    let vm = match &stored {
+        template::Stored::Ovf(ovf) => make_vm(job, plan, ovf, made).await?,
+        template::Stored::Hardware(new) => template::make_vm(job, plan, new, made).await?,
+    };
     for (disk, restored) in plan.disks.iter().zip(&disks) {
         context.check_cancel()?;
         let attachment = NewAttachment {
@@ -191,7 +207,11 @@ async fn execute(
             context.warn(None, format!("tag `{tag}` was not set: {}", crate::chain(&cause)));
         }
     }
-    Ok(Restored { vm, disks, not_started: None })
+    let mut restored = Restored { vm, template: None, disks, not_started: None };
+    if plan.kind == RestoreKind::Template {
+        restored.template = Some(template::make(job, &point, plan, &restored, made).await?);
+    }
+    Ok(restored)
 }
 
 /// Takes the marks off and starts the VM. What fails here does not undo a good restore.
@@ -209,11 +229,8 @@ async fn finish(
             context.warn(None, format!("disk {} keeps our mark as description", disk.alias));
         }
     }
-    let description = stored_ovf(point)
-        .ok()
-        .and_then(|text| ovf::read(&text).ok())
-        .and_then(|read| read.description)
-        .unwrap_or_default();
+    let stored = template::Stored::of(point).ok();
+    let description = stored.map(|stored| stored.description()).unwrap_or_default();
     if let Err(cause) = context.engine.describe_vm(restored.vm, &description).await {
         context
             .warn(None, format!("the VM keeps our mark as description: {}", crate::chain(&cause)));
@@ -295,11 +312,12 @@ async fn make_vm(
 ) -> Result<VmId> {
     let context = &job.context;
     context.check_cancel()?;
-    context.phase(None, format!("making VM {}", plan.name));
+    let name = template::vm_name(context, plan);
+    context.phase(None, format!("making VM {name}"));
     // An id of our own choice is found again whatever becomes of the answer.
     let id = VmId::random();
     let edit = Edit {
-        name: Some(plan.name.clone()),
+        name: Some(name.clone()),
         vm_id: Some(id),
         description: Some(mark(context)),
         strip_nics: true,
@@ -309,12 +327,12 @@ async fn make_vm(
     };
     let edited = ovf::for_restore(stored, &edit)
         .map_err(|e| RunError::Document { name: documents::OVF.into(), why: crate::chain(&e) })?;
-    let step = job.intent(Step::Vm { id, name: plan.name.clone() }).await?;
+    let step = job.intent(Step::Vm { id, name: name.clone() }).await?;
     made.push(step.clone());
-    let doing = || error::engine(format!("make VM {}", plan.name));
+    let doing = || error::engine(format!("make VM {name}"));
     let created = context
         .engine
-        .create_vm_from_ovf(&plan.name, plan.cluster, &edited.ovf, false)
+        .create_vm_from_ovf(&name, plan.cluster, &edited.ovf, false)
         .await
         .map_err(doing())?;
     let vm = created.entity.id;
@@ -366,6 +384,6 @@ pub(crate) async fn undo(context: &Context, step: &Step) -> Result<bool> {
             engine.wait_disk_gone(*id, limit, &never).await.map_err(doing())?;
             Ok(true)
         }
-        _ => Ok(false),
+        other => template::undo_named(context, other, &never).await,
     }
 }

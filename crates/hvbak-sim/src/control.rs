@@ -244,6 +244,7 @@ fn state(s: &State) -> Value {
             "nics": v.nics.iter().map(|n| json!({ "name": n.name, "mac": n.mac, "linked": n.linked })).collect::<Vec<_>>(),
             "tags": v.tags,
         })).collect::<Vec<_>>(),
+        "templates": s.templates.iter().map(|t| json!({ "id": id(t.id), "name": t.name, "status": t.status, "description": t.description, "cluster": id(t.cluster), "disks": t.attachments.iter().map(|a| id(a.disk)).collect::<Vec<_>>(), "nics": t.nics.iter().map(|n| json!({ "name": n.name })).collect::<Vec<_>>() })).collect::<Vec<_>>(),
         "storage_domains": s.domains.iter().map(|d| json!({ "id": id(d.id), "name": d.name })).collect::<Vec<_>>(),
         "disks": s.disks.iter().map(|d| json!({ "id": id(d.id), "alias": d.alias, "domain": id(d.domain), "status": d.status, "top": id(d.top), "cow": d.cow, "size": d.size, "description": d.description })).collect::<Vec<_>>(),
         "hosts": s.hosts.iter().map(|h| json!({ "name": h.name, "root": h.root })).collect::<Vec<_>>(),

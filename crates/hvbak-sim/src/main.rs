@@ -194,7 +194,7 @@ enum FaultCmd {
         times: u32,
     },
     /// snapshot-fails, snapshot-live-fails, freeze-fails, merge-fails, merge-breaks, merge-waits,
-    /// disk-fails, move-makes-cow, move-preallocates
+    /// disk-fails, move-makes-cow, move-preallocates, template-fails, template-waits
     Operation {
         name: String,
         #[arg(long, default_value_t = 1)]

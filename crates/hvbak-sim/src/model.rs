@@ -120,7 +120,16 @@ pub struct Vm {
 pub struct Template {
     pub id: Uuid,
     pub name: String,
+    pub description: String,
     pub cluster: Uuid,
+    /// `ok` or `locked`.
+    pub status: &'static str,
+    pub created: Timestamp,
+    pub memory: u64,
+    pub topology: (u32, u32, u32),
+    pub os: String,
+    pub bios: String,
+    pub nics: Vec<Nic>,
     pub attachments: Vec<Attachment>,
 }
 
@@ -193,7 +202,8 @@ pub struct State {
     pub http_faults: Vec<HttpFault>,
     /// Named faults of operations and how often they strike: `snapshot-fails`,
     /// `snapshot-live-fails`, `freeze-fails`, `merge-fails`, `merge-breaks`, `disk-fails`, `move-makes-cow`,
-    /// `move-preallocates`; while `merge-waits` is there, no merge begins.
+    /// `move-preallocates`, `template-fails`; while `merge-waits` is there, no merge begins, while
+    /// `template-waits` is, no template's disk is copied.
     pub faults: HashMap<String, u32>,
     pub next_event: u64,
     pub next_mac: u32,
@@ -337,6 +347,26 @@ impl State {
 
     pub fn mac_taken(&self, mac: &str) -> bool {
         self.vms.iter().flat_map(|v| &v.nics).any(|n| n.mac.eq_ignore_ascii_case(mac))
+    }
+}
+
+impl Template {
+    /// One without disks and NICs, of the size that new VMs have here.
+    pub fn bare(id: Uuid, name: &str, cluster: Uuid) -> Self {
+        Self {
+            id,
+            name: name.to_owned(),
+            description: String::new(),
+            cluster,
+            status: "ok",
+            created: Timestamp::now(),
+            memory: 1 << 30,
+            topology: (1, 2, 1),
+            os: "rhel_8x64".into(),
+            bios: "q35_sea_bios".into(),
+            nics: Vec::new(),
+            attachments: Vec::new(),
+        }
     }
 }
 

@@ -235,12 +235,7 @@ pub fn infrastructure(
     s.clusters.push(shared_cluster);
     s.clusters.extend(local_cluster);
     s.tags.push(Named { id: Uuid::nil(), name: "root".into(), of: Uuid::nil() });
-    s.templates.push(Template {
-        id: Uuid::nil(),
-        name: "Blank".into(),
-        cluster: s.clusters[0].id,
-        attachments: Vec::new(),
-    });
+    s.templates.push(Template::bare(Uuid::nil(), "Blank", s.clusters[0].id));
     Ok(s)
 }
 
@@ -289,12 +284,8 @@ pub fn populate(s: &mut State, seed: &Seed) -> Result<Vec<Uuid>> {
             attachments.push(attachment(made.id, disk, n == 0));
             s.disks.push(made);
         }
-        s.templates.push(Template {
-            id: Uuid::new_v4(),
-            name: t.name.clone(),
-            cluster: s.clusters[0].id,
-            attachments,
-        });
+        let bare = Template::bare(Uuid::new_v4(), &t.name, s.clusters[0].id);
+        s.templates.push(Template { attachments, ..bare });
     }
     let mut running = Vec::new();
     for v in &seed.vms {

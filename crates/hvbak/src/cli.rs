@@ -247,6 +247,8 @@ pub enum RoleCommand {
 pub enum RoleFor {
     Backup,
     Restore,
+    /// Restores that make templates
+    Templates,
     /// Events in the engine: `engine_event` of [notify]
     Events,
 }

@@ -142,6 +142,7 @@ mod tests {
             point: "20261121T021454Z".parse().unwrap(),
             vm: hvbak_types::VmId::random(),
             name: "web1".into(),
+            template: false,
             cluster_name: None,
             disks: Vec::new(),
             nics: Vec::new(),

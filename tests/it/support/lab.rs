@@ -450,6 +450,15 @@ impl Lab {
             own.retain(|text| Some(text) != wanted.as_ref());
             left.extend(own.iter().map(|text| format!("snapshot `{text}` of {name}")));
         }
+        for template in new["templates"].as_array().into_iter().flatten() {
+            let name = template["name"].as_str().unwrap_or("");
+            if restored.contains(&name) {
+                let own = template["disks"].as_array().into_iter().flatten();
+                disks.extend(own.filter_map(|d| d.as_str()).map(str::to_owned));
+            } else if !names(&old["templates"], "name").iter().any(|n| n == name) {
+                left.push(format!("template {name}"));
+            }
+        }
         let extra = names(&new["disks"], "id").into_iter().filter(|d| !disks.contains(d));
         left.extend(extra.map(|d| format!("disk {d}")));
         for host in self.up["hosts"].as_array().into_iter().flatten() {

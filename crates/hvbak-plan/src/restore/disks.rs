@@ -169,13 +169,14 @@ pub(super) fn needed(disks: &[RestoreDisk], domain: DomainId) -> u64 {
     disks.iter().filter(|disk| disk.domain == domain).map(bytes).sum()
 }
 
-/// Whether each domain has room for what it is to hold, beside its reserve.
+/// Whether each domain has room for what it is to hold, `times` over and beside its reserve.
 pub(super) fn check_space(
     inventory: &Inventory,
     disks: &[RestoreDisk],
+    times: u64,
 ) -> Result<(), RestoreError> {
     for domain in &inventory.storage_domains {
-        let needed = needed(disks, domain.id);
+        let needed = needed(disks, domain.id).saturating_mul(times);
         let reserve = domain.critical_space_gib.unwrap_or(0) << 30;
         if needed > 0
             && let Some(available) = domain.available

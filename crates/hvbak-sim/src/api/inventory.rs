@@ -111,32 +111,6 @@ pub(super) fn get(lab: &Lab, q: &Request, parts: &[&str]) -> Reply {
                 )],
             ))
         }
-        ["templates"] => {
-            let fields = ["name", "cluster", "datacenter"];
-            let found = select(q, s.templates.iter().collect(), &fields, |t, f| {
-                let (cluster, center) = s.cluster_names(t.cluster);
-                vec![match f {
-                    "name" => t.name.clone(),
-                    "cluster" => cluster,
-                    _ => center,
-                }]
-            })?;
-            ok(X::list("templates", found.into_iter().map(template)))
-        }
-        ["templates", id] => {
-            let id = uuid(id)?;
-            ok(template(s.templates.iter().find(|t| t.id == id).ok_or(Refusal::NotFound)?))
-        }
-        ["templates", id, "diskattachments"] => {
-            let id = uuid(id)?;
-            let t = s.templates.iter().find(|t| t.id == id).ok_or(Refusal::NotFound)?;
-            ok(render::attachments(
-                &s,
-                &format!("templates/{id}"),
-                &t.attachments,
-                q.query.contains_key("follow"),
-            ))
-        }
         ["networks"] => ok(X::list(
             "networks",
             select(q, s.networks.iter().collect(), &["name", "datacenter"], |n, f| {
@@ -166,16 +140,6 @@ pub(super) fn get(lab: &Lab, q: &Request, parts: &[&str]) -> Reply {
         ["roles"] => ok(X::list("roles", [])),
         _ => Err(Refusal::NotFound),
     }
-}
-
-pub(super) fn template(t: &crate::model::Template) -> X {
-    let inner = X::default()
-        .t("name", &t.name)
-        .t("description", "")
-        .t("status", "ok")
-        .n("version", "", X::default().t("version_name", "base version").t("version_number", 1))
-        .r("cluster", "clusters", t.cluster);
-    X::default().n("template", &at("templates", t.id), inner)
 }
 
 /// Volumes of the disks that are wanted: the frozen ones, and the top ones if asked for.

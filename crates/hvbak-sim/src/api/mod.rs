@@ -5,6 +5,7 @@ mod disks;
 mod events;
 mod inventory;
 mod rights;
+mod templates;
 mod vm_change;
 mod vm_create;
 mod vm_parts;
@@ -255,6 +256,7 @@ fn route(lab: &Arc<Lab>, q: &Request, parts: &[&str], body: &str, correlation: &
         (_, ["vms", id, rest @ ..]) => {
             vm_change::change(lab, q, uuid(id)?, rest, body, correlation)
         }
+        (_, ["templates", rest @ ..]) => templates::handle(lab, q, rest, body),
         (_, ["disks", rest @ ..]) => disks::handle(lab, q, rest, body),
         ("GET", ["events"]) => events::list(lab, q),
         ("POST", ["events"]) => events::post(lab, body),

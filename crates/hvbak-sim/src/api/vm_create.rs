@@ -103,7 +103,14 @@ pub(super) fn create(lab: &Arc<Lab>, body: &str) -> Reply {
             .templates
             .iter()
             .find(|t| Some(t.id) == wanted.0 || Some(&t.name) == wanted.1.as_ref());
-        template = known.ok_or(Refusal::NotFound)?.id;
+        let known = known.ok_or(Refusal::NotFound)?.clone();
+        if known.status != "ok" {
+            return Err(Refusal::conflict("Cannot add VM. The Template is locked."));
+        }
+        template = known.id;
+        for nic in known.nics {
+            nics.push(Nic { id: Uuid::new_v4(), mac: s.new_mac(), ..nic });
+        }
         let thin = crate::seed::thin_disks(&s, template, &name).map_err(|error| {
             Refusal::Fault(500, "Operation Failed", format!("Cannot add VM: {error:#}"))
         })?;

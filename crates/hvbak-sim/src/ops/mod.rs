@@ -8,6 +8,7 @@ mod move_disk;
 mod power;
 mod preview;
 mod snapshot;
+mod template;
 
 pub use disk::{create_disk, delete_disk, plug};
 pub use extend::extend;
@@ -16,6 +17,7 @@ pub use move_disk::move_disk;
 pub use power::{start, stop, suspend};
 pub use preview::{commit, preview, undo};
 pub use snapshot::create_snapshot;
+pub use template::{create_template, delete_template};
 
 use crate::{fault::Refusal, model::Vm};
 

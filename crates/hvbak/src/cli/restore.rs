@@ -8,7 +8,7 @@ use super::POINT_HELP;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  hvbak restore web1@latest --name web1-copy --disconnected\n  hvbak restore web1@2026-11-21 --storage-domain fast --power-on\n  hvbak restore db1 --disk db1_data --storage-domain db1_data:slow --format cow\n  hvbak restore web1 db1@2026-11-20 --name '{name}-test' --nic-profile none\n  hvbak restore --all --map dr-site.toml --dry-run\n\nA file for --map (what is typed counts before it):\n  name = \"{name}\"\n  [clusters]\n  \"Default\" = \"dr-cluster\"\n  [storage_domains]\n  \"data1\" = \"dr-data\"\n  [vnic_profiles]\n  \"ovirtmgmt/ovirtmgmt\" = \"dr-net/dr-net\"      # or \"none\"\n  [vms.\"web1\"]\n  name = \"web1-dr\"                              # also cluster, storage_domain, skip,\n  disconnected = true                           # power_on, exclude_disks, only_nics\n  [vms.\"web1\".disks.\"web1_data\"]\n  storage_domain = \"dr-slow\"                    # also name, format, interface, active, bootable\n  [vms.\"web1\".nics.\"nic1\"]\n  mac = \"56:6f:00:00:00:01\"                     # also profile, linked"
+    after_help = "Examples:\n  hvbak restore web1@latest --name web1-copy --disconnected\n  hvbak restore web1@2026-11-21 --storage-domain fast --power-on\n  hvbak restore db1 --disk db1_data --storage-domain db1_data:slow --format cow\n  hvbak restore web1 db1@2026-11-20 --name '{name}-test' --nic-profile none\n  hvbak restore --all --map dr-site.toml --dry-run\n  hvbak restore web1@2026-11-21 --as-template web1-golden\n\nA file for --map (what is typed counts before it):\n  name = \"{name}\"\n  [clusters]\n  \"Default\" = \"dr-cluster\"\n  [storage_domains]\n  \"data1\" = \"dr-data\"\n  [vnic_profiles]\n  \"ovirtmgmt/ovirtmgmt\" = \"dr-net/dr-net\"      # or \"none\"\n  [vms.\"web1\"]\n  name = \"web1-dr\"                              # also cluster, storage_domain, skip,\n  disconnected = true                           # power_on, exclude_disks, only_nics\n  [vms.\"web1\".disks.\"web1_data\"]\n  storage_domain = \"dr-slow\"                    # also name, format, interface, active, bootable\n  [vms.\"web1\".nics.\"nic1\"]\n  mac = \"56:6f:00:00:00:01\"                     # also profile, linked"
 )]
 pub struct RestoreArgs {
     #[arg(help = POINT_HELP, required_unless_present = "all")]
@@ -29,6 +29,14 @@ pub struct RestoreArgs {
     /// Name of the restored VM; {name} and {point} in it stand for the stored ones
     #[arg(long)]
     pub name: Option<String>,
+    /// Make a template of this name instead of a VM; {name} and {point} in it stand for the
+    /// stored ones. A VM is made first, copied by the engine, and deleted: until then the disks
+    /// take their room twice. A template's point becomes a template without this option, too
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["name", "as_vm", "power_on"])]
+    pub as_template: Option<String>,
+    /// Make a VM of a template's point
+    #[arg(long)]
+    pub as_vm: bool,
     /// Cluster for the VM
     #[arg(long, value_name = "NAME|ID")]
     pub cluster: Option<String>,

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use hvbak_plan::{
-    DiskRule, MacRule, PointFacts, RestoreError, RestoreFormat, RestoreOptions, RestorePlan,
-    explain_restore, plan_restore,
+    DiskRule, MacRule, PointFacts, RestoreError, RestoreFormat, RestoreKind, RestoreOptions,
+    RestorePlan, explain_restore, plan_restore,
 };
 use hvbak_repo::{NewestOf, Point};
 use hvbak_run::{Context, RunError};
@@ -23,10 +23,11 @@ use crate::{
 
 pub async fn run(face: &Face, args: RestoreArgs) -> Outcome {
     let several = args.all || args.points.len() > 1;
-    let patterned = args.name.as_ref().is_none_or(|name| name.contains("{name}"));
+    let name = args.as_template.as_ref().or(args.name.as_ref());
+    let patterned = name.is_none_or(|name| name.contains("{name}"));
     if several && !patterned {
         return Err(CliError::Usage {
-            text: "one name cannot be that of several VMs".into(),
+            text: "one name cannot be that of several".into(),
             hint: Some("say what becomes of each, as `--name '{name}-restored'`".into()),
         });
     }
@@ -83,10 +84,17 @@ impl Work<'_> {
         plan: &RestorePlan,
     ) -> Result<Value, RunError> {
         let done = hvbak_run::restore(context, inventory, point, plan).await?;
-        self.face.printer.data(&format!("VM {} restored as {}", plan.name, done.vm));
+        // The VM that a template was made from is gone, and its disks with it.
+        let (vm, disks) = match done.template {
+            None => (Some(done.vm), done.disks),
+            Some(_) => (None, Vec::new()),
+        };
+        let id = done.template.map_or_else(|| done.vm.to_string(), |id| id.to_string());
+        let what = if done.template.is_some() { "template" } else { "VM" };
+        self.face.printer.data(&format!("{what} {} restored as {id}", plan.name));
         Ok(json!({
-            "job": context.job, "vm": done.vm, "name": plan.name, "disks": done.disks,
-            "not_started": done.not_started,
+            "job": context.job, "vm": vm, "template": done.template, "name": plan.name,
+            "disks": disks, "not_started": done.not_started,
         }))
     }
 
@@ -156,7 +164,11 @@ impl Work<'_> {
         let mut planned: Vec<(Wanted, RestorePlan)> = Vec::new();
         for one in wanted {
             // A site is brought back by what it lacks; a VM is known by its id, not by its name.
-            if all && inventory.vms.iter().any(|vm| vm.id == one.facts.vm) {
+            let exists = match one.facts.template {
+                false => inventory.vms.iter().any(|vm| vm.id == one.facts.vm),
+                true => inventory.templates.iter().any(|t| t.id.uuid() == one.facts.vm.uuid()),
+            };
+            if all && exists {
                 told.existing.push(one.facts.name);
                 continue;
             }
@@ -165,15 +177,20 @@ impl Work<'_> {
                     plan.reserve(&mut room);
                     planned.push((one, plan));
                 }
-                Err(RestoreError::NameTaken { name }) if all => told.taken.push(name),
+                Err(RestoreError::NameTaken { name } | RestoreError::TemplateTaken { name })
+                    if all =>
+                {
+                    told.taken.push(name)
+                }
                 Err(cause) => told.bad(&one.facts.name, &cause.into()),
             }
         }
         // Which of two that want one name is meant, nobody can know.
-        let mut names = BTreeMap::<String, usize>::new();
-        planned.iter().for_each(|(_, plan)| *names.entry(plan.name.clone()).or_default() += 1);
+        let mut names = BTreeMap::<(&str, String), usize>::new();
+        let key = |plan: &RestorePlan| (plan.kind.word(), plan.name.clone());
+        planned.iter().for_each(|(_, plan)| *names.entry(key(plan)).or_default() += 1);
         planned.retain(|(one, plan)| {
-            let alone = names.get(&plan.name) == Some(&1);
+            let alone = names.get(&key(plan)) == Some(&1);
             if !alone {
                 let text =
                     format!("several would be named `{}`; this one is {}", plan.name, one.facts.vm);
@@ -318,7 +335,12 @@ fn options(args: &RestoreArgs) -> Result<RestoreOptions, CliError> {
         disk_rules.entry(disk.clone()).or_default().active = Some(false);
     }
     Ok(RestoreOptions {
-        name: args.name.clone(),
+        name: args.as_template.as_ref().or(args.name.as_ref()).cloned(),
+        kind: match (&args.as_template, args.as_vm) {
+            (Some(_), _) => Some(RestoreKind::Template),
+            (None, true) => Some(RestoreKind::Vm),
+            (None, false) => None,
+        },
         cluster: args.cluster.clone(),
         storage_domains: args.storage_domain.clone(),
         disks: args.disk.clone(),

@@ -18,14 +18,17 @@ pub async fn run(face: &Face, args: RoleArgs) -> Outcome {
     }
 }
 
-/// The permits for what hvbak is to do; without a word all but events.
+/// The permits for what hvbak is to do; without a word all but templates and events.
 fn wanted(what: &[RoleFor]) -> Vec<&'static Permit> {
     let what = if what.is_empty() { &[RoleFor::Backup, RoleFor::Restore][..] } else { what };
+    // A template is made from a restored VM.
+    let restores = [RoleFor::Restore, RoleFor::Templates].iter().any(|word| what.contains(word));
     let is = |permit: &&Permit| match permit.need {
         Need::Login => true,
         // A restore attaches disks, too.
-        Need::Backup => what.contains(&RoleFor::Backup) || what.contains(&RoleFor::Restore),
-        Need::Restore => what.contains(&RoleFor::Restore),
+        Need::Backup => what.contains(&RoleFor::Backup) || restores,
+        Need::Restore => restores,
+        Need::Templates => what.contains(&RoleFor::Templates),
         Need::Events => what.contains(&RoleFor::Events),
     };
     PERMITS.iter().filter(is).collect()
@@ -155,7 +158,8 @@ mod tests {
         let text = script("https://e/ovirt-engine/api", "/etc/hvbak/ca's.pem", &permits);
         assert!(text.contains("<permit id=\"12\"/> <!-- manipulate_vm_snapshots"), "{text}");
         assert!(text.contains("CA=\"/etc/hvbak/ca's.pem\""), "{text}");
-        assert!(!text.contains("inject_external_events"));
+        assert!(!text.contains("inject_external_events") && !text.contains("create_template"));
+        assert_eq!(wanted(&[RoleFor::Templates]).len(), permits.len() + 3);
         assert!(wanted(&[RoleFor::Events]).len() == 2 && wanted(&[RoleFor::Backup]).len() == 3);
         let shell = std::process::Command::new("sh").args(["-n", "-c", &text]).status();
         assert!(shell.is_ok_and(|status| status.success()), "{text}");
