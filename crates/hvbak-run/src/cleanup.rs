@@ -217,7 +217,8 @@ async fn undo(context: &Context, step: &Step, inventory: &mut Option<Inventory>)
             // A run that takes it home must not meet this.
             let _lock =
                 blocking("lock the manager", move || repository.lock_manager(&name, job)).await?;
-            crate::manager::undo(&context.settings, settings, base, point, restore).await?;
+            let (here, cancel) = (&context.settings, &context.cancel);
+            crate::manager::undo(here, settings, base, point, restore, cancel).await?;
             Ok(true)
         }
         Step::Disk { .. } | Step::Vm { .. } | Step::NamedVm { .. } | Step::Template { .. } => {

@@ -118,6 +118,14 @@ impl Connection {
         self.inner.handle.is_closed()
     }
 
+    /// Whether the other side answers a question of the protocol itself within `limit`, whatever
+    /// commands are at work on it.
+    pub async fn answers_within(&self, limit: Duration) -> bool {
+        let asked = tokio::time::timeout(limit, self.inner.handle.send_ping()).await;
+        // One that has ended answers nothing and is no error either.
+        matches!(asked, Ok(Ok(()))) && !self.is_closed()
+    }
+
     /// Runs a short command through the login shell, with empty standard input.
     ///
     /// # Errors

@@ -66,7 +66,7 @@ pub async fn manager_backup(
     context: &ManagerContext,
     options: &ManagerBackupOptions,
 ) -> Result<ManagerBackupReport> {
-    let mut link = Link::open(&context.settings, &context.manager).await?;
+    let mut link = Link::open(&context.settings, &context.manager, &context.cancel).await?;
     let result = with_link(context, options, &mut link).await;
     link.close().await;
     result
@@ -113,6 +113,12 @@ async fn with_link(
         // Whether it began is unknown when the connection broke: then the journal stays.
         if matches!(cause, RunError::ManagerBusy { .. }) {
             settle(journal, id).await?;
+        }
+        if matches!(cause, RunError::Cancelled) {
+            context.warn(format!(
+                "whether engine-backup has begun is not known: {} may lie on the manager, and the next `hvbak manager-backup` takes it home, or `hvbak cleanup` removes it",
+                run.dir()
+            ));
         }
         return Err(cause);
     }
@@ -185,10 +191,11 @@ pub(super) struct Place<'a> {
 /// well, the run tells.
 async fn take_home(run: &mut Run<'_>, at: &Place<'_>) -> Result<(ManagerPoint, Report)> {
     let taken = fetch_and_judge(run, at).await;
-    if let Err(RunError::Cancelled) = taken
-        && let Err(cause) = run.give_up().await
-    {
-        run.context.warn(format!("the cancelled run: {}", crate::chain(&cause)));
+    if let Err(RunError::Cancelled) = taken {
+        run.context.phase("cancelled: stopping engine-backup and sweeping the manager");
+        if let Err(cause) = run.give_up().await {
+            run.context.warn(format!("the cancelled run: {}", crate::chain(&cause)));
+        }
     }
     taken
 }

@@ -178,7 +178,7 @@ impl<'a> Site<'a> {
     pub async fn open(context: &'a ManagerContext, to: &str) -> Result<Self> {
         let settings = Self::settings(context, to);
         let mut session = Session::open(context).await?;
-        let mut new = Link::open(&context.settings, &settings).await?;
+        let mut new = Link::open(&context.settings, &settings, &context.cancel).await?;
         let facts = super::dwh::facts(&mut session, None).await?;
         let looked = session.feed(dwh::MACHINE, &[], &Bytes::new(), "look at the manager").await?;
         let manager = machine(looked, &context.manager.address)?;

@@ -158,15 +158,17 @@ async fn without_machine(
     let (manager, name) = (session.name.to_string(), moving.record.name.clone());
     session.context.phase(format!("making sure that {name} does not answer"));
     let settings = Site::settings(session.context, &moving.record.host);
-    let answers = match Link::open(&session.context.settings, &settings).await {
-        Ok(link) => {
-            link.close().await;
-            Some("it answers".to_owned())
-        }
-        Err(cause) if is_silence(&cause) => None,
-        // A machine that refuses us is there, and its service may be at work.
-        Err(cause) => Some(format!("that is no silence: {}", crate::chain(&cause))),
-    };
+    let answers =
+        match Link::open(&session.context.settings, &settings, &session.context.cancel).await {
+            Ok(link) => {
+                link.close().await;
+                Some("it answers".to_owned())
+            }
+            Err(RunError::Cancelled) => return Err(RunError::Cancelled),
+            Err(cause) if is_silence(&cause) => None,
+            // A machine that refuses us is there, and its service may be at work.
+            Err(cause) => Some(format!("that is no silence: {}", crate::chain(&cause))),
+        };
     if let Some(why) = answers {
         return Err(RunError::DwhNotLost { manager, name, why });
     }

@@ -19,6 +19,7 @@ use hvbak_types::Digest;
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    link::{READ_WHOLE, unless_cancelled},
     look::Look,
     run::{ATTEMPTS, Run},
 };
@@ -137,10 +138,7 @@ impl Run<'_> {
         loop {
             attempt += 1;
             let (none, doing) = (Bytes::new(), "sum up a file");
-            let sum = self
-                .link
-                .feed_within(remote::SUM, &args, &none, super::link::READ_WHOLE, doing)
-                .await?;
+            let sum = self.link.feed_within(remote::SUM, &args, &none, READ_WHOLE, doing).await?;
             if !sum.status.success() {
                 return Ok(None);
             }
@@ -162,7 +160,10 @@ impl Run<'_> {
                 Err(cause) if attempt >= ATTEMPTS || !cause.retryable() => {
                     return Err(error::ssh(&self.link.name, "fetch a file")(cause));
                 }
-                _ => tokio::time::sleep(Duration::from_secs(u64::from(attempt))).await,
+                _ => {
+                    let pause = Duration::from_secs(u64::from(attempt));
+                    unless_cancelled(&self.context.cancel, tokio::time::sleep(pause)).await?;
+                }
             }
         }
     }
@@ -175,19 +176,16 @@ impl Run<'_> {
         sort: Sort<'_>,
     ) -> Result<(ManagerStaging, std::result::Result<Arrived, hvbak_ssh::Error>)> {
         let (stage, mut reception) = Reception::begin(stage, sort).await?;
-        let (connection, process) = match self.link.stream(remote::SEND, args).await {
+        let (connection, process) = match self.link.stream(remote::SEND, args).await? {
             Ok(parts) => parts,
             Err(cause) => return Ok((stage, Err(cause))),
         };
+        let cancel = &self.context.cancel;
         let (stdin, mut stdout, exit) = process.split();
         drop(stdin);
         let mut left = if matches!(sort, Sort::Text(_)) { TEXT_MAX } else { u64::MAX };
         let sent = loop {
-            let data = tokio::select! {
-                data = stdout.recv() => data,
-                () = self.context.cancel.cancelled() => return Err(RunError::Cancelled),
-            };
-            match data {
+            match unless_cancelled(cancel, stdout.recv()).await? {
                 Ok(Some(data)) => {
                     let part = usize::try_from(left).unwrap_or(usize::MAX).min(data.len());
                     left -= part as u64;
@@ -200,7 +198,7 @@ impl Run<'_> {
                         break Ok(());
                     }
                 }
-                Ok(None) => break exit.wait().await.map(drop),
+                Ok(None) => break unless_cancelled(cancel, exit.wait()).await?.map(drop),
                 Err(cause) => break Err(cause),
             }
         };

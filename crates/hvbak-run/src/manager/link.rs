@@ -2,8 +2,13 @@
 //! the old one broke.
 //!
 //! Only scripts that may be repeated go through [`Link::script`]; a start is not one.
+//!
+//! Whoever cancels waits for no connection: none is tried again, what only reads for hours ends at
+//! once, and a short script that was begun is left to its end for as long as the other side
+//! answers. Afterwards one attempt is left for what has to be tidied up there.
 
 use std::{
+    future::Future,
     io::{self, Read},
     time::Duration,
 };
@@ -26,6 +31,10 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// How long the rows of a database are counted, or an archive is hashed, at most.
 pub const READ_WHOLE: Duration = Duration::from_secs(6 * 3600);
+/// How long a connection may take to answer, when somebody has cancelled; else it is dead.
+const ANSWERS: Duration = Duration::from_millis(1500);
+/// How long somebody who has cancelled waits for a new connection, to tidy up by.
+const TIDY: Duration = Duration::from_secs(3);
 /// Bytes of one write towards the other side.
 const PIECE: usize = 256 << 10;
 
@@ -41,12 +50,39 @@ pub fn is_broken(cause: &hvbak_ssh::Error) -> bool {
     cause.retryable() || matches!(cause, hvbak_ssh::Error::CommandGone { .. })
 }
 
+/// What comes of it, unless somebody cancels.
+pub async fn unless_cancelled<T>(
+    cancel: &CancellationToken,
+    what: impl Future<Output = T>,
+) -> Result<T> {
+    tokio::select! {
+        biased;
+        ended = what => Ok(ended),
+        () = cancel.cancelled() => Err(RunError::Cancelled),
+    }
+}
+
+/// Logs in. The outer error is that somebody has cancelled, the inner one of the way.
+async fn login(
+    target: &Target,
+    cancel: &CancellationToken,
+) -> Result<std::result::Result<Connection, hvbak_ssh::Error>> {
+    let connect = Connection::connect(target);
+    if !cancel.is_cancelled() {
+        return unless_cancelled(cancel, connect).await;
+    }
+    let (host, seconds) = (target.name.clone(), TIDY.as_secs());
+    let connected = tokio::time::timeout(TIDY, connect).await;
+    Ok(connected.unwrap_or(Err(hvbak_ssh::Error::ConnectTimeout { host, phase: "login", seconds })))
+}
+
 /// A connection to the manager that is made anew when it breaks.
 pub struct Link {
     pub name: String,
     target: Target,
     sudo: bool,
     connection: Option<Connection>,
+    cancel: CancellationToken,
 }
 
 /// Where and as whom.
@@ -74,21 +110,36 @@ pub fn target(settings: &Settings, manager: &ManagerSettings) -> Result<Target> 
 
 impl Link {
     /// Logs in.
-    pub async fn open(settings: &Settings, manager: &ManagerSettings) -> Result<Self> {
+    pub async fn open(
+        settings: &Settings,
+        manager: &ManagerSettings,
+        cancel: &CancellationToken,
+    ) -> Result<Self> {
         let target = target(settings, manager)?;
-        let name = manager.address.clone();
-        let connection = Connection::connect(&target).await.map_err(error::ssh(&name, "log in"))?;
-        Ok(Self { name, target, sudo: manager.user != "root", connection: Some(connection) })
+        Self::to(target, manager.address.clone(), manager.user != "root", cancel).await
     }
 
     /// Logs in to a host by its name in the configuration, or by its address. The engine,
     /// which would know its key, may be down: the key is the configured one or the one
     /// accepted earlier.
-    pub async fn to_host(settings: &Settings, name: &str) -> Result<Self> {
+    pub async fn to_host(
+        settings: &Settings,
+        name: &str,
+        cancel: &CancellationToken,
+    ) -> Result<Self> {
         let target = hosts::target(settings, &hosts::unlisted(name))?;
-        let connection = Connection::connect(&target).await.map_err(error::ssh(name, "log in"))?;
         let sudo = target.user != "root";
-        Ok(Self { name: name.to_owned(), target, sudo, connection: Some(connection) })
+        Self::to(target, name.to_owned(), sudo, cancel).await
+    }
+
+    async fn to(
+        target: Target,
+        name: String,
+        sudo: bool,
+        cancel: &CancellationToken,
+    ) -> Result<Self> {
+        let connection = login(&target, cancel).await?.map_err(error::ssh(&name, "log in"))?;
+        Ok(Self { name, target, sudo, connection: Some(connection), cancel: cancel.clone() })
     }
 
     /// Looks around.
@@ -146,68 +197,102 @@ impl Link {
         let line = self.line(body, args);
         let until = tokio::time::Instant::now() + PATIENCE;
         let mut pause = Duration::from_millis(500);
+        let tidies = self.cancel.is_cancelled();
         loop {
-            let failed = match self.connected().await {
+            let failed = match self.attempt(&line, input.clone(), limit).await? {
+                Ok(output) => return Ok(output),
                 Err(cause) => cause,
-                Ok(connection) => {
-                    let input = input.clone();
-                    let ended = match limit {
-                        Some(limit) => connection.exec_within(&line, input, limit).await,
-                        None => connection.exec_with_stdin(&line, input).await,
-                    };
-                    match ended {
-                        Ok(output) => return Ok(output),
-                        Err(cause) => cause,
-                    }
-                }
             };
-            self.connection = None;
             let too_long =
                 limit.is_some() && matches!(failed, hvbak_ssh::Error::CommandTimeout { .. });
-            if too_long || !failed.retryable() || tokio::time::Instant::now() >= until {
+            let is_over = tidies || tokio::time::Instant::now() >= until;
+            if too_long || is_over || !failed.retryable() {
                 return Err(error::ssh(&self.name, doing)(failed));
             }
             tracing::info!(manager = %self.name, "the connection broke; trying again");
-            tokio::time::sleep(pause).await;
+            unless_cancelled(&self.cancel, tokio::time::sleep(pause)).await?;
             pause = (pause * 2).min(Duration::from_secs(30));
         }
     }
 
-    /// Runs a script once; a broken connection is an error.
-    pub async fn once(&mut self, body: &str, args: &[&str], doing: &'static str) -> Result<Output> {
-        let line = self.line(body, args);
-        let output = match self.connected().await {
-            Ok(connection) => connection.exec(&line).await,
-            Err(cause) => Err(cause),
+    /// Runs a script. The outer error is that somebody has cancelled, the inner one of the way.
+    async fn attempt(
+        &mut self,
+        line: &str,
+        input: Bytes,
+        limit: Option<Duration>,
+    ) -> Result<std::result::Result<Output, hvbak_ssh::Error>> {
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => match login(&self.target, &self.cancel).await? {
+                Ok(connection) => connection,
+                Err(cause) => return Ok(Err(cause)),
+            },
         };
-        if output.is_err() {
-            self.connection = None;
+        let ended = match limit {
+            Some(limit) => {
+                let run = connection.exec_within(line, input, limit);
+                match unless_cancelled(&self.cancel, run).await {
+                    Ok(ended) => ended,
+                    Err(cancelled) => {
+                        // It may be as good as ever, for what is to be tidied up.
+                        self.connection = Some(connection);
+                        return Err(cancelled);
+                    }
+                }
+            }
+            None => tokio::select! {
+                biased;
+                ended = connection.exec_with_stdin(line, input) => ended,
+                () = self.is_dead(&connection) => return Err(RunError::Cancelled),
+            },
+        };
+        if ended.is_ok() {
+            self.connection = Some(connection);
         }
-        output.map_err(error::ssh(&self.name, doing))
+        Ok(ended)
     }
 
-    /// A script as a stream, over a connection of its own.
+    /// Ends when somebody has cancelled and the other side does not answer any more.
+    async fn is_dead(&self, connection: &Connection) {
+        self.cancel.cancelled().await;
+        while connection.answers_within(ANSWERS).await {
+            tokio::time::sleep(ANSWERS).await;
+        }
+    }
+
+    /// Runs a script once; a broken connection is an error. Cancelled, it may have run.
+    pub async fn once(&mut self, body: &str, args: &[&str], doing: &'static str) -> Result<Output> {
+        let line = self.line(body, args);
+        self.attempt(&line, Bytes::new(), None).await?.map_err(error::ssh(&self.name, doing))
+    }
+
+    /// A script as a stream, over a connection of its own. The outer error is that somebody has
+    /// cancelled, the inner one of the way.
     pub async fn stream(
         &self,
         body: &str,
         args: &[&str],
-    ) -> std::result::Result<(Connection, Process), hvbak_ssh::Error> {
-        let connection = Connection::connect(&self.target).await?;
-        let process = connection.spawn(&self.line(body, args)).await?;
-        Ok((connection, process))
+    ) -> Result<std::result::Result<(Connection, Process), hvbak_ssh::Error>> {
+        let begin = async {
+            let connection = Connection::connect(&self.target).await?;
+            let process = connection.spawn(&self.line(body, args)).await?;
+            Ok((connection, process))
+        };
+        unless_cancelled(&self.cancel, begin).await
     }
 
     /// A script that takes what a reader gives on standard input, once, over a connection of
-    /// its own. The outer error is of this machine, the inner one of the way.
+    /// its own. The outer error is of this machine or that somebody has cancelled, the inner one
+    /// of the way.
     pub async fn pour(
         &self,
         body: &str,
         args: &[&str],
         mut source: Box<dyn Read + Send>,
-        cancel: &CancellationToken,
     ) -> Result<std::result::Result<ExitStatus, hvbak_ssh::Error>> {
         let local = |cause| RunError::Local { doing: "read the archive".into(), cause };
-        let (connection, process) = match self.stream(body, args).await {
+        let (connection, process) = match self.stream(body, args).await? {
             Ok(parts) => parts,
             Err(cause) => return Ok(Err(cause)),
         };
@@ -223,18 +308,15 @@ impl Link {
             source = back;
             let piece = piece.map_err(local)?;
             if piece.is_empty() {
-                break stdin.finish().await;
+                break unless_cancelled(&self.cancel, stdin.finish()).await?;
             }
-            let written = tokio::select! {
-                written = stdin.write_all(piece) => written,
-                () = cancel.cancelled() => return Err(RunError::Cancelled),
-            };
+            let written = unless_cancelled(&self.cancel, stdin.write_all(piece)).await?;
             if let Err(cause) = written {
                 break Err(cause);
             }
         };
         let ended = match sent {
-            Ok(()) => exit.wait().await,
+            Ok(()) => unless_cancelled(&self.cancel, exit.wait()).await?,
             Err(cause) => Err(cause),
         };
         connection.close().await;
@@ -254,15 +336,5 @@ impl Link {
             Some(rest) if self.sudo => format!("exec sudo -n {rest}"),
             _ => line,
         }
-    }
-
-    async fn connected(&mut self) -> std::result::Result<&Connection, hvbak_ssh::Error> {
-        if self.connection.is_none() {
-            self.connection = Some(Connection::connect(&self.target).await?);
-        }
-        self.connection.as_ref().ok_or_else(|| hvbak_ssh::Error::ConnectionLost {
-            host: self.name.clone(),
-            cause: "not connected".into(),
-        })
     }
 }

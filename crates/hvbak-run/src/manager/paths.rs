@@ -57,7 +57,7 @@ pub async fn manager_paths(
     // What was once accepted must go, whatever is thought of it now.
     let remove: Vec<_> =
         options.remove.iter().map(|p| p.trim_end_matches('/').to_owned()).collect();
-    let mut link = Link::open(&context.settings, &context.manager).await?;
+    let mut link = Link::open(&context.settings, &context.manager, &context.cancel).await?;
     let result = with_link(context, &mut link, add, remove, options.dry_run).await;
     link.close().await;
     result

@@ -100,7 +100,7 @@ impl Ran {
 impl<'a> Session<'a> {
     /// Logs in and looks around.
     pub async fn open(context: &'a ManagerContext) -> Result<Self> {
-        let mut link = Link::open(&context.settings, &context.manager).await?;
+        let mut link = Link::open(&context.settings, &context.manager, &context.cancel).await?;
         let look = link.look(&context.manager).await?;
         let name = backup::manager_name(context, &look)?;
         Ok(Self {
@@ -247,7 +247,7 @@ impl<'a> Session<'a> {
         let mut part = Run::new(self.context, &mut self.link, base, run.clone());
         let started = async {
             if part.context.cancel.is_cancelled() {
-                return Err(RunError::Cancelled);
+                return Err(Unstarted::Surely(RunError::Cancelled));
             }
             part.context.phase(format!("{} begins", kind.program()));
             begin(&mut part, &command).await
@@ -255,7 +255,15 @@ impl<'a> Session<'a> {
         .await;
         match started {
             Ok(()) => self.take_home(kind, run, Some(step)).await,
-            Err(cause) => Err(self.swept(&run, step, cause).await?),
+            Err(Unstarted::Surely(cause)) => Err(self.swept(&run, step, cause).await?),
+            Err(Unstarted::Perhaps(cause)) => {
+                self.context.warn(format!(
+                    "whether {} has begun on the manager is not known; `{}` waits for it and judges it, or sweeps it",
+                    kind.program(),
+                    kind.picked_up_by()
+                ));
+                Err(cause)
+            }
         }
     }
 
@@ -416,14 +424,29 @@ impl<'a> Session<'a> {
     }
 }
 
+/// A part that was to be started and cannot be waited for.
+enum Unstarted {
+    Surely(RunError),
+    /// Nobody could be asked: it may be at work, or have ended and wait for its judge.
+    Perhaps(RunError),
+}
+
 /// Starts a part. When the connection breaks meanwhile, whether it began is asked; one that
 /// has not begun by then never does, once it is swept.
-async fn begin(part: &mut Run<'_>, command: &[String]) -> Result<()> {
+async fn begin(part: &mut Run<'_>, command: &[String]) -> std::result::Result<(), Unstarted> {
     let Err(cause) = part.start(remote::PREPARED, command).await else { return Ok(()) };
-    let RunError::Ssh { cause: broken, .. } = &cause else { return Err(cause) };
-    if !is_broken(broken) {
-        return Err(cause);
+    let is_open = match &cause {
+        RunError::Ssh { cause, .. } => is_broken(cause),
+        RunError::Cancelled => true,
+        _ => false,
+    };
+    if !is_open {
+        return Err(Unstarted::Surely(cause));
     }
-    let poll = part.poll().await?;
-    if poll.started && poll.state != State::Absent { Ok(()) } else { Err(cause) }
+    match part.poll().await {
+        Ok(poll) if poll.started && poll.state != State::Absent => Ok(()),
+        Ok(_) => Err(Unstarted::Surely(cause)),
+        Err(_) if matches!(cause, RunError::Cancelled) => Err(Unstarted::Perhaps(cause)),
+        Err(why) => Err(Unstarted::Perhaps(why)),
+    }
 }

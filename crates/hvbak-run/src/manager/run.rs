@@ -18,10 +18,11 @@ use hvbak_repo::{Identities, ManagerPoint};
 use hvbak_ssh::ExitStatus;
 use hvbak_types::PointId;
 use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     ManagerContext, ManagerSettings,
-    link::{Link, READ_WHOLE, is_broken},
+    link::{Link, READ_WHOLE, is_broken, unless_cancelled},
 };
 use crate::{
     error::{self, Result, RunError},
@@ -122,10 +123,7 @@ impl<'a> Run<'a> {
                 self.context.phase(format!("engine-backup: {}", scrub::text(&poll.line[2..])));
             }
             last = poll.line;
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = self.context.cancel.cancelled() => return Err(RunError::Cancelled),
-            }
+            unless_cancelled(&self.context.cancel, tokio::time::sleep(pause)).await?;
             pause = (pause + pause / 4).min(POLL_SLOWLY);
         }
     }
@@ -163,7 +161,7 @@ impl<'a> Run<'a> {
                 blocking("open the archive", move || point.open_archive(identities.as_ref()))
                     .await?;
             let args = [self.base.as_str(), self.point.as_str(), name, sum];
-            let sent = self.link.pour(RECEIVE, &args, source, &self.context.cancel).await?;
+            let sent = self.link.pour(RECEIVE, &args, source).await?;
             match sent {
                 Ok(ExitStatus::Code(0)) => break,
                 Ok(_) if attempt >= ATTEMPTS => {
@@ -175,7 +173,10 @@ impl<'a> Run<'a> {
                 Err(cause) if attempt >= ATTEMPTS || !is_broken(&cause) => {
                     return Err(error::ssh(&self.link.name, doing)(cause));
                 }
-                _ => tokio::time::sleep(Duration::from_secs(u64::from(attempt))).await,
+                _ => {
+                    let pause = Duration::from_secs(u64::from(attempt));
+                    unless_cancelled(&self.context.cancel, tokio::time::sleep(pause)).await?;
+                }
             }
         }
         // Once more over what lies there now: root's shell runs a part of it.
@@ -226,8 +227,9 @@ pub(crate) async fn undo(
     base: &str,
     point: &PointId,
     restore: bool,
+    cancel: &CancellationToken,
 ) -> Result<()> {
-    let mut link = Link::open(settings, manager).await?;
+    let mut link = Link::open(settings, manager, cancel).await?;
     let args = [base, point.as_str()];
     let doing = "watch the run";
     let swept = async {

@@ -147,7 +147,7 @@ async fn rule_14_a_run_that_a_signal_ends_is_a_failure() {
     }
 }
 
-async fn until(what: impl Fn() -> bool) {
+pub async fn until(what: impl Fn() -> bool) {
     for _ in 0..600 {
         if what() {
             return;
@@ -158,7 +158,7 @@ async fn until(what: impl Fn() -> bool) {
 }
 
 /// A run that waits behind "Backing up:" until `go`.
-fn waiting() -> Stage {
+pub fn waiting() -> Stage {
     let stage = Stage::new("4.5.7");
     stage.play("b_ok_all");
     stage.archive("4.5.7-all.backup");

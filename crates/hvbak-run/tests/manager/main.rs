@@ -11,6 +11,7 @@ mod sshd;
 mod server;
 
 mod backup;
+mod cancel;
 mod dwh;
 mod dwh_service;
 mod encrypted;
@@ -19,5 +20,6 @@ mod jump;
 mod paths;
 mod postgres;
 mod prune;
+mod relay;
 mod restore;
 mod stage;

@@ -35,7 +35,7 @@ impl Stage {
 
     /// Nothing of ours is there, and no journal is open.
     #[track_caller]
-    fn check_swept(&self) {
+    pub fn check_swept(&self) {
         assert_eq!(self.left(), Vec::<String>::new(), "left on the manager");
         assert_eq!(self.journals(), 0, "open journals");
     }
@@ -401,7 +401,7 @@ async fn engine_cleanup_runs_first_only_when_told_and_is_looked_after() {
 
 impl Stage {
     /// The next look at the manager waits until the answer is dropped.
-    async fn hold_the_look(&self) -> Held {
+    pub async fn hold_the_look(&self) -> Held {
         let conf =
             self.sshd.root().join("usr/share/ovirt-engine/services/ovirt-engine/ovirt-engine.conf");
         let text = fs::read(&conf).unwrap();
@@ -416,7 +416,7 @@ impl Stage {
 }
 
 /// A look that waits for the version.
-struct Held {
+pub struct Held {
     pipe: fs::File,
     conf: std::path::PathBuf,
     text: Vec<u8>,
@@ -555,7 +555,7 @@ async fn until(what: impl Fn() -> bool) {
 }
 
 /// A restore that waits behind "Restoring:" until `go`.
-async fn waiting() -> Stage {
+pub async fn waiting() -> Stage {
     let stage = Stage::restorable("4.5.7").await;
     stage.put("wait", b"");
     stage

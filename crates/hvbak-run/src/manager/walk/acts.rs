@@ -207,7 +207,7 @@ impl Walker<'_> {
     /// Whether a part of a restore of this repository's lies on the manager.
     async fn lies_there(&self, step: &Step) -> Result<bool> {
         let context = self.context.manager(step.name)?;
-        let mut link = Link::open(&context.settings, &context.manager).await?;
+        let mut link = Link::open(&context.settings, &context.manager, &context.cancel).await?;
         let look = link.look(&context.manager).await;
         link.close().await;
         let owner = context.repository.id().to_string();

@@ -92,13 +92,13 @@ pub async fn copy(context: &WalkContext, host: &str, archive: &Archive) -> Resul
     .await?;
     let doing = "send the archive";
     context.phase(format!("sending the archive to {host}"));
-    let link = Link::to_host(&context.settings, host).await?;
+    let link = Link::to_host(&context.settings, host, &context.cancel).await?;
     let args = [REMOTE_ARCHIVE, archive.sha256.as_str()];
     for attempt in 1_u32.. {
         let (point, keys) = (point.clone(), context.identities.clone());
         let source =
             blocking("open the archive", move || point.open_archive(keys.as_ref())).await?;
-        match link.pour(remote::RECEIVE, &args, source, &context.cancel).await? {
+        match link.pour(remote::RECEIVE, &args, source).await? {
             Ok(ExitStatus::Code(0)) => break,
             // A link or a directory has its name, or the disk is full: the same again.
             Ok(ExitStatus::Code(code @ (64 | 74))) => {
@@ -139,7 +139,7 @@ pub async fn answer(context: &WalkContext, host: &str, engine: &str) -> Result<(
     if kept.trim() == "kept=yes" {
         return Ok(());
     }
-    let mut link = Link::to_host(&context.settings, host).await?;
+    let mut link = Link::to_host(&context.settings, host, &context.cancel).await?;
     let output = link.feed(remote::RECEIVE, &[ANSWERS, &sum], &text, doing).await;
     link.close().await;
     let output = output?;
@@ -173,7 +173,7 @@ async fn ask(
     args: &[&str],
     doing: &'static str,
 ) -> Result<String> {
-    let mut link = Link::to_host(&context.settings, host).await?;
+    let mut link = Link::to_host(&context.settings, host, &context.cancel).await?;
     let output = if script == remote::LIES {
         // It hashes what may be large.
         link.feed_within(script, args, &Bytes::new(), READ_WHOLE, doing).await

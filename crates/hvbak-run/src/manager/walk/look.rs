@@ -14,7 +14,10 @@ use hvbak_manager::{
 };
 
 use super::{
-    super::{hosted_engine_status, link::Link},
+    super::{
+        hosted_engine_status,
+        link::{Link, unless_cancelled},
+    },
     WalkContext, Walker, files,
 };
 use crate::error::{self, Result, RunError};
@@ -135,7 +138,7 @@ impl Walker<'_> {
 
     /// Looks once; a host that could tell and is silent is no error.
     pub(super) async fn looked(&self, step: &Step) -> Result<Seen> {
-        match self.seen(step).await {
+        match unless_cancelled(&self.context.cancel, self.seen(step)).await? {
             Err(cause) if step.sign.is_of_hosts() && is_silence(&cause) => {
                 Ok(Seen::Unknown(in_words(&cause)))
             }
@@ -148,7 +151,8 @@ impl Walker<'_> {
         let until = tokio::time::Instant::now() + self.options.patience;
         let mut last = String::new();
         loop {
-            let seen = self.seen(step).await;
+            // Looking changes nothing: it may end in the middle.
+            let seen = unless_cancelled(&self.context.cancel, self.seen(step)).await?;
             let over = tokio::time::Instant::now() >= until;
             let why = match seen {
                 Ok(Seen::Yes) => return Ok(()),
@@ -164,10 +168,7 @@ impl Walker<'_> {
                 self.context.phase(format!("waiting: {why}"));
                 last = why;
             }
-            tokio::select! {
-                () = tokio::time::sleep(POLL) => {}
-                () = self.context.cancel.cancelled() => return Err(RunError::Cancelled),
-            }
+            unless_cancelled(&self.context.cancel, tokio::time::sleep(POLL)).await?;
         }
     }
 
@@ -179,7 +180,7 @@ impl Walker<'_> {
         doing: &'static str,
     ) -> Result<String> {
         let manager = self.context.manager(step.name)?;
-        let mut link = Link::open(&manager.settings, &manager.manager).await?;
+        let mut link = Link::open(&manager.settings, &manager.manager, &manager.cancel).await?;
         let output = link.script(script, &[], doing).await;
         link.close().await;
         let output = output?.check(doing).map_err(error::ssh(&manager.manager.address, doing))?;
