@@ -27,6 +27,7 @@ mod mid_stream;
 mod network;
 mod nfs;
 mod notify;
+mod overwrite;
 mod policy;
 mod prune;
 mod report;

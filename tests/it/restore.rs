@@ -135,6 +135,19 @@ fn a_restore_that_fails_takes_away_what_it_made() {
     lab.assert_clean();
 }
 
+#[test]
+fn an_address_that_another_vm_has_is_refused_before_anything_is_made() {
+    let lab = Lab::standard();
+    lab.hvbak(&["backup", "--vm", "db1"]).exits(0);
+    let events = lab.state()["events"].as_array().unwrap().len();
+    lab.hvbak(&["restore", "db1", "--name", "twin", "--mac", "keep"])
+        .exits(2)
+        .says("VM `db1` has it")
+        .says("--mac new");
+    assert_eq!(lab.state()["events"].as_array().unwrap().len(), events);
+    lab.assert_clean();
+}
+
 fn map(lab: &Lab, text: &str) -> String {
     let path = lab.path("site.toml");
     std::fs::write(&path, text).unwrap();

@@ -212,6 +212,8 @@ impl Engine {
             None => return Ok(false),
         };
         self.send(request).await?;
-        Ok(self.disk(id).await?.and_then(|d| d.description).as_deref() == Some(description))
+        // The engine shows an empty one not at all.
+        let now = self.disk(id).await?;
+        Ok(now.is_some_and(|disk| disk.description.unwrap_or_default() == description))
     }
 }

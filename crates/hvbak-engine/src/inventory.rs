@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hvbak_types::{
-    Attachment, Cluster, DataCenter, DataCenterId, Disk, Host, Inventory, MacPool, Network, Nic,
-    Snapshot, StorageDomain, Tag, Template, Vm, VmId, VnicProfile,
+    Attachment, Cluster, DataCenter, DataCenterId, Disk, Host, Inventory, MacPool, MacUse, Network,
+    Nic, Snapshot, StorageDomain, Tag, Template, Vm, VmId, VnicProfile,
 };
 
 use crate::{
@@ -222,7 +222,26 @@ impl Engine {
             vnic_profiles: optional(self.vnic_profiles().await)?,
             tags,
             data_centers,
+            mac_pools: Vec::new(),
+            macs: Vec::new(),
         })
+    }
+
+    /// Fills in which VM has which MAC address, and the pools that say whether one may be given
+    /// twice; a page of VMs per request.
+    ///
+    /// # Errors
+    /// As any request. Pools that the account may not see are left empty.
+    pub async fn add_macs(&self, inventory: &mut Inventory) -> Result<(), EngineError> {
+        let wanted: Vec<VmId> = inventory.vms.iter().map(|vm| vm.id).collect();
+        let parts = Parts { nics: true, ..Parts::default() };
+        inventory.macs.clear();
+        for VmWith { vm, nics, .. } in self.vms_with(&wanted, parts).await? {
+            let of = |mac| MacUse { mac, vm: vm.id, vm_name: vm.name.clone(), cluster: vm.cluster };
+            inventory.macs.extend(nics.into_iter().filter_map(|nic| nic.mac).map(of));
+        }
+        inventory.mac_pools = optional(self.mac_pools().await)?;
+        Ok(())
     }
 
     /// Fills `vm.tags`, a page of VMs per request.

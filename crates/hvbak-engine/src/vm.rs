@@ -190,7 +190,8 @@ impl Engine {
     }
 
     /// Deletes a VM; gone already is fine. Without `detach_only` its disks go with it.
-    /// Only ever call this with the id of a VM that this job made.
+    /// Only ever call this with the id of a VM that this job made, or that a person has
+    /// confirmed to be replaced.
     ///
     /// # Errors
     /// `Conflict` while it runs or is protected.
@@ -284,6 +285,17 @@ impl Engine {
     pub async fn describe_vm(&self, id: VmId, description: &str) -> Result<(), EngineError> {
         let body = Body::default().nest("vm", &[], |b| b.text("description", description)).finish();
         self.send(Request::put(format!("/vms/{id}"), body, format!("describing VM {id}")))
+            .await
+            .map(drop)
+    }
+
+    /// Gives a VM another name.
+    ///
+    /// # Errors
+    /// `Conflict` when the name is in use, or as any request.
+    pub async fn rename_vm(&self, id: VmId, name: &str) -> Result<(), EngineError> {
+        let body = Body::default().nest("vm", &[], |b| b.text("name", name)).finish();
+        self.send(Request::put(format!("/vms/{id}"), body, format!("renaming VM {id} to {name}")))
             .await
             .map(drop)
     }

@@ -23,6 +23,7 @@ pub(crate) fn inventory() -> Inventory {
         version: None,
         cpu_architecture: None,
         cpu_type: None,
+        mac_pool: None,
     };
     let domain = StorageDomain {
         id: "00000003-0000-4000-8000-000000000001".parse().unwrap(),

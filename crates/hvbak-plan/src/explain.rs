@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::{BackupPlan, DiskAction, RestorePlan, Resume, VmAction};
+use crate::{BackupPlan, DiskAction, Replace, RestorePlan, Resume, VmAction};
 
 /// Bytes for people, in binary units.
 fn size(bytes: u64) -> String {
@@ -110,8 +110,34 @@ pub fn explain_restore(plan: &RestorePlan) -> String {
             if nic.linked { "" } else { ", disconnected" }
         );
     }
+    if let Some(replace) = &plan.replace {
+        explain_replace(&mut out, replace);
+    }
     for warning in &plan.warnings {
         let _ = writeln!(out, "  warning: {warning}");
     }
     out
+}
+
+fn explain_replace(out: &mut String, replace: &Replace) {
+    let _ = writeln!(out, "  replaces VM `{}` ({}):", replace.name, replace.vm);
+    for disk in &replace.deleted {
+        let bytes = disk.virtual_size.map_or_else(|| "?".to_owned(), size);
+        let _ = writeln!(out, "    DELETED: disk {} [{bytes}] ({})", disk.alias, disk.id);
+    }
+    for text in &replace.snapshots {
+        let _ = writeln!(out, "    DELETED: snapshot `{text}`");
+    }
+    for disk in &replace.kept {
+        let _ = writeln!(
+            out,
+            "    kept and attached to the new VM: disk {} ({}): {}",
+            disk.alias, disk.id, disk.why
+        );
+    }
+    out.push_str(
+        "    it is deleted when the new one stands with re-read disks: until then there is room for both;\n    \
+         the new VM has an id of its own: its next backup is full, and policies, maps and permissions\n    \
+         that name the old id must be changed\n",
+    );
 }

@@ -27,8 +27,9 @@ pub use host::{HostChoice, choose_host};
 pub use level::{Base, BaseDisk, LayerFacts, Level, WhyFull, Wish, disk_level, sub_chain};
 pub use policy::{Assignment, Assignments, Why, assign_vms};
 pub use restore::{
-    DiskRule, MacRule, NicFacts, NicRule, NicTarget, PointDisk, PointFacts, RestoreDisk,
-    RestoreError, RestoreFormat, RestoreKind, RestoreOptions, RestorePlan, SiteNames, plan_restore,
+    DiskRule, KeptDisk, MacRule, NicFacts, NicRule, NicTarget, OldDisk, OldVm, PointDisk,
+    PointFacts, Replace, RestoreDisk, RestoreError, RestoreFormat, RestoreKind, RestoreOptions,
+    RestorePlan, SiteNames, plan_restore, replaced_vm,
 };
 pub use resume::{Left, RESUME_DAYS, Resume, WhyAnew, may_continue};
 pub use retention::{KeepFacts, KeepRules, Verdict, judge_by_policy, judge_points};

@@ -1,17 +1,24 @@
 //! The plan of a restore: which VM, disks and NICs are made, where, and from what.
 
 mod disks;
+mod macs;
 mod nics;
+mod replace;
 mod template;
 
 use std::collections::BTreeMap;
 
 use hvbak_types::{
-    ClusterId, DataCenterId, DiskFormat, DiskId, DomainId, Inventory, PointId, VmId, VnicProfileId,
+    ClusterId, DataCenterId, DiskFormat, DiskId, DomainId, Inventory, MacUse, PointId, VmId,
+    VnicProfileId,
 };
 use serde::{Deserialize, Serialize};
 
-pub use self::{disks::DiskRule, nics::NicRule};
+pub use self::{
+    disks::DiskRule,
+    nics::NicRule,
+    replace::{KeptDisk, OldDisk, OldVm, Replace, replaced_vm},
+};
 use crate::host::{HostChoice, choose_host};
 
 /// How a restored disk is stored.
@@ -144,6 +151,8 @@ pub struct RestoreOptions {
     pub disconnected: bool,
     pub power_on: bool,
     pub host: Option<String>,
+    /// The VM that is replaced; its name is taken over.
+    pub overwrite: Option<OldVm>,
     /// What this site calls things; counts where nothing above does.
     pub site: SiteNames,
 }
@@ -180,7 +189,7 @@ pub struct RestoreDisk {
 }
 
 /// A NIC that will be made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicTarget {
     pub name: String,
     pub interface: Option<String>,
@@ -209,6 +218,8 @@ pub struct RestorePlan {
     pub nics: Vec<NicTarget>,
     pub tags: Vec<String>,
     pub power_on: bool,
+    /// The VM that is deleted when the new one stands.
+    pub replace: Option<Replace>,
     pub warnings: Vec<String>,
 }
 
@@ -219,6 +230,13 @@ impl RestorePlan {
             let needed = disks::needed(&self.disks, domain.id);
             domain.available = domain.available.map(|bytes| bytes.saturating_sub(needed));
         }
+        let of = |mac: &String| MacUse {
+            mac: mac.clone(),
+            vm: self.vm,
+            vm_name: self.name.clone(),
+            cluster: Some(self.cluster),
+        };
+        inventory.macs.extend(self.nics.iter().filter_map(|nic| nic.mac.as_ref()).map(of));
     }
 }
 
@@ -241,10 +259,14 @@ pub enum RestoreError {
     NoSpace { name: String, available: u64, reserve: u64, needed: u64 },
     #[error("cluster `{name}` is in no data center")]
     NoDataCenter { name: String },
+    #[error("NIC `{nic}` cannot have MAC address {mac}: VM `{vm}` has it")]
+    MacTaken { nic: String, mac: String, vm: String },
     #[error("{why}")]
     NoHost { why: String },
     #[error("the restore selects no disk")]
     NoDisk,
+    #[error("VM `{name}` cannot be replaced: {why}")]
+    CannotReplace { name: String, why: String, remedy: String },
 }
 
 impl RestoreError {
@@ -268,9 +290,13 @@ impl RestoreError {
             | Self::DomainGone { .. }
             | Self::NoSpace { .. } => "choose one of `hvbak list domains` with `--storage-domain`",
             Self::NoDataCenter { .. } => "choose another cluster with `--cluster`",
+            Self::MacTaken { .. } => {
+                "take the address from that VM, or let the engine give new ones with `--mac new`"
+            }
             Self::NoHost { .. } => {
                 "activate a host of that data center, or choose a cluster elsewhere with `--cluster`"
             }
+            Self::CannotReplace { remedy, .. } => return Some(remedy.clone()),
             Self::NoDisk => "name disks with `--disk`, or leave the option out for all",
         };
         Some(text.to_owned())
@@ -286,16 +312,19 @@ pub fn plan_restore(
     point: &PointFacts,
     options: &RestoreOptions,
 ) -> Result<RestorePlan, RestoreError> {
-    let name = match &options.name {
-        None => point.name.clone(),
-        Some(text) => {
+    let name = match (&options.overwrite, &options.name) {
+        (Some(old), _) => old.vm.name.clone(),
+        (None, None) => point.name.clone(),
+        (None, Some(text)) => {
             text.replace("{name}", &point.name).replace("{point}", &point.point.to_string())
         }
     };
     let like_point = if point.template { RestoreKind::Template } else { RestoreKind::Vm };
     let kind = options.kind.unwrap_or(like_point);
     let template = kind == RestoreKind::Template;
-    if !template && inventory.vms.iter().any(|vm| vm.name == name) {
+    let replaced = options.overwrite.as_ref().map(|old| old.vm.id);
+    let is_other = |id| Some(id) != replaced;
+    if !template && inventory.vms.iter().any(|vm| vm.name == name && is_other(vm.id)) {
         return Err(RestoreError::NameTaken { name });
     }
     let cluster = find_cluster(inventory, point, options)?;
@@ -310,6 +339,8 @@ pub fn plan_restore(
         .map(|(alias, why)| format!("disk `{alias}` is not in the point and stays away: {why}"))
         .collect();
     let disks = disks::plan_disks(inventory, point, options, data_center)?;
+    let replace = options.overwrite.as_ref().map(|old| plan_replace(old, &disks)).transpose()?;
+    // What a restore replaces goes only afterwards: there must be room for both.
     disks::check_space(inventory, &disks, if template { 2 } else { 1 })?;
     if template {
         warnings.extend(template::warnings(&disks, options));
@@ -322,15 +353,18 @@ pub fn plan_restore(
                 .map_err(|why| RestoreError::NoHost { why })?,
         )
     };
-    let mut nics = if options.no_nics {
+    let nics = if options.no_nics {
         Vec::new()
     } else {
-        nics::plan_nics(inventory, point, (&name, options), data_center, &mut warnings)?
+        let mut options = options.clone();
+        if template {
+            // Its cards have no addresses; the VM in between must not take them either.
+            options.mac = Some(MacRule::New);
+            options.nic_rules.values_mut().for_each(|rule| rule.mac = None);
+        }
+        let at = (cluster, data_center);
+        nics::plan_nics(inventory, point, (&name, &options), at, &mut warnings)?
     };
-    if template {
-        // Cards of a template have no addresses; the VM in between must not take them either.
-        nics.iter_mut().for_each(|nic| nic.mac = None);
-    }
     let mut tags = Vec::new();
     for tag in point.tags.iter().filter(|_| !template) {
         if inventory.tags.iter().any(|t| t.name == *tag) {
@@ -352,8 +386,19 @@ pub fn plan_restore(
         nics,
         tags,
         power_on: options.power_on && !template,
+        replace,
         warnings,
     })
+}
+
+fn plan_replace(old: &OldVm, disks: &[RestoreDisk]) -> Result<Replace, RestoreError> {
+    let restored: Vec<_> = disks.iter().map(|disk| disk.source).collect();
+    let mut replace = Replace::judge(old, &restored)?;
+    // A VM boots from one disk.
+    if disks.iter().any(|disk| disk.bootable) {
+        replace.kept.iter_mut().for_each(|disk| disk.bootable = false);
+    }
+    Ok(replace)
 }
 
 fn find_cluster<'a>(

@@ -1,11 +1,14 @@
 //! Tables for the restore plan.
 
-use hvbak_types::{DomainKind, Inventory, Network, NetworkId, StorageKind, VnicProfile};
+use hvbak_types::{
+    Cluster, DomainKind, Inventory, MacPool, MacPoolId, Network, NetworkId, StorageKind,
+    VnicProfile,
+};
 
 use super::*;
 use crate::backup::tests::{inventory, vm};
 
-fn point() -> PointFacts {
+pub(super) fn point() -> PointFacts {
     PointFacts {
         point: "20261121T021454Z".parse().unwrap(),
         vm: VmId::random(),
@@ -84,6 +87,63 @@ fn beside_the_original_macs_are_new() {
     let mac = |o| plan_restore(&inv, &p, &o).unwrap().nics[0].mac.clone();
     assert_eq!(mac(options(None)), None);
     assert_eq!(mac(options(Some(MacRule::Keep))).as_deref(), Some("00:1a:4a:16:01:0a"));
+}
+
+#[test]
+fn an_address_that_another_has_is_given_only_where_the_engine_would() {
+    const MAC: &str = "00:1a:4a:16:01:0a";
+    let (one, two) = (MacPoolId::random(), MacPoolId::random());
+    let pool = |id, twins| MacPool {
+        id,
+        name: "pool".into(),
+        ranges: Vec::new(),
+        allow_duplicates: Some(twins),
+        default: None,
+    };
+    let mut inv = with_network();
+    let there = Cluster { id: ClusterId::random(), ..inv.clusters[0].clone() };
+    let mac = MAC.to_uppercase();
+    let cluster = Some(there.id);
+    inv.macs.push(MacUse { mac, vm: VmId::random(), vm_name: "copy".into(), cluster });
+    inv.clusters.push(there);
+    let keep = RestoreOptions { mac: Some(MacRule::Keep), ..RestoreOptions::default() };
+    let plan = |inv: &Inventory, o: &RestoreOptions| {
+        let plan = plan_restore(inv, &point(), o)?;
+        let told = plan.warnings.iter().any(|text| text.contains("`copy`"));
+        Ok::<_, RestoreError>((plan.nics[0].mac.clone(), told))
+    };
+    let refused = |inv: &Inventory| {
+        // Nobody has asked for it: a new one, and that is told.
+        assert_eq!(plan(inv, &RestoreOptions::default()).unwrap(), (None, true));
+        let error = plan(inv, &keep).unwrap_err();
+        assert!(error.to_string().contains("copy") && error.hint().is_some(), "{error}");
+    };
+    // What is not known counts.
+    refused(&inv);
+    inv.mac_pools = vec![pool(one, false), pool(two, false)];
+    (inv.clusters[0].mac_pool, inv.clusters[1].mac_pool) = (Some(one), Some(one));
+    refused(&inv);
+    let given = (Some(MAC.to_owned()), true);
+    inv.clusters[1].mac_pool = Some(two);
+    assert_eq!(plan(&inv, &keep).unwrap(), given);
+    inv.clusters[1].mac_pool = Some(one);
+    inv.mac_pools[0].allow_duplicates = Some(true);
+    assert_eq!(plan(&inv, &RestoreOptions::default()).unwrap(), given);
+    // Of two that are planned beside each other, one has it.
+    inv.macs.clear();
+    inv.mac_pools.clear();
+    let first = plan_restore(&inv, &point(), &keep).unwrap();
+    first.reserve(&mut inv);
+    let second = RestoreOptions { name: Some("second".into()), ..keep };
+    assert!(matches!(plan(&inv, &second), Err(RestoreError::MacTaken { .. })));
+}
+
+#[test]
+fn two_nics_of_one_vm_do_not_share_an_address() {
+    let (inv, mut p) = (with_network(), point());
+    p.nics.push(NicFacts { name: "nic2".into(), ..p.nics[0].clone() });
+    let error = plan_restore(&inv, &p, &RestoreOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("as NIC nic1"), "{error}");
 }
 
 #[test]

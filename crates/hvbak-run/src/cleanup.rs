@@ -4,7 +4,7 @@
 //! lives is left alone; a step that cannot be undone now keeps its journal for the next
 //! time.
 
-use hvbak_repo::JournalView;
+use hvbak_repo::{JournalView, StepState, StepView};
 use hvbak_ssh::{Connection, deliver::remove_command, probe};
 use hvbak_types::{Inventory, VmId, VmStatus};
 
@@ -15,7 +15,8 @@ use crate::{
     gather, hosts,
     job::{Context, blocking},
     journal::{Step, describe},
-    restore, snapshot,
+    restore::{self, Replacing, Settled},
+    snapshot,
 };
 
 /// How a cleanup ended.
@@ -44,7 +45,8 @@ pub async fn cleanup(context: &Context, dry_run: bool) -> Result<CleanupReport> 
             report.failed.push(format!("journal of job {}: {damage}", view.job));
         }
         if dry_run {
-            for step in view.unsettled() {
+            let skipped = tell_replacement(context, &view, &mut report);
+            for step in view.unsettled().filter(|step| !skipped || !is_of_replacement(step)) {
                 let text = format!("would undo {}", describe(step));
                 context.events.event(&Event::Undone { text });
                 report.undone += 1;
@@ -89,17 +91,80 @@ async fn sweep_archives(
     Ok(())
 }
 
+/// Says of a dry run how a replacement would be ended. Whether there is one whose old VM may be
+/// gone: its steps are not undone then.
+fn tell_replacement(context: &Context, view: &JournalView, report: &mut CleanupReport) -> bool {
+    let Some((step, _)) = restore::find_replacement(view) else { return false };
+    let asked = step.state == StepState::Done;
+    if asked {
+        let what = describe(step);
+        let text = format!("would end {what}: forward if the old VM is gone, else back");
+        context.events.event(&Event::Undone { text });
+        report.undone += 1;
+    }
+    asked
+}
+
+/// Whether a step is settled with a replacement.
+fn is_of_replacement(step: &StepView) -> bool {
+    restore::made_by_restore(step)
+        || matches!(serde_json::from_value(step.step.clone()), Ok(Step::Replace { .. }))
+}
+
+/// Ends the replacement of VM `vm` that a dead restore has left, and undoes the rest of that
+/// restore. Gives what it was, when the new VM is in its place now.
+///
+/// # Errors
+/// It could not be ended.
+pub async fn end_replacement(context: &Context, vm: VmId) -> Result<Option<Replacing>> {
+    let repository = context.repository.clone();
+    let views = blocking("read the journals", move || repository.open_journals()).await?;
+    let of_vm = |view: &&JournalView| {
+        !view.alive && restore::find_replacement(view).is_some_and(|(_, it)| it.old.vm == vm)
+    };
+    let mut done = None;
+    for view in views.iter().filter(of_vm) {
+        let (mut inventory, mut report) = (None, CleanupReport::default());
+        let ended = replay(context, view, &mut inventory, &mut report).await?;
+        for text in report.failed {
+            context.warn(None, text);
+        }
+        done = ended.or(done);
+    }
+    Ok(done)
+}
+
+/// Undoes what a journal holds; a replacement is ended instead, and given when that was forward.
 async fn replay(
     context: &Context,
     view: &JournalView,
     inventory: &mut Option<Inventory>,
     report: &mut CleanupReport,
-) -> Result<()> {
+) -> Result<Option<Replacing>> {
     let (repository, job, me) = (context.repository.clone(), view.job, context.job);
     let (journal, view) =
         blocking("take the journal over", move || repository.adopt_journal(job, me)).await?;
     let mut all = true;
+    let settled = restore::settle_dead(context, &journal, &view).await;
     let mut steps: Vec<_> = view.unsettled().collect();
+    match &settled {
+        Ok(Settled::None) => {}
+        Ok(Settled::Back) => steps.retain(|step| {
+            !matches!(serde_json::from_value(step.step.clone()), Ok(Step::Replace { .. }))
+        }),
+        Ok(Settled::Forward(it)) => {
+            steps.retain(|step| !is_of_replacement(step));
+            report.undone += 1;
+            let text = format!("ended: VM `{}` is replaced by {}", it.old.name, it.new);
+            context.events.event(&Event::Undone { text });
+        }
+        Err(cause) => {
+            all = false;
+            steps.retain(|step| !is_of_replacement(step));
+            let hint = cause.hint().map_or_else(String::new, |hint| format!("; {hint}"));
+            report.failed.push(format!("{}{hint}", crate::chain(cause)));
+        }
+    }
     // A frozen guest waits for nothing. Half-made points go before their snapshots: a merge
     // that fails gives a snapshot back that was written to, and nothing may be gone on with
     // then.
@@ -134,7 +199,10 @@ async fn replay(
     if all && view.damage.is_none() {
         blocking("close the journal", move || journal.close()).await?;
     }
-    Ok(())
+    Ok(match settled {
+        Ok(Settled::Forward(replacing)) => Some(*replacing),
+        _ => None,
+    })
 }
 
 /// Undoes one step. Says whether there was anything.
@@ -224,6 +292,8 @@ async fn undo(context: &Context, step: &Step, inventory: &mut Option<Inventory>)
         Step::Disk { .. } | Step::Vm { .. } | Step::NamedVm { .. } | Step::Template { .. } => {
             restore::undo(context, step).await
         }
+        // Ended before all others.
+        Step::Replace { .. } => Ok(false),
     }
 }
 

@@ -267,6 +267,21 @@ pub enum RunError {
     UnknownGuest { vm: String },
     #[error("{tool} failed: {text}")]
     Tool { tool: String, text: String },
+    #[error("{why}; nothing of it was deleted")]
+    CannotReplace { why: String, remedy: String },
+    /// The old VM is gone.
+    #[error(
+        "VM `{name}` is deleted, and its successor {new}, made as `{temporary}`, is complete but not in its place: {cause}"
+    )]
+    ReplaceHalted {
+        name: String,
+        temporary: String,
+        new: hvbak_types::VmId,
+        #[source]
+        cause: Box<RunError>,
+    },
+    #[error("VM `{name}` ({vm}) is there, and its disk {lost} is not: its deletion was begun")]
+    ReplaceUnclear { name: String, vm: hvbak_types::VmId, lost: String },
     #[error("cancelled")]
     Cancelled,
 }
@@ -325,7 +340,7 @@ impl RunError {
             | Self::WalkHostThere { .. }
             | Self::WalkNoStep { .. }
             | Self::WalkBack { .. } => 2,
-            Self::Cut { cause, .. } => cause.exit_code(),
+            Self::Cut { cause, .. } | Self::ReplaceHalted { cause, .. } => cause.exit_code(),
             Self::Cancelled => 130,
             _ => 1,
         }
@@ -346,7 +361,7 @@ impl RunError {
     pub fn correlation(&self) -> Option<&str> {
         match self {
             Self::Engine { cause, .. } | Self::Freeze { cause, .. } => cause.correlation(),
-            Self::Cut { cause, .. } => cause.correlation(),
+            Self::Cut { cause, .. } | Self::ReplaceHalted { cause, .. } => cause.correlation(),
             _ => None,
         }
     }
@@ -363,6 +378,17 @@ impl RunError {
                     Some(hint) => format!("{kept}; {hint}"),
                     None => kept,
                 });
+            }
+            Self::CannotReplace { remedy, .. } => return Some(remedy.clone()),
+            Self::ReplaceHalted { cause, .. } => {
+                let on = "delete nothing: `hvbak cleanup`, or the same restore again, ends it";
+                return Some(match cause.hint() {
+                    Some(hint) => format!("{on}; {hint}"),
+                    None => on.to_owned(),
+                });
+            }
+            Self::ReplaceUnclear { .. } => {
+                "delete that VM in the engine, then `hvbak cleanup` puts its successor in its place"
             }
             Self::ManagerRun { cause, .. } => cause.hint(),
             Self::ManagerRestore { in_use: true, .. } => {

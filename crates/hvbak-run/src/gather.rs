@@ -68,6 +68,17 @@ pub async fn inventory(context: &Context) -> Result<Inventory> {
     }
 }
 
+/// The inventory as a restore wants it: also with the MAC addresses that are taken.
+pub async fn inventory_for_restore(context: &Context) -> Result<Inventory> {
+    let mut inventory = inventory(context).await?;
+    let engine = &context.engine;
+    tokio::select! {
+        added = engine.add_macs(&mut inventory) => added.map_err(error::engine("list the NICs"))?,
+        () = context.cancel.cancelled() => return Err(RunError::Cancelled),
+    }
+    Ok(inventory)
+}
+
 /// A VM's snapshots.
 pub async fn list_snapshots(engine: &Engine, vm: VmId) -> Result<Vec<Snapshot>> {
     engine.snapshots(vm).await.map_err(error::engine("list the snapshots"))

@@ -9,6 +9,8 @@ use hvbak_repo::StepView;
 use hvbak_types::{DiskId, HostId, PointId, SnapshotId, VmId};
 use serde::{Deserialize, Serialize};
 
+use crate::restore::Replacing;
+
 /// An effect outside of the job. What the engine names only afterwards is found by what
 /// was chosen before: a snapshot by its description, a disk by its chosen id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +39,9 @@ pub enum Step {
     NamedVm { name: String, description: String },
     /// A template made by a restore, found in the same way.
     Template { name: String, description: String },
+    /// A VM takes the place of another: begun is all but the deletion of the old one, which is
+    /// asked for once this is done. Not undone like others: see `restore/replace.rs`.
+    Replace { replacing: Box<Replacing> },
 }
 
 impl Step {
@@ -60,6 +65,10 @@ impl Step {
             Self::Vm { id, name } => format!("VM `{name}` ({id})"),
             Self::NamedVm { name, .. } => format!("VM `{name}`"),
             Self::Template { name, .. } => format!("template `{name}`"),
+            Self::Replace { replacing: it } => format!(
+                "replacement of VM `{}` ({}) by `{}` ({})",
+                it.old.name, it.old.vm, it.temporary, it.new
+            ),
         }
     }
 }

@@ -36,7 +36,7 @@ mod write_disk;
 
 pub use backup::{BackupReport, VmDone, VmFailed, Wishes, backup, single_exit};
 pub use base::own_prefix;
-pub use cleanup::{CleanupReport, cleanup};
+pub use cleanup::{CleanupReport, cleanup, end_replacement};
 pub use doctor::{Check, Health, doctor};
 pub use drill::{
     DrillContext, DrillPlan, DrillReport, DrillSettings, DrillWishes, drill, drill_plan,
@@ -48,8 +48,8 @@ pub use enroll::{
 pub use error::{Result, RunError};
 pub use event::{Event, Events, Silent, Sink};
 pub use gather::{
-    fetch_ca, find_point, inventory, list_inventory, list_snapshots, login, newest_points,
-    older_than, open_repository, vm_facts,
+    fetch_ca, find_point, inventory, inventory_for_restore, list_inventory, list_snapshots, login,
+    newest_points, older_than, open_repository, vm_facts,
 };
 pub use hook::{Hook, HookMoment, Hooks};
 pub use hvbak_ssh::enroll::KeyKind;
@@ -70,7 +70,7 @@ pub use report::{
     LastRun, ManagerDrill, ManagerReport, NewestArchive, NewestPoint, Report, Target, Targets,
     Verified, VmReport, note_verify, report,
 };
-pub use restore::{Restored, RestoredDisk, point_facts, restore};
+pub use restore::{Replacing, Restored, RestoredDisk, old_vm, point_facts, restore};
 pub use runbook::{RunbookWishes, runbook_facts};
 pub use settings::{
     GuestSettings, HostOverride, Settings, SshSettings, Timeouts, TransferSettings, WorkerSettings,

@@ -3,13 +3,14 @@
 //! Invariant: until the very end everything that was made is in the journal as ours to
 //! undo, newest first; a VM or disk that this job did not make is never touched.
 
+mod replace;
 mod template;
 
 use hvbak_engine::{
     NewAttachment, NewNic,
     ovf::{self, Edit},
 };
-use hvbak_plan::{PointDisk, PointFacts, RestoreFormat, RestoreKind, RestorePlan};
+use hvbak_plan::{NicTarget, PointDisk, PointFacts, RestoreFormat, RestoreKind, RestorePlan};
 use hvbak_repo::{Point, Repository};
 use hvbak_types::{CLUSTER_SIZE, DiskId, DiskInterface, Inventory, TemplateId, VmId, VmStatus};
 use serde::Serialize;
@@ -26,6 +27,9 @@ use crate::{
     journal::{Outcome, Step},
     write_disk,
 };
+
+pub use self::replace::{Replacing, old_vm};
+pub(crate) use self::replace::{Settled, find as find_replacement, made_by_restore, settle_dead};
 
 /// A restored VM, or a template that was made of one.
 #[derive(Debug, Clone, Serialize)]
@@ -115,8 +119,23 @@ pub async fn restore(
     for text in &plan.warnings {
         context.warn(None, text.clone());
     }
+    // No backup of the VM begins that is to be replaced, and none is at work.
+    let lock = match &plan.replace {
+        None => Ok(None),
+        Some(replace) => {
+            let (repository, vm, id) = (context.repository.clone(), replace.vm, context.job);
+            blocking("lock the VM", move || repository.lock_vm(vm, id)).await.map(Some)
+        }
+    };
     let mut made = Vec::new();
-    let result = execute(&job, inventory, point, plan, &mut made).await;
+    let (lock, result) = match lock {
+        Err(cause) => (None, Err(cause)),
+        Ok(lock) => (lock, execute(&job, inventory, point, plan, &mut made).await),
+    };
+    let result = match (result, &plan.replace) {
+        (Ok(restored), Some(_)) => succeed(&job, point, plan, restored, &mut made).await,
+        (result, _) => result,
+    };
     let result = if let Ok(restored) = result {
         // From here on it is the user's, also when it does not start.
         match restored.template {
@@ -132,7 +151,9 @@ pub async fn restore(
             }
         }
     } else {
-        context.phase(None, "undoing what was made");
+        if !made.is_empty() {
+            context.phase(None, "undoing what was made");
+        }
         for step in made.iter().rev() {
             match undo(context, &step.step).await {
                 Ok(_) => job.undone(step).await?,
@@ -141,8 +162,54 @@ pub async fn restore(
         }
         result
     };
+    drop(lock);
     context.tell_left_behind(&job.end().await?);
     result
+}
+
+/// Puts a VM that is complete but for its NICs into the place of the one that it replaces. What is
+/// left in `made` is to be undone or settled.
+async fn succeed(
+    job: &Job,
+    point: &Point,
+    plan: &RestorePlan,
+    restored: Restored,
+    made: &mut Vec<Open>,
+) -> Result<Restored> {
+    let Some(old) = plan.replace.clone() else { return Ok(restored) };
+    let described = |disk: &RestoredDisk| {
+        let stored = point.manifest.disk(disk.source).and_then(|d| d.description.clone());
+        (disk.disk, stored.unwrap_or_default())
+    };
+    let replacing = Replacing {
+        point: point.id().clone(),
+        temporary: made_name(&job.context, plan),
+        old,
+        new: restored.vm,
+        nics: plan.nics.clone(),
+        tags: plan.tags.clone(),
+        description: stored_description(point),
+        disks: restored.disks.iter().map(described).collect(),
+    };
+    match replace::replace(job, plan, &replacing, made).await {
+        Ok(()) => {
+            made.clear();
+            Ok(restored)
+        }
+        Err(replace::Halted::Back(cause)) => Err(cause),
+        Err(replace::Halted::Stays(cause)) => {
+            made.clear();
+            Err(cause)
+        }
+    }
+}
+
+/// What a VM is called while it is made.
+fn made_name(context: &Context, plan: &RestorePlan) -> String {
+    match &plan.replace {
+        None => template::vm_name(context, plan),
+        Some(_) => replace::temporary_name(&plan.name, context),
+    }
 }
 
 async fn execute(
@@ -189,29 +256,46 @@ async fn execute(
         let doing = error::engine(format!("attach disk {}", disk.alias));
         context.engine.attach_disk(vm, &attachment).await.map_err(doing)?;
     }
+    if plan.replace.is_some() {
+        // The VM that goes has its addresses still.
+        return Ok(Restored { vm, template: None, disks, not_started: None });
+    }
     for nic in &plan.nics {
         context.check_cancel()?;
-        let new = NewNic {
-            name: nic.name.clone(),
-            interface: nic.interface.clone(),
-            mac: nic.mac.clone(),
-            vnic_profile: nic.profile,
-            linked: Some(nic.linked),
-            plugged: Some(nic.plugged),
-        };
-        let doing = error::engine(format!("add NIC {}", nic.name));
-        context.engine.add_nic(vm, &new).await.map_err(doing)?;
+        add_nic(context, vm, nic).await?;
     }
-    for tag in &plan.tags {
-        if let Err(cause) = context.engine.add_tag(vm, tag).await {
-            context.warn(None, format!("tag `{tag}` was not set: {}", crate::chain(&cause)));
-        }
-    }
+    add_tags(context, vm, &plan.tags).await;
     let mut restored = Restored { vm, template: None, disks, not_started: None };
     if plan.kind == RestoreKind::Template {
         restored.template = Some(template::make(job, &point, plan, &restored, made).await?);
     }
     Ok(restored)
+}
+
+async fn add_nic(context: &Context, vm: VmId, nic: &NicTarget) -> Result<()> {
+    let new = NewNic {
+        name: nic.name.clone(),
+        interface: nic.interface.clone(),
+        mac: nic.mac.clone(),
+        vnic_profile: nic.profile,
+        linked: Some(nic.linked),
+        plugged: Some(nic.plugged),
+    };
+    let doing = error::engine(format!("add NIC {}", nic.name));
+    context.engine.add_nic(vm, &new).await.map_err(doing)?;
+    Ok(())
+}
+
+async fn add_tags(context: &Context, vm: VmId, tags: &[String]) {
+    for tag in tags {
+        if let Err(cause) = context.engine.add_tag(vm, tag).await {
+            context.warn(None, format!("tag `{tag}` was not set: {}", crate::chain(&cause)));
+        }
+    }
+}
+
+fn stored_description(point: &Point) -> String {
+    template::Stored::of(point).map(|stored| stored.description()).unwrap_or_default()
 }
 
 /// Takes the marks off and starts the VM. What fails here does not undo a good restore.
@@ -221,19 +305,8 @@ async fn finish(
     plan: &RestorePlan,
     mut restored: Restored,
 ) -> Result<Restored> {
-    for disk in &restored.disks {
-        let stored = point.manifest.disk(disk.source).and_then(|d| d.description.as_deref());
-        let text = stored.unwrap_or_default();
-        let described = context.engine.describe_disk(disk.disk, Some(restored.vm), text).await;
-        if !described.is_ok_and(|done| done) {
-            context.warn(None, format!("disk {} keeps our mark as description", disk.alias));
-        }
-    }
-    let stored = template::Stored::of(point).ok();
-    let description = stored.map(|stored| stored.description()).unwrap_or_default();
-    if let Err(cause) = context.engine.describe_vm(restored.vm, &description).await {
-        context
-            .warn(None, format!("the VM keeps our mark as description: {}", crate::chain(&cause)));
+    if plan.replace.is_none() {
+        take_off(context, point, &restored).await;
     }
     if plan.power_on {
         context.phase(None, "starting the VM");
@@ -244,6 +317,22 @@ async fn finish(
         }
     }
     Ok(restored)
+}
+
+async fn take_off(context: &Context, point: &Point, restored: &Restored) {
+    for disk in &restored.disks {
+        let stored = point.manifest.disk(disk.source).and_then(|d| d.description.as_deref());
+        let text = stored.unwrap_or_default();
+        let described = context.engine.describe_disk(disk.disk, Some(restored.vm), text).await;
+        if !described.is_ok_and(|done| done) {
+            context.warn(None, format!("disk {} keeps our mark as description", disk.alias));
+        }
+    }
+    let description = stored_description(point);
+    if let Err(cause) = context.engine.describe_vm(restored.vm, &description).await {
+        context
+            .warn(None, format!("the VM keeps our mark as description: {}", crate::chain(&cause)));
+    }
 }
 
 async fn start(context: &Context, plan: &RestorePlan, vm: VmId) -> Result<()> {
@@ -312,7 +401,7 @@ async fn make_vm(
 ) -> Result<VmId> {
     let context = &job.context;
     context.check_cancel()?;
-    let name = template::vm_name(context, plan);
+    let name = made_name(context, plan);
     context.phase(None, format!("making VM {name}"));
     // An id of our own choice is found again whatever becomes of the answer.
     let id = VmId::random();

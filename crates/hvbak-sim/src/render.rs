@@ -27,7 +27,8 @@ pub fn cluster(c: &Cluster) -> X {
         .n("cpu", "", X::default().t("architecture", "x86_64").t("type", "Intel Westmere Family"))
         .n("version", "", X::default().t("major", 4).t("minor", 7))
         .t("virt_service", true)
-        .r("data_center", "datacenters", c.data_center);
+        .r("data_center", "datacenters", c.data_center)
+        .r("mac_pool", "macpools", crate::api::MAC_POOL);
     X::default().n("cluster", &at("clusters", c.id), inner)
 }
 

@@ -139,6 +139,8 @@ pub struct Cluster {
     pub version: Option<(u32, u32)>,
     pub cpu_architecture: Option<String>,
     pub cpu_type: Option<String>,
+    /// Where its VMs' NICs get addresses, and within which none is given twice.
+    pub mac_pool: Option<MacPoolId>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -373,6 +375,15 @@ pub struct MacPool {
     pub default: Option<bool>,
 }
 
+/// An address that a NIC of a VM has.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MacUse {
+    pub mac: String,
+    pub vm: VmId,
+    pub vm_name: String,
+    pub cluster: Option<ClusterId>,
+}
+
 /// Everything of one inventory pass.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Inventory {
@@ -387,4 +398,8 @@ pub struct Inventory {
     pub networks: Vec<Network>,
     pub vnic_profiles: Vec<VnicProfile>,
     pub tags: Vec<Tag>,
+    /// Empty until they are asked for: only a restore wants to know them.
+    pub mac_pools: Vec<MacPool>,
+    /// Which VM has which address; as `mac_pools`.
+    pub macs: Vec<MacUse>,
 }

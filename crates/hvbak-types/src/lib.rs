@@ -19,7 +19,7 @@ pub use ids::{
 pub use inventory::{
     Attachment, BiosType, Cluster, ContentType, DataCenter, Disk, DiskFormat, DiskInterface,
     DiskStatus, DomainKind, DomainStatus, EngineVersion, Host, HostSsh, HostStatus, Inventory,
-    MacPool, Network, Nic, Snapshot, SnapshotDisk, SnapshotKind, SnapshotStatus, StorageDomain,
-    StorageKind, Tag, Template, Vm, VmStatus, VnicProfile,
+    MacPool, MacUse, Network, Nic, Snapshot, SnapshotDisk, SnapshotKind, SnapshotStatus,
+    StorageDomain, StorageKind, Tag, Template, Vm, VmStatus, VnicProfile,
 };
 pub use secret::Secret;

@@ -60,6 +60,7 @@ impl Entity for Cluster {
             version: level(e),
             cpu_architecture: e.word("cpu/architecture").map(str::to_owned),
             cpu_type: e.string("cpu/type"),
+            mac_pool: e.id("mac_pool"),
         })
     }
 }

@@ -76,6 +76,7 @@ impl Check for Cluster {
         assert_eq!(self.version, level(n));
         assert_eq!(self.cpu_architecture, text(n, "cpu/architecture"));
         assert_eq!(self.cpu_type, text(n, "cpu/type"));
+        assert_eq!(opt(self.mac_pool), id(n, "mac_pool"));
     }
 }
 

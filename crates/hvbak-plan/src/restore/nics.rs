@@ -1,9 +1,12 @@
 //! The NICs of a restore: which, on which networks, with which addresses.
 
-use hvbak_types::{DataCenterId, Inventory, VnicProfile};
+use hvbak_types::{Cluster, DataCenterId, Inventory, VnicProfile};
 use serde::Deserialize;
 
-use super::{MacRule, NicFacts, NicTarget, PointFacts, RestoreError, RestoreOptions};
+use super::{
+    MacRule, NicFacts, NicTarget, PointFacts, RestoreError, RestoreOptions,
+    macs::{Macs, Wish},
+};
 
 /// What is different about one NIC.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -19,18 +22,21 @@ pub struct NicRule {
 /// Plans them; one whose profile is gone gets no network, which is told.
 ///
 /// # Errors
-/// A NIC, or a wished profile, that there is not. Nothing that was wished is left out silently.
+/// A NIC, or a wished profile, that there is not; a wished address that another VM has. Nothing
+/// that was wished is left out silently.
 pub(super) fn plan_nics(
     inventory: &Inventory,
     point: &PointFacts,
     (name, options): (&str, &RestoreOptions),
-    data_center: DataCenterId,
+    (cluster, data_center): (&Cluster, DataCenterId),
     warnings: &mut Vec<String>,
 ) -> Result<Vec<NicTarget>, RestoreError> {
+    let replaced = options.overwrite.as_ref().map(|old| old.vm.id);
     let original_exists = inventory.vms.iter().any(|vm| vm.id == point.vm);
-    let keep = match options.mac.unwrap_or(MacRule::Auto) {
+    let mac_rule = options.mac.unwrap_or(MacRule::Auto);
+    let keep = match mac_rule {
         // Under another name it may be the second that is restored: addresses are given once.
-        MacRule::Auto => !original_exists && name == point.name,
+        MacRule::Auto => replaced.is_some() || !original_exists && name == point.name,
         MacRule::Keep => true,
         MacRule::New => false,
     };
@@ -40,7 +46,8 @@ pub(super) fn plan_nics(
         }
     }
     let profiles = Profiles { inventory, data_center };
-    let mut out = Vec::new();
+    let macs = Macs { inventory, cluster: cluster.id, replaced };
+    let mut out: Vec<NicTarget> = Vec::new();
     for nic in &point.nics {
         if !options.nics.is_empty() && !options.nics.contains(&nic.name) {
             continue;
@@ -52,7 +59,8 @@ pub(super) fn plan_nics(
             Some(text) => Some(profiles.find(text)?),
             None => profiles.original(nic, warnings),
         };
-        out.push(NicTarget {
+        let firm = rule.mac.is_some() || mac_rule == MacRule::Keep;
+        let mut target = NicTarget {
             name: nic.name.clone(),
             interface: nic.interface.clone(),
             mac: rule.mac.or_else(|| nic.mac.clone().filter(|_| keep)),
@@ -60,7 +68,15 @@ pub(super) fn plan_nics(
             plugged: nic.plugged,
             profile: profile.map(|p| p.id),
             profile_name: profile.map(|p| p.name.clone()),
-        });
+        };
+        let wish = if firm { Wish::Firm } else { Wish::Yielding };
+        macs.settle(&mut target, wish, warnings)?;
+        let same = |other: &&NicTarget| other.mac.is_some() && other.mac == target.mac;
+        if let (Some(twin), Some(mac)) = (out.iter().find(same), &target.mac) {
+            let vm = format!("{name}, as NIC {}", twin.name);
+            return Err(RestoreError::MacTaken { nic: target.name, mac: mac.clone(), vm });
+        }
+        out.push(target);
     }
     Ok(out)
 }

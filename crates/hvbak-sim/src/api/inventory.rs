@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Of its only pool of MAC addresses.
-const MAC_POOL: Uuid = Uuid::from_u128(0x58ca_604b_017d_0374_0220_0000_0000_014e);
+pub const MAC_POOL: Uuid = Uuid::from_u128(0x58ca_604b_017d_0374_0220_0000_0000_014e);
 
 pub(super) fn get(lab: &Lab, q: &Request, parts: &[&str]) -> Reply {
     let s = lab.state();

@@ -11,6 +11,8 @@ mod vm_create;
 mod vm_parts;
 mod vm_read;
 
+pub use inventory::MAC_POOL;
+
 use std::{collections::HashMap, sync::Arc, thread, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};

@@ -8,7 +8,7 @@ use super::POINT_HELP;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  hvbak restore web1@latest --name web1-copy --disconnected\n  hvbak restore web1@2026-11-21 --storage-domain fast --power-on\n  hvbak restore db1 --disk db1_data --storage-domain db1_data:slow --format cow\n  hvbak restore web1 db1@2026-11-20 --name '{name}-test' --nic-profile none\n  hvbak restore --all --map dr-site.toml --dry-run\n  hvbak restore web1@2026-11-21 --as-template web1-golden\n\nA file for --map (what is typed counts before it):\n  name = \"{name}\"\n  [clusters]\n  \"Default\" = \"dr-cluster\"\n  [storage_domains]\n  \"data1\" = \"dr-data\"\n  [vnic_profiles]\n  \"ovirtmgmt/ovirtmgmt\" = \"dr-net/dr-net\"      # or \"none\"\n  [vms.\"web1\"]\n  name = \"web1-dr\"                              # also cluster, storage_domain, skip,\n  disconnected = true                           # power_on, exclude_disks, only_nics\n  [vms.\"web1\".disks.\"web1_data\"]\n  storage_domain = \"dr-slow\"                    # also name, format, interface, active, bootable\n  [vms.\"web1\".nics.\"nic1\"]\n  mac = \"56:6f:00:00:00:01\"                     # also profile, linked"
+    after_help = "Examples:\n  hvbak restore web1@latest --name web1-copy --disconnected\n  hvbak restore web1@2026-11-21 --storage-domain fast --power-on\n  hvbak restore db1 --disk db1_data --storage-domain db1_data:slow --format cow\n  hvbak restore web1 db1@2026-11-20 --name '{name}-test' --nic-profile none\n  hvbak restore --all --map dr-site.toml --dry-run\n  hvbak restore web1@2026-11-21 --overwrite --dry-run\n  hvbak restore web1@2026-11-21 --overwrite --confirm web1\n  hvbak restore web1@2026-11-21 --as-template web1-golden\n\nA file for --map (what is typed counts before it):\n  name = \"{name}\"\n  [clusters]\n  \"Default\" = \"dr-cluster\"\n  [storage_domains]\n  \"data1\" = \"dr-data\"\n  [vnic_profiles]\n  \"ovirtmgmt/ovirtmgmt\" = \"dr-net/dr-net\"      # or \"none\"\n  [vms.\"web1\"]\n  name = \"web1-dr\"                              # also cluster, storage_domain, skip,\n  disconnected = true                           # power_on, exclude_disks, only_nics\n  [vms.\"web1\".disks.\"web1_data\"]\n  storage_domain = \"dr-slow\"                    # also name, format, interface, active, bootable\n  [vms.\"web1\".nics.\"nic1\"]\n  mac = \"56:6f:00:00:00:01\"                     # also profile, linked"
 )]
 pub struct RestoreArgs {
     #[arg(help = POINT_HELP, required_unless_present = "all")]
@@ -79,6 +79,13 @@ pub struct RestoreArgs {
     /// Make the NICs unplugged from the network
     #[arg(long)]
     pub disconnected: bool,
+    /// Replace the VM that the point came from, which must be down: it is deleted when the
+    /// restored one stands, and that gets its name, MAC addresses and disks that are not restored
+    #[arg(long, conflicts_with_all = ["all", "map", "name", "as_template", "as_vm"])]
+    pub overwrite: bool,
+    /// With --overwrite: the name of the VM that is to be deleted, instead of typing it when asked
+    #[arg(long, value_name = "NAME", requires = "overwrite")]
+    pub confirm: Option<String>,
     /// Start the VM when all is done
     #[arg(long)]
     pub power_on: bool,

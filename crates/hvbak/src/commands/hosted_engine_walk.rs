@@ -244,7 +244,7 @@ fn understood(ask: Ask, line: &str) -> Option<Answer> {
 }
 
 /// A line of the terminal; `None`: it has gone.
-async fn read_line() -> Option<String> {
+pub(super) async fn read_line() -> Option<String> {
     let read = || {
         let mut line = String::new();
         let count = std::io::stdin().read_line(&mut line).ok()?;

@@ -3,6 +3,8 @@
 //! Invariant: everything is planned before anything is begun; with several, one that fails does
 //! not keep the others.
 
+mod overwrite;
+
 use std::collections::BTreeMap;
 
 use hvbak_plan::{
@@ -34,10 +36,17 @@ pub async fn run(face: &Face, args: RestoreArgs) -> Outcome {
     let map = args.map.as_deref().map(RestoreMap::read).transpose().map_err(|cause| {
         CliError::Usage { text: chain(&cause), hint: Some("README.md shows such a file".into()) }
     })?;
+    if several && args.overwrite {
+        return Err(CliError::usage("`--overwrite` replaces one VM at a time"));
+    }
     let typed = options(&args)?;
     let context = face.context().await?;
     let work = Work { face, context: &context, typed, map: map.unwrap_or_default() };
-    let result = if several { work.several(&args).await } else { work.one(&args).await };
+    let result = match (several, args.overwrite) {
+        (true, _) => work.several(&args).await,
+        (false, true) => work.overwrite(&args).await,
+        (false, false) => work.one(&args).await,
+    };
     context.engine.logout().await;
     result
 }
@@ -65,7 +74,7 @@ impl Work<'_> {
         let selector = args.points.first().map(String::as_str).unwrap_or_default();
         let point = hvbak_run::find_point(&context.repository, selector).await?;
         let facts = hvbak_run::point_facts(&context.repository, &point)?;
-        let inventory = hvbak_run::inventory(context).await?;
+        let inventory = hvbak_run::inventory_for_restore(context).await?;
         let plan = self.plan(&inventory, &facts)?;
         if args.dry_run {
             self.explain(&plan);
@@ -206,7 +215,7 @@ impl Work<'_> {
         self.check_map()?;
         let mut told = Told::default();
         let wanted = self.wanted(args, &mut told).await?;
-        let inventory = hvbak_run::inventory(self.context).await?;
+        let inventory = hvbak_run::inventory_for_restore(self.context).await?;
         let planned = self.plan_all(&inventory, wanted, args.all, &mut told);
         told.say(self.face);
         if args.dry_run {
@@ -239,7 +248,7 @@ impl Work<'_> {
             // Each is a job of its own, planned from what the engine says when its turn comes.
             let context = Context { job: JobId::random(), ..self.context.clone() };
             let restored = async {
-                let inventory = hvbak_run::inventory(&context).await?;
+                let inventory = hvbak_run::inventory_for_restore(&context).await?;
                 let plan = self.plan(&inventory, &one.facts)?;
                 Ok::<_, CliError>(self.restore(&context, &inventory, &one.point, &plan).await?)
             };
@@ -371,6 +380,7 @@ fn options(args: &RestoreArgs) -> Result<RestoreOptions, CliError> {
         disconnected: args.disconnected,
         power_on: args.power_on,
         host: args.host.clone(),
+        overwrite: None,
         site: hvbak_plan::SiteNames::default(),
     })
 }
