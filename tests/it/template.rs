@@ -1,4 +1,4 @@
-//! Templates made of points. What the engine copies is compared by `qemu-img`
+//! Templates: made of points, and stored once. What the engine copies is compared by `qemu-img`
 //! through VMs that are thin on it.
 
 use std::time::Duration;
@@ -185,4 +185,152 @@ fn the_role_for_templates_is_enough_to_make_and_to_undo_one() {
     lab.fault(&[&["permits"], less.as_slice()].concat());
     lab.hvbak(&["restore", "db1", "--as-template", "never"]).exits(1).says("not authorized");
     lab.assert_clean_but(&["golden"]);
+}
+
+/// The template's disk as a raw image, by `qemu-img` from what lies on the storage.
+fn base_disk(lab: &Lab) -> std::path::PathBuf {
+    lab.save("thin1", "thin1_Disk1")
+}
+
+#[test]
+fn a_template_is_stored_once_and_comes_back_as_template_and_as_vm() {
+    let lab = Lab::standard();
+    // The guest of a thin VM sees the template's content until it writes.
+    let seen = base_disk(&lab);
+    let dry = lab.json(&["backup", "--save-template", "ba*", "--dry-run"]).exits(0);
+    assert_eq!(dry.of("plan")[0]["vms"][0]["template"], true, "{dry}");
+    assert!(lab.points().is_empty());
+    lab.hvbak(&["backup", "--save-template", "ba*"]).exits(0);
+    assert_eq!(lab.points().len(), 1);
+    let again = lab.json(&["backup", "--save-template", "base", "--vm", "db1"]).exits(0);
+    assert_eq!((&again.result()["skipped"], lab.points().len()), (&1.into(), 2), "{again}");
+    lab.hvbak(&["backup", "--save-template", "base"]).exits(0).says("stored already in");
+    lab.hvbak(&["verify", "base"]).exits(0);
+    lab.hvbak(&["restore", "base"]).exits(2).says("template named `base` exists");
+    lab.hvbak(&["restore", "base", "--as-template", "base2"]).exits(0);
+    lab.hvbak(&["restore", "base", "--as-vm", "--name", "loose"]).exits(0);
+    thin(&lab, "base2", "leaf");
+    lab.same("leaf", "leaf_Disk1", &seen);
+    lab.same("loose", "base_Disk1", &seen);
+    lab.assert_clean_but(&["base2", "leaf", "loose"]);
+    lab.hvbak(&["backup", "--save-template", "base", "--level", "full"]).exits(0);
+    assert_eq!(lab.points().len(), 3);
+    lab.hvbak(&["prune", "--keep-last", "1"]).exits(0);
+    assert_eq!(lab.points().len(), 2);
+    lab.hvbak(&["verify", "--all"]).exits(0);
+}
+
+#[test]
+fn a_template_with_content_is_stored_and_restored_byte_for_byte() {
+    let lab = Lab::standard();
+    lab.write_noise("db1", "db1_Disk1", 3 << 20, 5 << 20);
+    let disk = lab.save("db1", "db1_Disk1");
+    let body = format!(
+        "<template><name>golden</name><description>the best</description><vm id=\"{}\"/></template>",
+        lab.vm_id("db1")
+    );
+    lab.api("POST", "/templates", &body);
+    wait_for("the template", || template(&lab, "golden")["status"] == "ok");
+    lab.hvbak(&["backup", "--save-template", "golden"]).exits(0);
+    let id = template(&lab, "golden")["id"].as_str().unwrap().to_owned();
+    lab.api("DELETE", &format!("/templates/{id}"), "");
+    wait_for("its end", || !templates(&lab).iter().any(|t| t["name"] == "golden"));
+    lab.hvbak(&["restore", "golden"]).exits(0);
+    let back = template(&lab, "golden");
+    assert_eq!(
+        (&back["description"], back["nics"].as_array().unwrap().len()),
+        (&"the best".into(), 1)
+    );
+    thin(&lab, "golden", "leaf");
+    lab.same("leaf", "leaf_Disk1", &disk);
+    lab.assert_clean_but(&["golden", "leaf"]);
+}
+
+/// A template that takes seconds to read.
+fn slow(lab: &Lab) -> String {
+    lab.configure(|text| format!("{text}\n[transfer]\nrate_limit_mib = 2\n"));
+    lab.write_noise("db1", "db1_Disk1", 0, 20 << 20);
+    let body = format!("<template><name>golden</name><vm id=\"{}\"/></template>", lab.vm_id("db1"));
+    lab.api("POST", "/templates", &body);
+    wait_for("the template", || template(lab, "golden")["status"] == "ok");
+    template(lab, "golden")["id"].as_str().unwrap().to_owned()
+}
+
+fn begun(lab: &Lab, id: &str) -> bool {
+    let dir = lab.path("repository").join("vms").join(id);
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|e| e.path()).any(|point| {
+        let files = std::fs::read_dir(point).into_iter().flatten().flatten();
+        files.into_iter().any(|file| file.file_name().to_string_lossy().ends_with(".qcow2"))
+    })
+}
+
+#[test]
+fn a_template_that_is_deleted_while_it_is_read_is_not_stored() {
+    let lab = Lab::standard();
+    let id = slow(&lab);
+    let run = lab.start_until(&["backup", "--save-template", "golden"], |lab| begun(lab, &id));
+    lab.api("DELETE", &format!("/templates/{id}"), "");
+    let run = run.wait();
+    assert_ne!(run.code, 0, "{run}");
+    assert!(lab.points().is_empty(), "{run}");
+    lab.assert_clean();
+}
+
+#[test]
+fn a_killed_backup_of_a_template_is_undone_by_cleanup_and_done_by_the_next() {
+    let lab = Lab::standard();
+    let id = slow(&lab);
+    let run = lab.start_until(&["backup", "--save-template", "golden"], |lab| begun(lab, &id));
+    run.signal(Signal::SIGKILL);
+    run.wait();
+    lab.hvbak(&["cleanup"]).exits(0);
+    wait_for("nothing", || lab.leftovers(&["golden"]).is_empty());
+    assert!(lab.points().is_empty());
+    let run = lab.start_until(&["backup", "--save-template", "golden"], |lab| begun(lab, &id));
+    run.signal(Signal::SIGINT);
+    run.wait().exits(130);
+    lab.assert_clean_but(&["golden"]);
+    lab.hvbak(&["backup", "--save-template", "golden"]).exits(0);
+    lab.hvbak(&["verify", "--all"]).exits(0);
+}
+
+#[test]
+fn a_policy_stores_templates_and_the_report_does_not_call_them_old() {
+    let lab = Lab::standard();
+    lab.configure(|text| {
+        format!("{text}\n[policy.golden]\nsave_templates = [\"ba*\"]\nlevel = \"full\"\nmax_age = \"1s\"\n")
+    });
+    let test = lab.json(&["policy", "test", "golden"]);
+    assert_eq!(test.of("template")[0]["name"], "base", "{test}");
+    for _ in 0..2 {
+        lab.hvbak(&["backup", "--policy", "golden"]).exits(0);
+        assert_eq!(lab.points().len(), 1);
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    let report = lab.json(&["report"]);
+    assert_eq!(report.result()["too_old"], serde_json::json!([]), "{report}");
+    assert_eq!(report.of("vm")[0]["template"], true, "{report}");
+    // The same of a VM is old by then.
+    lab.configure(|text| text.replace("save_templates = [\"ba*\"]", "vms = [\"db1\"]"));
+    lab.hvbak(&["backup", "--policy", "golden"]).exits(0);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(lab.json(&["report"]).result()["too_old"], serde_json::json!(["db1"]));
+}
+
+#[test]
+fn what_is_no_template_is_told_before_anything_begins() {
+    let lab = Lab::standard();
+    lab.hvbak(&["backup", "--save-template", "Blank"]).exits(2).says("Blank template");
+    lab.hvbak(&["backup", "--save-template", "gone*"]).exits(2).says("no template `gone*`");
+    lab.hvbak(&["backup", "--save-template", "*", "--dry-run"]).exits(0).never_says("Blank");
+    lab.assert_clean();
+}
+
+#[test]
+fn restore_all_brings_templates_back_beside_vms() {
+    let lab = Lab::standard();
+    lab.hvbak(&["backup", "--vm", "db1", "--save-template", "base"]).exits(0);
+    lab.hvbak(&["restore", "--all"]).exits(0).says("exists and is left alone");
+    lab.assert_clean();
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use hvbak_types::{
     Attachment, ContentType, DiskId, DiskStatus, DomainId, DomainKind, DomainStatus, HostId,
-    Inventory, Snapshot, SnapshotKind, SnapshotStatus, StorageDomain, Vm, VmId, VmStatus,
+    Inventory, PointId, Snapshot, SnapshotKind, SnapshotStatus, StorageDomain, Vm, VmId, VmStatus,
 };
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +57,10 @@ pub enum VmSkip {
     DomainFull { name: String, available_gib: u64, critical_gib: u64 },
     #[error("storage domain `{name}` is {status}")]
     DomainState { name: String, status: String },
+    #[error("the template is {status}")]
+    TemplateState { status: String },
+    #[error("stored already in {point}")]
+    Stored { point: PointId },
 }
 
 /// Why a disk is left out.
@@ -82,9 +86,10 @@ pub enum DiskSkip {
 }
 
 impl VmSkip {
-    /// Such a VM is left out by its nature, not by a state that will pass.
+    /// Such a VM is left out by its nature, not by a state that will pass; a template because
+    /// it is stored.
     pub fn is_lasting(&self) -> bool {
-        matches!(self, Self::HostedEngine | Self::Stateless | Self::Pool)
+        matches!(self, Self::HostedEngine | Self::Stateless | Self::Pool | Self::Stored { .. })
     }
 }
 
@@ -144,6 +149,9 @@ pub struct Held {
 pub struct VmPlan {
     pub id: VmId,
     pub name: String,
+    /// A template, whose id is in `id`: read as it is, without a snapshot.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub template: bool,
     #[serde(flatten)]
     pub action: VmAction,
     pub host: Option<HostChoice>,
@@ -287,7 +295,7 @@ fn wish(input: &BackupInput<'_>, facts: &VmFacts) -> Wish {
 /// `load`: bytes that are read through each host so far.
 fn plan_vm(input: &BackupInput<'_>, facts: &VmFacts, load: &mut HashMap<HostId, u64>) -> VmPlan {
     let vm = &facts.vm;
-    let disks: Vec<_> = facts.attachments.iter().map(|a| plan_disk(input, vm, a)).collect();
+    let disks: Vec<_> = facts.attachments.iter().map(|a| plan_disk(input, Some(vm), a)).collect();
     let data_center = vm
         .cluster
         .and_then(|id| input.inventory.clusters.iter().find(|c| c.id == id))
@@ -295,6 +303,7 @@ fn plan_vm(input: &BackupInput<'_>, facts: &VmFacts, load: &mut HashMap<HostId, 
     let mut plan = VmPlan {
         id: vm.id,
         name: vm.name.clone(),
+        template: false,
         action: VmAction::Backup,
         host: None,
         data_center,
@@ -423,12 +432,17 @@ fn check_domain(domain: &StorageDomain) -> Result<(), VmSkip> {
     Ok(())
 }
 
-fn find_domain(inventory: &Inventory, id: Option<DomainId>) -> Option<&StorageDomain> {
+pub(crate) fn find_domain(inventory: &Inventory, id: Option<DomainId>) -> Option<&StorageDomain> {
     let id = id?;
     inventory.storage_domains.iter().find(|d| d.id == id)
 }
 
-fn plan_disk(input: &BackupInput<'_>, vm: &Vm, attachment: &Attachment) -> DiskPlan {
+/// Without a VM it is a template's: nothing excludes it, and nobody runs it.
+pub(crate) fn plan_disk(
+    input: &BackupInput<'_>,
+    vm: Option<&Vm>,
+    attachment: &Attachment,
+) -> DiskPlan {
     let disk = attachment
         .disk
         .as_ref()
@@ -449,7 +463,9 @@ fn plan_disk(input: &BackupInput<'_>, vm: &Vm, attachment: &Attachment) -> DiskP
     let domain_id = disk.storage_domains.first().copied();
     let domain = find_domain(input.inventory, domain_id);
     let content = disk.content_type.as_ref().unwrap_or(&ContentType::Data);
-    let skip = if input.exclude_disks.exclude(vm, &disk.alias, disk.id) {
+    let excluded = vm.is_some_and(|vm| input.exclude_disks.exclude(vm, &disk.alias, disk.id));
+    let running = vm.is_some_and(|vm| vm.status != VmStatus::Down);
+    let skip = if excluded {
         Some(DiskSkip::Excluded)
     } else {
         match disk.storage_type.as_deref().unwrap_or("image") {
@@ -460,9 +476,7 @@ fn plan_disk(input: &BackupInput<'_>, vm: &Vm, attachment: &Attachment) -> DiskP
             }
             _ if disk.shareable == Some(true) => Some(DiskSkip::Shareable),
             // A live merge needs all disks plugged (engine-api §9).
-            _ if attachment.active == Some(false) && vm.status != VmStatus::Down => {
-                Some(DiskSkip::Unplugged)
-            }
+            _ if attachment.active == Some(false) && running => Some(DiskSkip::Unplugged),
             // Engines before 4.3 do not send the content type.
             _ if disk.content_type.is_none() && disk.alias == "OVF_STORE" => {
                 Some(DiskSkip::NotData { kind: "ovf_store".into() })

@@ -128,10 +128,9 @@ fn disk() -> Disk {
     }
 }
 
-fn plan_of(change: impl FnOnce(&mut Inventory, &mut VmFacts)) -> VmPlan {
-    let mut inv = inventory();
+pub(crate) fn attachment() -> Attachment {
     let d = disk();
-    let attachment = Attachment {
+    Attachment {
         disk_id: d.id,
         disk: Some(d),
         active: Some(true),
@@ -141,10 +140,14 @@ fn plan_of(change: impl FnOnce(&mut Inventory, &mut VmFacts)) -> VmPlan {
         pass_discard: None,
         uses_scsi_reservation: None,
         logical_name: None,
-    };
+    }
+}
+
+fn plan_of(change: impl FnOnce(&mut Inventory, &mut VmFacts)) -> VmPlan {
+    let mut inv = inventory();
     let mut facts = VmFacts {
         vm: vm("web1"),
-        attachments: vec![attachment],
+        attachments: vec![attachment()],
         snapshots: vec![],
         base: None,
         deltas: 0,

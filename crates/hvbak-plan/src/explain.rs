@@ -20,9 +20,10 @@ fn size(bytes: u64) -> String {
 pub fn explain_backup(plan: &BackupPlan) -> String {
     let mut out = String::new();
     for vm in &plan.vms {
+        let kind = if vm.template { "template " } else { "" };
         match &vm.action {
             VmAction::Skip { skip } => {
-                let _ = writeln!(out, "{}: left out: {skip}", vm.name);
+                let _ = writeln!(out, "{kind}{}: left out: {skip}", vm.name);
                 continue;
             }
             VmAction::Backup => {
@@ -33,7 +34,7 @@ pub fn explain_backup(plan: &BackupPlan) -> String {
                 let freeze = if vm.freeze { ", guest frozen for the snapshot" } else { "" };
                 let _ = writeln!(
                     out,
-                    "{}: at most {} {host}{freeze}",
+                    "{kind}{}: at most {} {host}{freeze}",
                     vm.name,
                     size(vm.expected_bytes)
                 );

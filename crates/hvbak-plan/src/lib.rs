@@ -15,6 +15,7 @@ mod resume;
 mod retention;
 mod schedule;
 mod select;
+mod template;
 mod window;
 
 pub use backup::{
@@ -35,4 +36,7 @@ pub use resume::{Left, RESUME_DAYS, Resume, WhyAnew, may_continue};
 pub use retention::{KeepFacts, KeepRules, Verdict, judge_by_policy, judge_points};
 pub use schedule::{Limits, Queue};
 pub use select::{Picked, SelectError, Selection, pick_vms, select_vms};
+pub use template::{
+    PickedTemplates, StoredTemplate, TemplateFacts, pick_templates, plan_template, plan_templates,
+};
 pub use window::{Window, WindowError, window_closes, window_opens};

@@ -105,6 +105,7 @@ mod tests {
         VmPlan {
             id: VmId::random(),
             name: name.into(),
+            template: false,
             action: VmAction::Backup,
             host: Some(HostChoice { id: host, name: "h".into(), why: String::new() }),
             data_center: None,

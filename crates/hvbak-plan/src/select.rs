@@ -34,6 +34,15 @@ pub struct Selection {
     pub exclude_tags: Vec<String>,
 }
 
+impl Selection {
+    /// Whether any part of it speaks of VMs.
+    pub fn names_vms(&self) -> bool {
+        self.all
+            || [&self.names, &self.ids, &self.globs, &self.regexes, &self.tags].iter().any(has)
+            || [&self.clusters, &self.data_centers, &self.templates].iter().any(has)
+    }
+}
+
 /// What a selection means at a site.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Picked {
@@ -58,6 +67,8 @@ pub enum SelectError {
     Pattern { text: String, why: String },
     #[error("`{text}` is not a VM id")]
     BadId { text: String },
+    #[error("the Blank template has no disks: there is nothing to store")]
+    Blank,
     #[error("no VM matches")]
     Empty,
 }
@@ -66,11 +77,12 @@ impl SelectError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Nothing => "name VMs with `--vm`, `--id`, `--match`, `--regex`, `--tag`, `--cluster`, `--datacenter`, `--template` or `--all`".into(),
+            Self::Nothing => "name VMs with `--vm`, `--id`, `--match`, `--regex`, `--tag`, `--cluster`, `--datacenter`, `--template`, `--all`, or templates themselves with `--save-template`".into(),
             Self::Unknown { what, .. } => format!("see what exists with `hvbak list {what}s`").replace(' ', " "),
             Self::Ambiguous { .. } => "choose one with `--id`".into(),
             Self::Pattern { .. } => "patterns are shell globs such as `web*` or `db[12]`, regular expressions such as `db[0-9]+`".into(),
             Self::BadId { .. } => "an id looks like 1b2c3d4e-…; see `hvbak list vms`".into(),
+            Self::Blank => "leave it out".into(),
             Self::Empty => "see what exists with `hvbak list vms`".into(),
         })
     }
@@ -82,7 +94,7 @@ pub(crate) fn bad_pattern(text: &str, why: impl ToString) -> SelectError {
     SelectError::Pattern { text: text.to_owned(), why }
 }
 
-fn glob(text: &str) -> Result<GlobMatcher, SelectError> {
+pub(crate) fn glob(text: &str) -> Result<GlobMatcher, SelectError> {
     Ok(Glob::new(text).map_err(|e| bad_pattern(text, e.kind()))?.compile_matcher())
 }
 
@@ -114,10 +126,7 @@ pub fn pick_vms(inventory: &Inventory, want: &Selection) -> Result<Picked, Selec
     let mut picker = Picker { inventory, missing: Vec::new(), found: Vec::new() };
     picker.by_vm(want)?;
     picker.by_place(want);
-    let any = want.all
-        || [&want.names, &want.ids, &want.globs, &want.regexes, &want.tags].iter().any(has)
-        || [&want.clusters, &want.data_centers, &want.templates].iter().any(has);
-    if !any {
+    if !want.names_vms() {
         return Err(SelectError::Nothing);
     }
     let Picker { mut missing, found, .. } = picker;

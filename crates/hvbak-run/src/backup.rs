@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 
 use crate::{
+    backup_template::backup_template,
     backup_vm::backup_vm,
     error::{Result, RunError},
     event::{Event, Events},
@@ -169,7 +170,11 @@ pub async fn backup(
             let (wishes, rate) = (wishes.clone(), rate.clone());
             tasks.spawn(async move {
                 let started = Instant::now();
-                let result = backup_vm(&job, &inventory, &vm, &wishes, &rate).await;
+                let result = if vm.template {
+                    backup_template(&job, &inventory, &vm, &wishes, &rate).await
+                } else {
+                    backup_vm(&job, &inventory, &vm, &wishes, &rate).await
+                };
                 (vm, result, started.elapsed())
             });
         }

@@ -315,7 +315,7 @@ async fn settle_snapshots(job: &Job, plan: &VmPlan, taken: Option<Taken>, publis
 /// Half of the upper bound must fit: stored data is compressed, and by how much is not
 /// known before. Less than the whole bound is worth a warning. `there` is what of it is
 /// stored already.
-async fn check_space(context: &Context, plan: &VmPlan, there: u64) -> Result<()> {
+pub(crate) async fn check_space(context: &Context, plan: &VmPlan, there: u64) -> Result<()> {
     let repository = context.repository.clone();
     let bytes = plan.expected_bytes.saturating_sub(there);
     let reserve = context.settings.reserve;
@@ -493,7 +493,7 @@ struct Reading<'a> {
 }
 
 /// Logs in to the host that the plan chose, and finds or pushes the worker.
-async fn connect(
+pub(crate) async fn connect(
     job: &Job,
     inventory: &Inventory,
     plan: &VmPlan,
@@ -507,7 +507,7 @@ async fn connect(
 }
 
 /// Removes the worker. What stays of it is in the journal.
-async fn close(job: &Job, plan: &VmPlan, access: Access) {
+pub(crate) async fn close(job: &Job, plan: &VmPlan, access: Access) {
     if let Err(cause) = access.close(job).await {
         job.context.warn(Some(plan.id), crate::chain(&cause));
     }
@@ -527,8 +527,9 @@ async fn read_all(
     let mut sessions = None;
     for disk in plan.chosen_disks() {
         let base = plan.base.as_ref().zip(base_disks.as_deref());
-        let source = DiskSource { plan: disk, taken, base, data_center: center, rate };
-        match read_disk(job, access, &source, docs, sessions.take(), staging).await {
+        let source =
+            DiskSource { plan: disk, frozen: &taken.disks, base, data_center: center, rate };
+        match read_disk(job, access, &source, &docs.attachments, sessions.take(), staging).await {
             Ok((record, back)) => {
                 sessions = Some(back);
                 disks.push(record);

@@ -53,7 +53,7 @@ fn describe(repository: &Repository, point: &Point) -> Option<Base> {
 
 /// What a look at the stored chain shows at once: a missing parent or file, another
 /// length. Flipped bits are found by `verify`, not here: a plan looks at every VM.
-fn damage(repository: &Repository, point: &Point, disk: DiskId) -> Option<String> {
+pub(crate) fn damage(repository: &Repository, point: &Point, disk: DiskId) -> Option<String> {
     let chain = match repository.disk_chain(point, disk) {
         Ok(chain) => chain,
         Err(cause) => return Some(crate::chain(&cause)),

@@ -110,7 +110,7 @@ pub async fn fetch(context: &Context, inventory: &Inventory, id: VmId) -> Result
     })
 }
 
-fn resolve(inventory: &Inventory, nic: &hvbak_types::Nic) -> NicRecord {
+pub(crate) fn resolve(inventory: &Inventory, nic: &hvbak_types::Nic) -> NicRecord {
     let profile = inventory.vnic_profiles.iter().find(|p| Some(p.id) == nic.vnic_profile);
     let network_id = profile.and_then(|p| p.network).or(nic.network);
     let network = inventory.networks.iter().find(|n| Some(n.id) == network_id);

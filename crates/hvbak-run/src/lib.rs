@@ -6,6 +6,7 @@
 
 mod access;
 mod backup;
+mod backup_template;
 mod backup_vm;
 mod base;
 mod cleanup;
@@ -35,6 +36,7 @@ mod snapshot;
 mod write_disk;
 
 pub use backup::{BackupReport, VmDone, VmFailed, Wishes, backup, single_exit};
+pub use backup_template::template_facts;
 pub use base::own_prefix;
 pub use cleanup::{CleanupReport, cleanup, end_replacement};
 pub use doctor::{Check, Health, doctor};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use hvbak_plan::{Base, DiskAction, DiskPlan, LayerFacts, WhyFull, sub_chain};
 use hvbak_repo::{DiskOptions, DiskRecord, DiskWriter, Level, ManifestDisk, Salvage, Staging};
-use hvbak_types::{CLUSTER_SIZE, DataCenterId, DiskFormat, SnapshotDisk};
+use hvbak_types::{Attachment, CLUSTER_SIZE, DataCenterId, DiskFormat, DiskId, SnapshotDisk};
 use hvbak_wire::{
     Answer, ChainIs, Code, Format, Layer, LayerAddress, Op, Place, ReadOptions, Tune, VolumeAddress,
 };
@@ -16,23 +16,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     access::Access,
-    documents::Documents,
     error::{Result, RunError},
     event::Event,
     job::{Job, blocking},
     pump::{Meter, Pieces, Rate, pull},
     session::Session,
-    snapshot::Taken,
 };
 
 /// Which disk is read, of which snapshot.
 pub struct DiskSource<'a> {
     pub plan: &'a DiskPlan,
-    pub taken: &'a Taken,
+    /// The disks as they are frozen: of a snapshot, or of a template.
+    pub frozen: &'a [SnapshotDisk],
     /// The base and its snapshot's volumes as they are now; `None`: no delta is wanted.
     pub base: Option<(&'a Base, &'a [SnapshotDisk])>,
     pub data_center: DataCenterId,
     pub rate: &'a Arc<Rate>,
+}
+
+impl DiskSource<'_> {
+    fn frozen(&self, id: DiskId) -> Option<&SnapshotDisk> {
+        self.frozen.iter().find(|disk| disk.disk_id == id)
+    }
 }
 
 /// What of the chain is read.
@@ -55,7 +60,7 @@ pub async fn read_disk(
     job: &Job,
     access: &Access,
     source: &DiskSource<'_>,
-    docs: &Documents,
+    attachments: &[Attachment],
     sessions: Option<Vec<Session>>,
     staging: &Staging,
 ) -> Result<(ManifestDisk, Vec<Session>)> {
@@ -78,7 +83,7 @@ pub async fn read_disk(
         };
         let chain = walk(&mut sessions[0], at).await?;
         prove_frozen(&chain, plan)?;
-        let format = source.taken.disk(plan.id).and_then(|disk| disk.format.as_ref());
+        let format = source.frozen(plan.id).and_then(|disk| disk.format.as_ref());
         let size = virtual_size(&chain, plan, format).map_err(&chain_error)?;
         let extent = decide(source, &chain, size);
         for session in &mut sessions {
@@ -110,7 +115,7 @@ pub async fn read_disk(
         // Dropping sessions closes the workers' stdin: they leave.
         () = &mut cancelled => return Err(RunError::Cancelled),
     };
-    let described = describe(plan, size, &chain, &extent, docs);
+    let described = describe(plan, size, &chain, &extent, attachments);
     let read_from = SourceNote { chain: chain.clone(), top: extent.top, disk: described };
     let read_from = read_from.or_noted(staging).await?;
     let options = match (&extent.top, source.base) {
@@ -302,7 +307,7 @@ async fn start(access: &Access, count: usize, block: bool) -> Result<Vec<Session
 }
 
 fn address(source: &DiskSource<'_>) -> Option<VolumeAddress> {
-    let disk = source.taken.disk(source.plan.id)?;
+    let disk = source.frozen(source.plan.id)?;
     Some(VolumeAddress {
         data_center: source.data_center,
         domain: disk.storage_domains.first().copied().or(source.plan.domain)?,
@@ -411,9 +416,9 @@ fn describe(
     size: u64,
     chain: &ChainIs,
     extent: &Extent,
-    docs: &Documents,
+    attachments: &[Attachment],
 ) -> ManifestDisk {
-    let attachment = docs.attachments.iter().find(|a| a.disk_id == plan.id);
+    let attachment = attachments.iter().find(|a| a.disk_id == plan.id);
     // Thin on a template: a restored disk stands alone, as qcow2.
     let base = chain.layers.last().filter(|base| base.image == plan.id);
     let raw = base.is_some_and(|b| b.format == Format::Raw);

@@ -1,5 +1,6 @@
 //! What can be typed. Help, completions and the manual come from these definitions.
 
+mod backup;
 mod hosted_engine;
 mod manager;
 mod restore;
@@ -327,15 +328,17 @@ pub enum PolicyCommand {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  hvbak backup --vm web1 --dry-run\n  hvbak backup --all --exclude-vm 'test*' --json\n  hvbak backup --tag gold --quiesce require\n  hvbak backup --policy nightly"
+    after_help = "Examples:\n  hvbak backup --vm web1 --dry-run\n  hvbak backup --all --exclude-vm 'test*' --json\n  hvbak backup --tag gold --quiesce require\n  hvbak backup --policy nightly\n  hvbak backup --save-template 'golden-*'"
 )]
 pub struct BackupArgs {
     #[command(flatten)]
     pub select: SelectArgs,
+    #[command(flatten)]
+    pub templates: backup::TemplateArgs,
     /// What a policy of the configuration says: its VMs, level, window and commands
     #[arg(long, value_name = "NAME", conflicts_with_all = [
         "vm", "id", "globs", "regex", "tag", "cluster", "datacenter", "template", "all",
-        "exclude_vm", "exclude_tag", "exclude_disk",
+        "exclude_vm", "exclude_tag", "exclude_disk", "save_template",
     ])]
     pub policy: Option<String>,
     /// Begin VMs although the policy's windows are closed

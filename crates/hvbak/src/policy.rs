@@ -5,8 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use hvbak_plan::{DiskRules, Selection, Window, Wish};
+use hvbak_plan::{
+    DiskRules, Picked, SelectError, Selection, Window, Wish, pick_templates, pick_vms,
+};
 use hvbak_run::{Hook, HookMoment};
+use hvbak_types::Inventory;
 use jiff::{SignedDuration, tz::TimeZone};
 use serde::Deserialize;
 
@@ -27,7 +30,10 @@ pub struct PolicySection {
     pub tags: Vec<String>,
     pub clusters: Vec<String>,
     pub data_centers: Vec<String>,
+    /// VMs that were made from them.
     pub templates: Vec<String>,
+    /// Templates themselves, by name, id or shell pattern.
+    pub save_templates: Vec<String>,
     pub all: bool,
     pub exclude_vms: Vec<String>,
     pub exclude_tags: Vec<String>,
@@ -60,6 +66,7 @@ impl Default for PolicySection {
             clusters: Vec::new(),
             data_centers: Vec::new(),
             templates: Vec::new(),
+            save_templates: Vec::new(),
             all: false,
             exclude_vms: Vec::new(),
             exclude_tags: Vec::new(),
@@ -147,6 +154,15 @@ impl PolicySection {
         }
     }
 
+    /// The VMs that it means now; none where it speaks of templates alone.
+    pub fn pick(&self, inventory: &Inventory) -> Result<Picked, SelectError> {
+        let selection = self.selection();
+        if !selection.names_vms() && !self.save_templates.is_empty() {
+            return Ok(Picked::default());
+        }
+        pick_vms(inventory, &selection)
+    }
+
     pub fn wish(&self) -> Wish {
         match self.level {
             LevelSetting::Incremental => Wish::Auto,
@@ -206,8 +222,9 @@ impl PolicySection {
         if self.retention.as_ref().is_some_and(|rules| rules.time_zone.is_some()) {
             return wrong("`time_zone` of what is kept is set once, in [retention]".into());
         }
-        let empty = hvbak_types::Inventory::default();
-        hvbak_plan::pick_vms(&empty, &self.selection()).map_err(error(name))?;
+        let empty = Inventory::default();
+        self.pick(&empty).map_err(error(name))?;
+        pick_templates(&empty, &self.save_templates).map_err(error(name))?;
         self.disk_rules(name)?;
         self.windows(name)?;
         self.zone(name)?;
@@ -219,9 +236,10 @@ fn error<E: ToString>(name: &str) -> impl FnOnce(E) -> PolicyError {
     move |why| PolicyError { name: name.to_owned(), why: why.to_string() }
 }
 
-/// The selections of all, by name.
+/// The selections of those that speak of VMs, by name.
 pub fn selections(policies: &Policies) -> Vec<(String, Selection)> {
-    policies.iter().map(|(name, policy)| (name.clone(), policy.selection())).collect()
+    let of_vms = policies.iter().filter(|(_, policy)| policy.selection().names_vms());
+    of_vms.map(|(name, policy)| (name.clone(), policy.selection())).collect()
 }
 
 /// Checks all sections.
@@ -257,11 +275,13 @@ mod tests {
                 "all = true\ncommands = [{ when = \"after\", run = [\"x\"], in_guest = true }]",
                 "no VM's guest",
             ),
+            ("save_templates = [\"a[\"]", "`a[` is not a valid pattern"),
             ("al = true", "unknown field `al`"),
         ] {
             let error = checked(text).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");
         }
+        assert_eq!(checked("save_templates = [\"golden-*\"]"), Ok(()));
         let named = PolicySection { all: true, ..PolicySection::default() };
         for name in ["", "a b", "../x", &"x".repeat(65)] {
             assert!(named.check(name).is_err(), "{name}");

@@ -7,13 +7,16 @@ use hvbak_types::{DiskId, PointId, VmId};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{LastRun, Runs, Targets, too_old};
+use super::{LastRun, Runs, Target, Targets, too_old};
 
 /// One VM of the report.
 #[derive(Debug, Clone, Serialize)]
 pub struct VmReport {
     pub vm: VmId,
     pub name: String,
+    /// A template: stored once, so no point of it is too old.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub template: bool,
     /// Readable points.
     pub points: usize,
     /// Directories that should be points and cannot be read.
@@ -216,7 +219,13 @@ fn vm_report(id: VmId, all: &Listing, runs: &Runs, now: Timestamp, targets: &Tar
     // A date in the future is a clock that was wrong, not a fresh point.
     let past = |point: &&&Point| point.manifest.started <= now;
     let started = points.iter().rev().find(past).map(|point| point.manifest.started);
-    let target = targets.of(newest.as_ref().and_then(|newest| newest.policy.as_deref()));
+    let mut target = targets.of(newest.as_ref().and_then(|newest| newest.policy.as_deref()));
+    let template = points.last().is_some_and(|point| point.manifest.template.is_some());
+    // It is to be looked at once, whenever that was.
+    let unproven = template && target.verified.is_some();
+    if template {
+        target = Target::default();
+    }
     let looks = looks(runs, id, &points);
     let verified = verified(&looks, &points, now);
     let standing = |point: &&Point| looks.get(point.id()).is_some_and(|(_, whole)| !whole);
@@ -226,6 +235,7 @@ fn vm_report(id: VmId, all: &Listing, runs: &Runs, now: Timestamp, targets: &Tar
     VmReport {
         vm: id,
         name: name.unwrap_or_else(|| id.to_string()),
+        template,
         points: points.len(),
         damaged: all.damaged.iter().filter(|bad| bad.vm == id).count(),
         newest,
@@ -236,7 +246,7 @@ fn vm_report(id: VmId, all: &Listing, runs: &Runs, now: Timestamp, targets: &Tar
         target_seconds: target.point.map(|age| age.as_secs()),
         verified_target_seconds: target.verified.map(|age| age.as_secs()),
         too_old: too_old(started, now, target.point),
-        verified_too_old: too_old(proven, now, target.verified),
+        verified_too_old: too_old(proven, now, target.verified) || (unproven && proven.is_none()),
         found_damaged,
         verified,
     }

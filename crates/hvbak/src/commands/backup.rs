@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use hvbak_plan::{
     BackupInput, DiskRules, Quiesce, SelectError, Selection, Wish, assign_vms, explain_backup,
-    pick_vms, plan_backup, select_vms,
+    pick_templates, plan_backup, plan_templates, select_vms,
 };
 use hvbak_repo::Unassigned;
 use hvbak_run::{Context, Wishes};
-use hvbak_types::{Inventory, VmId};
+use hvbak_types::{Inventory, TemplateId, VmId};
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -67,8 +67,8 @@ pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
     let result = async {
         let own = hvbak_run::own_prefix(context.repository.id());
         let inventory = Arc::new(hvbak_run::inventory(&context).await?);
-        let (ids, missing) = match named {
-            None => (select_vms(&inventory, &selection(&args.select))?, Vec::new()),
+        let (ids, templates, missing) = match named {
+            None => typed(&inventory, &args)?,
             Some((name, section)) => picked(face, &inventory, name, section)?,
         };
         let ids = match args.max_age {
@@ -76,6 +76,7 @@ pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
             None => ids,
         };
         let vms = hvbak_run::vm_facts(&context, &ids).await?;
+        let templates = hvbak_run::template_facts(&context, &inventory, &templates).await?;
         let unassigned = named.map(|_| unassigned(face, &inventory, &config.policies)).transpose()?;
         let names: Vec<_> = unassigned.iter().flatten().map(|vm| vm.name.clone()).collect();
         let wishes = Arc::new(Wishes {
@@ -90,7 +91,12 @@ pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
             hooks: section.map(PolicySection::hooks).unwrap_or_default().into(),
             own,
         });
-        let plan = plan_backup(&BackupInput { vms: &vms, ..wishes.input(&inventory) });
+        let input = BackupInput { vms: &vms, ..wishes.input(&inventory) };
+        let mut plan = plan_backup(&input);
+        // Only a person's word stores again what cannot have changed; a policy's would do so
+        // every night.
+        let again = matches!(args.level, Some(LevelArg::Full));
+        plan_templates(&mut plan, &input, &templates, again);
         if args.dry_run {
             face.printer.data(&explain_backup(&plan));
             face.printer.record("plan", &plan);
@@ -114,22 +120,43 @@ pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
     result
 }
 
+/// What is to be backed up, and words that mean nothing.
+type Meant = (Vec<VmId>, Vec<TemplateId>, Vec<String>);
+
+/// What is typed.
+fn typed(inventory: &Inventory, args: &BackupArgs) -> Result<Meant, CliError> {
+    let own = pick_templates(inventory, &args.templates.save_template)?;
+    if let Some(error) = own.missing.into_iter().next() {
+        return Err(error.into());
+    }
+    let selection = selection(&args.select);
+    // Templates alone are enough.
+    let vms = match own.templates.is_empty() || selection.names_vms() {
+        true => select_vms(inventory, &selection)?,
+        false => Vec::new(),
+    };
+    Ok((vms, own.templates.into_iter().map(|(id, _)| id).collect(), Vec::new()))
+}
+
 /// What a policy means now. VMs that are gone do not keep the others from being backed up.
 fn picked(
     face: &Face,
     inventory: &Inventory,
     name: &str,
     section: &PolicySection,
-) -> Result<(Vec<VmId>, Vec<String>), CliError> {
-    let picked = pick_vms(inventory, &section.selection())?;
-    let missing: Vec<_> = picked.missing.iter().map(ToString::to_string).collect();
+) -> Result<Meant, CliError> {
+    let picked = section.pick(inventory)?;
+    let own = pick_templates(inventory, &section.save_templates)?;
+    let missing: Vec<_> =
+        picked.missing.iter().chain(&own.missing).map(ToString::to_string).collect();
     for text in &missing {
         face.printer.say(&format!("warning: policy {name}: {text}"));
     }
-    if picked.vms.is_empty() {
+    if picked.vms.is_empty() && own.templates.is_empty() {
         return Err(SelectError::Empty.into());
     }
-    Ok((picked.vms.into_iter().map(|(vm, _)| vm).collect(), missing))
+    let vms = picked.vms.into_iter().map(|(vm, _)| vm).collect();
+    Ok((vms, own.templates.into_iter().map(|(id, _)| id).collect(), missing))
 }
 
 /// VMs that no policy speaks of: told at every run of one, as nobody else may look for them.

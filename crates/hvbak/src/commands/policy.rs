@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use comfy_table::{Table, presets::NOTHING};
-use hvbak_plan::{Assignments, Why, assign_vms, window_closes, window_opens};
+use hvbak_plan::{Assignments, Why, assign_vms, pick_templates, window_closes, window_opens};
+use hvbak_types::Inventory;
 use jiff::{Timestamp, tz::TimeZone};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Face, Outcome};
 use crate::{
@@ -119,6 +120,7 @@ async fn test(face: &Face, config: &Config, only: Option<&str>) -> Outcome {
     let all = assign_vms(&inventory, &selections(&config.policies))
         .map_err(|(name, cause)| CliError::usage(format!("policy `{name}`: {cause}")))?;
     show(face, &all, only);
+    let unknown = templates(face, &inventory, &config.policies, only)?;
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for why in all.vms.iter().flat_map(|vm| &vm.policies) {
         *counts.entry(&why.policy).or_default() += 1;
@@ -133,8 +135,13 @@ async fn test(face: &Face, config: &Config, only: Option<&str>) -> Outcome {
     let missing = all
         .missing
         .iter()
-        .map(|(policy, cause)| json!({ "policy": policy, "text": cause.to_string() }));
-    let code = if all.missing.is_empty() && unassigned.is_empty() { DONE } else { PARTLY };
+        .map(|(policy, cause)| json!({ "policy": policy, "text": cause.to_string() }))
+        .chain(unknown.iter().cloned());
+    let code = if all.missing.is_empty() && unknown.is_empty() && unassigned.is_empty() {
+        DONE
+    } else {
+        PARTLY
+    };
     Ok((
         code,
         json!({ "policies": counts, "unassigned": unassigned, "missing": missing.collect::<Vec<_>>() }),
@@ -171,4 +178,35 @@ fn show(face: &Face, all: &Assignments, only: Option<&str>) {
         }
     }
     face.printer.data(&table.to_string());
+}
+
+/// Templates that the policies store themselves; gives the words that mean none.
+fn templates(
+    face: &Face,
+    inventory: &Inventory,
+    policies: &Policies,
+    only: Option<&str>,
+) -> Result<Vec<Value>, CliError> {
+    let (mut table, mut unknown) = (Table::new(), Vec::new());
+    table.load_style(NOTHING);
+    table.set_header(["TEMPLATE", "POLICY", "WHY"]);
+    for (policy, section) in policies.iter().filter(|(name, _)| only.is_none_or(|o| o == *name)) {
+        let own = pick_templates(inventory, &section.save_templates)
+            .map_err(|cause| CliError::usage(format!("policy `{policy}`: {cause}")))?;
+        for cause in own.missing {
+            face.printer.say(&format!("policy {policy}: {cause}"));
+            unknown.push(json!({ "policy": policy, "text": cause.to_string() }));
+        }
+        for (id, why) in own.templates {
+            let named = inventory.templates.iter().find(|t| t.id == id);
+            let name = named.map_or_else(|| id.to_string(), |t| t.name.clone());
+            let record = json!({ "template": id, "name": name, "policy": policy, "why": why });
+            face.printer.record("template", &record);
+            table.add_row([name, policy.clone(), format!("`{why}`")]);
+        }
+    }
+    if !table.is_empty() {
+        face.printer.data(&table.to_string());
+    }
+    Ok(unknown)
 }

@@ -65,6 +65,7 @@ fn of_vm(vm: &VmReport) -> Vec<Problem> {
     let name = vm.name.as_str();
     let typed = quoted(name);
     let verify = format!("`hvbak verify {typed}`");
+    let option = if vm.template { "--save-template" } else { "--vm" };
     if vm.damaged > 0 {
         let text = format!("{} points cannot be read", vm.damaged);
         all.push(failed(name, text, format!("{verify} says why; then make a full of it")));
@@ -72,11 +73,11 @@ fn of_vm(vm: &VmReport) -> Vec<Problem> {
     if !vm.found_damaged.is_empty() {
         let points: Vec<_> = vm.found_damaged.iter().map(ToString::to_string).collect();
         let text = format!("damage was found in {}, and what stands on it", points.join(", "));
-        let remedy = format!("make a new full: `hvbak backup --vm {typed} --level full`");
+        let remedy = format!("make a new full: `hvbak backup {option} {typed} --level full`");
         all.push(failed(name, text, remedy));
     }
     if vm.too_old {
-        let remedy = format!("`hvbak backup --vm {typed}`; look why the last run did not");
+        let remedy = format!("`hvbak backup {option} {typed}`; look why the last run did not");
         let newest = vm.newest.as_ref().map(|newest| newest.age_seconds);
         all.push(failed(name, late("point", newest, vm.target_seconds), remedy));
     }
@@ -92,7 +93,7 @@ fn of_vm(vm: &VmReport) -> Vec<Problem> {
     }
     if let Some(last) = vm.last_run.as_ref().filter(|last| last.outcome == RunOutcome::Stopped) {
         let text = format!("the last backup was stopped {}", seen(last));
-        all.push(warning(name, text, format!("`hvbak backup --vm {typed}`")));
+        all.push(warning(name, text, format!("`hvbak backup {option} {typed}`")));
     }
     for text in vm.newest.iter().flat_map(|newest| &newest.warnings) {
         let remedy = "`hvbak show` tells what is in the point; back up by other means what is not";
