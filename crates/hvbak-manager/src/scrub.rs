@@ -8,6 +8,11 @@
 //! that are no secret stay as they are; a line without an end takes no more memory than
 //! [`LINE_MAX`] and what comes at once, and time in proportion to its length.
 
+#[path = "scrub_key.rs"]
+mod key;
+
+use key::Key;
+
 /// Longer lines are looked at in pieces.
 const LINE_MAX: usize = 64 << 10;
 /// So much of a piece waits for the next one: a name and what divides it from its value.
@@ -30,7 +35,7 @@ const SENTENCE: [&[u8]; 16] = [
 #[derive(Debug, Default)]
 pub struct Scrubber {
     line: Vec<u8>,
-    in_key: bool,
+    key: Option<Key>,
     /// The piece before ended within a secret: it goes on until a blank.
     in_value: bool,
 }
@@ -79,20 +84,26 @@ impl Scrubber {
         if line.is_empty() {
             return;
         }
-        let own = is_own(&line);
-        if let Some(begin) = key_begin(&line) {
+        let own = key::is_own(&line);
+        if let Some(begin) = key::begin(&line) {
             // What stands before it, unless that is the rest of another one.
-            let before = if self.in_key && !own { &[] } else { &line[..begin] };
+            let before = if self.key.is_some() && !own { &[] } else { &line[..begin] };
             scrub(before, &secrets(before), kept);
             kept.extend_from_slice(b"[a private key was removed]\n");
-            self.in_key = find(&line[begin..], b"-----END ").is_none();
+            let is_open = find(&line[begin..], b"-----END ").is_none();
+            self.key = is_open.then(|| Key::begun(&line[..begin]));
             return;
         }
-        if self.in_key {
+        if let Some(key) = &mut self.key {
             // Whatever stands where a key should: nothing of it until its end, or a line
-            // that begins as the program's own do.
-            self.in_key = !own && find(&line, b"-----END ").is_none();
-            if !own {
+            // that begins as the program's own do and holds no piece of the key.
+            let ends =
+                if own { key.is_ended_by(&line) } else { find(&line, b"-----END ").is_some() };
+            let is_of_key = !own || ends || key.holds(&line);
+            if ends || !is_of_key {
+                self.key = None;
+            }
+            if is_of_key {
                 return;
             }
         }
@@ -356,17 +367,6 @@ fn passfile(line: &[u8]) -> Vec<Secret> {
     } else {
         Vec::new()
     }
-}
-
-/// Where a private key begins.
-fn key_begin(line: &[u8]) -> Option<usize> {
-    let begin = find(line, b"-----BEGIN ")?;
-    find(&line[begin..], b"PRIVATE KEY").map(|_| begin)
-}
-
-/// Whether a line begins as the program's own do: `2026-11-21 02:14:54 123: `.
-fn is_own(line: &[u8]) -> bool {
-    line.len() > 20 && line[4] == b'-' && line[7] == b'-' && line[13] == b':'
 }
 
 fn find(line: &[u8], what: &[u8]) -> Option<usize> {

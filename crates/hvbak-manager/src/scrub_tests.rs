@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path};
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn whole(text: &[u8], pieces: usize) -> Vec<u8> {
@@ -64,6 +66,11 @@ fn secrets_go_and_the_rest_of_the_line_stays() {
         (
             "2026-11-21 02:14:54 123: OUTPUT: -----BEGIN RSA PRIVATE KEY-----\nAAAA\nBBBB\n-----END RSA PRIVATE KEY-----\nb\n",
             "2026-11-21 02:14:54 123: OUTPUT: [a private key was removed]\nb\n",
+        ),
+        // The same line by line, as a logger writes what has several.
+        (
+            "2026-11-21 02:14:54 123: k: -----BEGIN RSA PRIVATE KEY-----\n2026-11-21 02:14:54 123: k: Proc-Type: 4,ENCRYPTED\n2026-11-21 02:14:54 123: k:\n2026-11-21 02:14:55 9123: k: AAA=\n2026-11-21 02:14:54 123: k: -----END RSA PRIVATE KEY-----\n2026-11-21 02:14:54 123: k: AAA=\n",
+            "2026-11-21 02:14:54 123: k: [a private key was removed]\n2026-11-21 02:14:54 123: k: AAA=\n",
         ),
         (
             "password=abc -----BEGIN PRIVATE KEY-----\\nAAAA\\n-----END PRIVATE KEY-----\nb\n",
@@ -178,5 +185,47 @@ fn recorded_logs_and_outputs_of_the_real_program_are_kept_as_they_are() {
             let text = run[key].as_str().unwrap_or_default().as_bytes();
             assert!(whole(text, 100) == text, "{} {key}", run["name"]);
         }
+    }
+}
+
+/// Lines of recorded logs that the program began itself.
+fn own_lines() -> Vec<String> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/engine-backup");
+    let logs = ["4.5.7-all.log", "4.2.8.9-all.log"].map(|name| fs::read(dir.join(name)).unwrap());
+    let text = logs.map(|log| String::from_utf8_lossy(&log).into_owned()).concat();
+    text.lines().filter(|line| key::is_own(line.as_bytes())).map(|l| format!("{l}\n")).collect()
+}
+
+proptest! {
+    #[test]
+    fn a_stamped_key_goes_and_every_line_around_it_stays(
+        at in 0..1_000_usize,
+        otopi in any::<bool>(),
+        words in "[a-z]{0,8}( key:)?",
+        body in prop::collection::vec("[A-Za-z0-9+/]{64}", 1..6),
+        last in "[A-Za-z0-9+/]{1,63}={0,2}",
+        ends in any::<bool>(),
+        pieces in 1..200_usize,
+    ) {
+        let lines = own_lines();
+        prop_assert!(lines.len() > 20);
+        let (before, after) = lines.split_at(at % lines.len());
+        let stamp = |n: usize| if otopi {
+            format!("2026-11-21 02:14:{:02},{n:03}+0100 DEBUG otopi.plugins.x plugin.execute:{n} ", n % 60)
+        } else {
+            format!("2026-11-21 02:14:{:02} {n}: OUTPUT: ", n % 60)
+        };
+        let begin = format!("{}{words} ", stamp(98));
+        let mut text = before.concat() + &begin + "-----BEGIN PRIVATE KEY-----\n";
+        for (n, line) in body.iter().chain([&last]).enumerate() {
+            text += &format!("{}{line}\n", stamp(n + 99));
+        }
+        if ends {
+            text += &(stamp(200) + "-----END PRIVATE KEY-----\n");
+        }
+        text += &after.concat();
+        let kept = String::from_utf8(whole(text.as_bytes(), pieces)).unwrap();
+        let expected = before.concat() + &begin + "[a private key was removed]\n" + &after.concat();
+        prop_assert_eq!(kept, expected);
     }
 }
