@@ -22,7 +22,7 @@ pub fn revert_preflight(
     let mut add = |weight, check, text: String, remedy: String| {
         found.push(Finding { weight, check, text, remedy: Some(remedy) });
     };
-    if let Some(why) = &compared.there_why {
+    if let Some(why) = compared.there_why.as_ref().filter(|_| compared.is_there_silent()) {
         add(
             Weight::Stops,
             "old-database",
@@ -37,7 +37,13 @@ pub fn revert_preflight(
             format!("what {to} has collected since the move cannot be seen: {why}"),
             format!("{FLAG}, when it is gone for good"),
         );
-        return found;
+    } else if let Some(why) = compared.there_why.as_ref().filter(|_| !compared.is_there_silent()) {
+        add(
+            loss,
+            "rows",
+            format!("what {to} has collected since the move is not known: {from}: {why}"),
+            format!("{FLAG} leaves it behind; the new database stays as it is"),
+        );
     }
     if needs_setup(compared) {
         let version = |v: &Option<String>| v.clone().unwrap_or_else(|| "none".into());
@@ -70,7 +76,9 @@ pub fn revert_preflight(
 /// service is not started on it.
 pub fn needs_setup(compared: &Compared) -> bool {
     let answers = compared.here_why.is_none() && compared.there_why.is_none();
-    answers && compared.here_schema != compared.there_schema
+    // What broke off later may have told both before.
+    let told = compared.here_schema.is_some() && compared.there_schema.is_some();
+    (answers || told) && compared.here_schema != compared.there_schema
 }
 
 #[cfg(test)]
@@ -96,6 +104,17 @@ mod tests {
         }
         for lose in [false, true] {
             assert_eq!(checks(old_gone, lose), [("old-database", true)]);
+        }
+        // Rows that cannot be counted do not hide that the database answers, nor its schema.
+        for (side, schema) in [("here", 1), ("there", 1), ("here", 2), ("there", 2)] {
+            let answer = format!("here.schema={schema}\nthere.schema=1\n{side}.why=no rows\n");
+            let stops = |stops| {
+                let mut found = vec![("rows", stops), ("schema", stops)];
+                found.truncate(schema);
+                found
+            };
+            assert_eq!(checks(&answer, false), stops(true));
+            assert_eq!(checks(&answer, true), stops(false));
         }
     }
 }

@@ -30,7 +30,7 @@ pub(super) use counted;
 
 /// Compares the database that the manager's configuration names (`here`) with another one
 /// (`there`), whose host, port, user, name, `sslmode` and password come on standard input,
-/// a line each. May be repeated.
+/// a line each. May be repeated. With `$1` that side is asked whether it answers, and no more.
 pub const COMPARE: &str = concat!(
     r#"R=${HVBAK_HOST_ROOT:-}
 umask 077
@@ -48,7 +48,7 @@ here() { PGPASSWORD=$DWH_DB_PASSWORD PGSSLMODE=$heremode psql -X -w -At -v ON_ER
 there() { PGPASSWORD=$password PGSSLMODE=$mode psql -X -w -At -v ON_ERROR_STOP=1 -h "$host" -p "$port" -U "$user" -d "$db" -c "$1" </dev/null; }
 "#,
     counted!(),
-    r#"for side in here there; do
+    r#"for side in ${1:-here there}; do
   if why=$("$side" 'select 1' 2>&1 >/dev/null); then
     echo "$side.schema=$("$side" 'select version from schema_version where current' 2>/dev/null | head -n 1)"
   else
@@ -56,7 +56,7 @@ there() { PGPASSWORD=$password PGSSLMODE=$mode psql -X -w -At -v ON_ERROR_STOP=1
     deaf=yes
   fi
 done
-[ -z "${deaf:-}" ] || { echo Done.; exit 0; }
+[ -z "${deaf:-}${1:-}" ] || { echo Done.; exit 0; }
 h=$(counted here) || { echo "here.why=its rows cannot be counted"; echo Done.; exit 0; }
 t=$(counted there) || { echo "there.why=its rows cannot be counted"; echo Done.; exit 0; }
 { printf '%s\n' "$h" | sed 's/^/h /'; printf '%s\n' "$t" | sed 's/^/t /'; } | awk '
@@ -127,8 +127,7 @@ impl Compared {
     /// Reads the answer of [`COMPARE`]; one that was cut off knows nothing.
     pub fn parse(text: &str) -> Self {
         if !text.trim_end().ends_with("Done.") {
-            let why = Some("the comparison broke off".to_owned());
-            return Self { here_why: why.clone(), there_why: why, ..Self::default() };
+            return Self::unmade("the comparison broke off".into());
         }
         let fields = Fields::new(text);
         let filled =
@@ -147,6 +146,16 @@ impl Compared {
             differs: fields.all("differs").filter_map(difference).collect(),
             same: filled("same"),
         }
+    }
+
+    /// A comparison that could not be made, and why.
+    pub fn unmade(why: String) -> Self {
+        Self { here_why: Some(why.clone()), there_why: Some(why), ..Self::default() }
+    }
+
+    /// Whether the other database is not known to answer: one whose rows cannot be counted does.
+    pub fn is_there_silent(&self) -> bool {
+        self.there_why.is_some() && self.there_schema.is_none()
     }
 
     /// Whether both hold the same.

@@ -10,17 +10,45 @@ use super::{
     link::{Link, READ_WHOLE},
     restore_part::Session,
 };
-use crate::error::{self, Result};
+use crate::error::{self, Result, RunError};
 
 /// What the script that watches may take beyond its patience.
 const MARGIN: Duration = Duration::from_secs(30);
 
+/// How long a comparison may take whose outcome decides nothing, and how long one question.
+const BRIEFLY: Duration = Duration::from_secs(10 * 60);
+const ONCE: Duration = Duration::from_secs(90);
+
 /// Compares the database that the manager's configuration names with another.
 pub async fn compare(session: &mut Session<'_>, other: &Other) -> Result<Compared> {
     session.context.phase("counting every row of both databases");
+    ask(session, other, &[], READ_WHOLE).await
+}
+
+/// As [`compare`], for somebody who loses what differs: a comparison that cannot be made is told
+/// and is no error, as long as the other database can be asked whether it is there.
+pub async fn compare_if_possible(session: &mut Session<'_>, other: &Other) -> Result<Compared> {
+    session.context.phase("counting every row of both databases, for ten minutes at most");
+    let compared = match ask(session, other, &[], BRIEFLY).await {
+        Err(RunError::Cancelled) => return Err(RunError::Cancelled),
+        other => other.unwrap_or_else(|cause| Compared::unmade(crate::chain(&cause))),
+    };
+    if !compared.is_there_silent() {
+        return Ok(compared);
+    }
+    let there = ask(session, other, &["there"], ONCE).await?;
+    Ok(Compared { there_why: there.there_why, there_schema: there.there_schema, ..compared })
+}
+
+async fn ask(
+    session: &mut Session<'_>,
+    other: &Other,
+    args: &[&str],
+    limit: Duration,
+) -> Result<Compared> {
     let doing = "compare the databases of the Data Warehouse";
     let input = Bytes::from(other.lines().unwrap_or_default());
-    let output = session.link().feed_within(dwh::COMPARE, &[], &input, READ_WHOLE, doing).await?;
+    let output = session.link().feed_within(dwh::COMPARE, args, &input, limit, doing).await?;
     let manager = &session.context.manager.address;
     Ok(Compared::parse(&output.check(doing).map_err(error::ssh(manager, doing))?.text()))
 }

@@ -2,7 +2,8 @@
 //!
 //! Invariants: before the first file is put back the old database is seen to be there and is
 //! compared with the new one, since rows that were collected since the move are in the new
-//! one alone: they are left behind only when that is said. A revert that died goes on with
+//! one alone: they are left behind only when that is said, and then a comparison that cannot be made
+//! keeps nobody from it. A revert that died goes on with
 //! the same command.
 
 use std::time::Duration;
@@ -166,7 +167,11 @@ async fn look(
     old: &Other,
     lose_rows: bool,
 ) -> Result<(Vec<Finding>, bool)> {
-    let compared = check::compare(session, old).await?;
+    let compared = if lose_rows {
+        check::compare_if_possible(session, old).await?
+    } else {
+        check::compare(session, old).await?
+    };
     let (from, to) = (&this.record.from, this.record.target.to_string());
     Ok((revert_preflight(&compared, from, &to, lose_rows), needs_setup(&compared)))
 }

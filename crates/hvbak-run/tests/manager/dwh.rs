@@ -589,6 +589,41 @@ async fn going_back_loses_rows_only_when_that_is_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_that_cannot_be_made_keeps_nobody_from_going_back_who_loses_the_rows() {
+    let Some(site) = Site::new() else { return };
+    let bin = site.stage.sshd.root().join("usr/bin");
+    for database in ["killed", "dropped"] {
+        site.postgres.database(database, "dwh_new");
+        dwh_move_database(&site.context(), &site.to(database)).await.unwrap();
+        if database == "killed" {
+            stand_in(&site, "awk", "kill -s KILL $PPID");
+        } else {
+            site.postgres.sql("postgres", "alter database dropped allow_connections false");
+        }
+        dwh_revert_database(&site.context(), &BACK).await.unwrap_err();
+        let back = dwh_revert_database(&site.context(), &LOSE).await.unwrap();
+        assert!(back.is_active && back.findings.len() == 1, "{back:?}");
+        assert!(back.findings[0].text.contains("cannot be seen"), "{back:?}");
+        let _ = fs::remove_file(bin.join("awk"));
+        site.check_as_before();
+        // An old database that is gone is none to go back to all the same.
+        if database == "killed" {
+            site.postgres.database("again", "dwh_new");
+            dwh_move_database(&site.context(), &site.to("again")).await.unwrap();
+            stand_in(&site, "awk", "kill -s KILL $PPID");
+            site.postgres.sql("postgres", "alter database history rename to gone");
+            let error = dwh_revert_database(&site.context(), &LOSE).await.unwrap_err();
+            assert!(matches!(error, RunError::DwhBack { .. }), "{error:?}");
+            assert!(text(&error).contains("the old database"), "{}", text(&error));
+            site.postgres.sql("postgres", "alter database gone rename to history");
+            fs::remove_file(bin.join("awk")).unwrap();
+            dwh_revert_database(&site.context(), &BACK).await.unwrap();
+            site.check_as_before();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_is_not_seen_in_the_new_database_is_told_loudly() {
     let Some(site) = Site::new() else { return };
     let units = site.stage.sshd.root().join("play/units");
