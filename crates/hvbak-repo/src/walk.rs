@@ -135,6 +135,17 @@ impl Repository {
         Ok(Some(record))
     }
 
+    /// Whether the bytes of an open walk's record, which need be none, hold the manager's name or
+    /// one of its archives. One that cannot be read at all tells nothing.
+    pub fn walk_names(&self, name: &ManagerName, manager: &ManagerName) -> bool {
+        let mut text = Vec::new();
+        let read = File::open(self.manager_dir(name).join(RECORD))
+            .and_then(|file| file.take(RECORD_MAX).read_to_end(&mut text));
+        let text = String::from_utf8_lossy(&text);
+        let named = ["\"", "@"].map(|end| format!("\"{manager}{end}"));
+        read.is_ok() && named.iter().any(|name| text.contains(name))
+    }
+
     /// Stores where the walk is.
     ///
     /// # Errors

@@ -5,6 +5,8 @@
 //! of every scope the newest one that holds it. Kept logs of restores and of failed backups
 //! go by the same rules, each kind for itself: the newest stays, and one that does not say
 //! what came of it. What an open walk is about stays, whatever manager the walk is filed under.
+//! A record of an open walk that cannot be read is told, and holds all of the managers that it may
+//! be about: the one that it is filed under, and those that its bytes name.
 //! Of walks that have ended the newest [`WALKS`] stay, and those of a year.
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -32,6 +34,8 @@ pub struct ManagerPrune {
     pub removed_logs: Vec<ManagerRecord>,
     /// Records of ended walks that are gone, or would be.
     pub removed_walks: Vec<EndedWalk>,
+    /// What could not be read, and what that holds.
+    pub warnings: Vec<String>,
 }
 
 /// Records of ended walks that stay, however old.
@@ -73,18 +77,17 @@ pub async fn manager_prune(
             });
         }
         let verdicts = judge_points(&facts, &rules, &zone);
-        let walks = walks_of(&repository, &manager)?;
-        let walked: BTreeSet<_> = walks.iter().filter_map(|walk| walk.archive.clone()).collect();
+        let held = Held::of(&repository, &manager)?;
         let goes = |p: &&ManagerPoint| {
             verdicts.iter().any(|v| v.point == p.manifest.point && v.expires())
-                && !walked.contains(&p.title())
+                && !held.keeps(&p.title())
         };
         let expired: Vec<_> = listing.points.iter().filter(goes).collect();
         let removed = expired.iter().map(|p| p.manifest.point.clone()).collect::<Vec<_>>();
         let bytes = |p: &&ManagerPoint| p.manifest.files.iter().map(|f| f.size).sum::<u64>();
         let freed_bytes = expired.iter().map(bytes).sum();
         // A walk that is open goes on by what they say.
-        let removed_logs = if walks.is_empty() {
+        let removed_logs = if held.is_empty() {
             expired_logs(repository.manager_records(&manager)?, &rules, &zone)
         } else {
             Vec::new()
@@ -102,28 +105,72 @@ pub async fn manager_prune(
                 repository.remove_ended_walk(&lock, walk)?;
             }
         }
-        Ok(ManagerPrune { manager, verdicts, removed, freed_bytes, removed_logs, removed_walks })
+        let warnings = held.warnings;
+        Ok(ManagerPrune {
+            manager,
+            verdicts,
+            removed,
+            freed_bytes,
+            removed_logs,
+            removed_walks,
+            warnings,
+        })
     })
     .await
 }
 
-/// Walks that are open and about this manager. One may be filed under another name: that of
-/// the new machine, while it restores the archive of the old one.
-fn walks_of(repository: &Repository, manager: &ManagerName) -> hvbak_repo::Result<Vec<WalkRecord>> {
-    let mut walks = Vec::new();
-    let others = repository.manager_names()?.into_iter().filter(|name| name != manager);
-    for name in std::iter::once(manager.clone()).chain(others) {
-        let Some(walk) = repository.walk(&name)? else { continue };
-        let of = walk.archive.as_deref().and_then(|title| title.split_once('@'));
+/// What open walks keep of a manager.
+#[derive(Default)]
+struct Held {
+    walks: Vec<WalkRecord>,
+    /// One that cannot be read may be about anything of it.
+    all: bool,
+    warnings: Vec<String>,
+}
+
+impl Held {
+    /// Looks at every walk. One may be filed under another name: that of the new machine, while
+    /// it restores the archive of the old one.
+    fn of(repository: &Repository, manager: &ManagerName) -> hvbak_repo::Result<Self> {
+        let mut held = Self::default();
         let called = manager.to_string();
-        if name == *manager
-            || of.is_some_and(|(of, _)| of == called)
-            || walk.engine.as_ref() == Some(&called)
-        {
-            walks.push(walk);
+        let others = repository.manager_names()?.into_iter().filter(|name| name != manager);
+        for name in std::iter::once(manager.clone()).chain(others) {
+            let walk = match repository.walk(&name) {
+                Ok(Some(walk)) => walk,
+                Ok(None) => continue,
+                Err(cause) => {
+                    held.warnings.push(format!(
+                        "how far the walk of {name} is cannot be read: {} (`hvbak hosted-engine plan … --run --restart` begins it anew)",
+                        crate::chain(&cause)
+                    ));
+                    if name == *manager || repository.walk_names(&name, manager) {
+                        held.all = true;
+                        held.warnings.push(format!(
+                            "no archive and no log of {manager} goes: the walk of {name} may be about it"
+                        ));
+                    }
+                    continue;
+                }
+            };
+            let of = walk.archive.as_deref().and_then(|title| title.split_once('@'));
+            if name == *manager
+                || of.is_some_and(|(of, _)| of == called)
+                || walk.engine.as_ref() == Some(&called)
+            {
+                held.walks.push(walk);
+            }
         }
+        Ok(held)
     }
-    Ok(walks)
+
+    fn keeps(&self, title: &str) -> bool {
+        self.all || self.walks.iter().any(|walk| walk.archive.as_deref() == Some(title))
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.all && self.walks.is_empty()
+    }
 }
 
 /// Those that are neither among the newest nor of the last year; `walks` from the oldest on.

@@ -146,3 +146,46 @@ async fn what_a_walk_is_about_stays_under_whatever_name_the_walk_is_filed() {
     let done = prune(&stage, 1, true).await;
     assert_eq!((done.removed.len(), done.removed_logs.len()), (2, 1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_walk_that_cannot_be_read_holds_what_it_may_be_about_and_fails_no_prune() {
+    let stage = Stage::new("4.5.7");
+    stage.play("b_ok_all");
+    stage.archive("4.5.7-all.backup");
+    for _ in 0..2 {
+        stage.backup(&["all"]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    for time in ["20261101T000000Z", "20261102T000000Z"] {
+        let dir = stage.stored().join(format!(".restore-{time}"));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("outcome.json"), "{}").unwrap();
+    }
+    let other = stage.stored().parent().unwrap().join("new.example.test");
+    fs::create_dir_all(&other).unwrap();
+    let before = points(&stage);
+    // Under its own name whatever it says; under another one when its bytes name it.
+    for (dir, text, holds) in [
+        (stage.stored(), "{", true),
+        (stage.stored(), "", true),
+        (other.clone(), "{\"archive\": \"engine.example.test@2026", true),
+        (other.clone(), "{\"engine\": \"engine.example.test\", \"format\": 1}", true),
+        (other.clone(), "{\"archive\": \"other-engine.example.test@2026", false),
+        (other.clone(), "", false),
+    ] {
+        let record = dir.join(".walk.json");
+        fs::write(&record, text).unwrap();
+        let done = prune(&stage, 1, true).await;
+        let gone = (done.removed.len(), done.removed_logs.len());
+        assert_eq!(gone, if holds { (0, 0) } else { (1, 1) }, "{text}");
+        assert_eq!(done.warnings.len(), if holds { 2 } else { 1 }, "{:?}", done.warnings);
+        assert!(done.warnings[0].contains(".walk.json"), "{:?}", done.warnings);
+        if holds {
+            prune(&stage, 1, false).await;
+            let now: Vec<_> = points(&stage).into_iter().filter(|p| p != ".walk.json").collect();
+            assert_eq!(now, before);
+        }
+        fs::remove_file(record).unwrap();
+    }
+    assert!(prune(&stage, 1, true).await.warnings.is_empty());
+}

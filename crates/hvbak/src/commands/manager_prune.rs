@@ -1,6 +1,6 @@
 //! `hvbak manager-prune`: the same rules as for VMs, and the job's words.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use hvbak_repo::{ManagerName, RecordKind};
 use indicatif::HumanBytes;
@@ -29,10 +29,17 @@ pub async fn run(face: &Face, args: ManagerPruneArgs) -> Outcome {
         args.manager.is_empty() || args.manager.iter().any(|text| *text == name.to_string())
     };
     let (mut removed, mut freed, mut logs, mut walks) = (0, 0, 0, 0);
+    let mut told = BTreeSet::new();
     for name in all.into_iter().filter(wanted) {
         let done =
             hvbak_run::manager_prune(&repository, name, rules, zone.clone(), args.dry_run).await?;
         face.printer.record("manager-prune", &done);
+        for warning in &done.warnings {
+            // Each manager's prune meets the same record.
+            if told.insert(warning.clone()) {
+                face.printer.say(&format!("warning: {warning}"));
+            }
+        }
         for verdict in &done.verdicts {
             let (action, why) = match verdict.expires() {
                 true => ("remove", String::new()),
