@@ -49,6 +49,10 @@ fn every_command_has_a_manual_page_without_a_fault() {
     };
     dated("1795219200");
     let pages: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    let errors = std::fs::read_to_string(dir.path().join("hvbak-errors.7")).unwrap();
+    assert!(errors.contains("2026-11-21") && errors.is_ascii(), "{errors}");
+    let first = std::fs::read_to_string(dir.path().join("hvbak.1")).unwrap();
+    assert!(first.contains("hvbak\\-errors(7)"), "{first}");
     let help = plain(&["--help"]).exits(0).stdout;
     let listed =
         help.lines().skip_while(|l| *l != "Commands:").skip(1).take_while(|l| !l.is_empty());

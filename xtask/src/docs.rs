@@ -31,7 +31,11 @@ pub fn run() -> Result<PathBuf> {
 
 /// Lets a program write its pages and scripts into a folder that is laid out as `/usr` is.
 fn write(hvbak: &Path, out: &Path) -> Result<()> {
-    must(Command::new(hvbak).arg("manual").arg(out.join("share/man/man1")))?;
+    let commands = out.join("share/man/man1");
+    must(Command::new(hvbak).arg("manual").arg(&commands))?;
+    let errors = out.join("share/man/man7");
+    fs::create_dir_all(&errors)?;
+    fs::rename(commands.join("hvbak-errors.7"), errors.join("hvbak-errors.7"))?;
     for (shell, place) in SHELLS {
         let said = Command::new(hvbak).args(["completions", shell]).output();
         let said = said.with_context(|| format!("start {}", hvbak.display()))?;

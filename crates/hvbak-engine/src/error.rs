@@ -173,8 +173,8 @@ impl EngineError {
                 "check `engine.url`, the network, and that ovirt-engine and httpd run on the manager"
             }
             Self::Tls { no_san: true, .. } => {
-                "the certificate has no subjectAltName (made before 2017): renew it with `engine-setup --offline`, \
-                 or pin the certificate itself with `server_cert`"
+                "the certificate has no subjectAltName (made before 2017): renew it with \
+                 `engine-setup --offline` on the manager"
             }
             Self::Tls { .. } => {
                 "use the CA that signed the web server's certificate as `engine.ca_file`, and the name in the \
@@ -204,7 +204,9 @@ impl EngineError {
                     format!("engine.log and the events name the cause under correlation id {id}")
                 });
             }
-            Self::NotFound { .. } => return None,
+            Self::NotFound { .. } => {
+                "it was removed meanwhile, or the account may not see it (`hvbak role check`)"
+            }
             Self::Unexpected { .. } => {
                 "is `engine.url` the engine's API (https://engine.example.com/ovirt-engine/api)?"
             }

@@ -78,7 +78,7 @@ impl SelectError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Nothing => "name VMs with `--vm`, `--id`, `--match`, `--regex`, `--tag`, `--cluster`, `--datacenter`, `--template`, `--all`, or templates themselves with `--save-template`".into(),
-            Self::Unknown { what, .. } => format!("see what exists with `hvbak list {what}s`").replace(' ', " "),
+            Self::Unknown { what, .. } => format!("see what exists with `hvbak list {what}s`"),
             Self::Ambiguous { .. } => "choose one with `--id`".into(),
             Self::Pattern { .. } => "patterns are shell globs such as `web*` or `db[12]`, regular expressions such as `db[0-9]+`".into(),
             Self::BadId { .. } => "an id looks like 1b2c3d4e-…; see `hvbak list vms`".into(),

@@ -202,6 +202,11 @@ impl Error {
                 "take the private key of one of its recipients; `hvbak manager-points --json` names them"
                     .into()
             }
+            Self::Read { cause, .. } | Self::Write { cause, .. }
+                if cause.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                "run hvbak as the user whose files these are: `runuser -u hvbak -- hvbak …`".into()
+            }
             Self::OutputExists { .. } => "choose another path or add `--force`".into(),
             _ => return None,
         })

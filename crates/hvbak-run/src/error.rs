@@ -516,6 +516,11 @@ impl RunError {
             Self::Snapshot { .. } => "look at the VM's events in the engine",
             Self::Worker { code, .. } => match code {
                 Code::Permission => "the storage refuses uid 36; check the export's ownership",
+                Code::Io => "the storage fails on that host: `journalctl -k` there names it",
+                Code::Changed => "somebody moved or merged it meanwhile; run it again",
+                Code::Metadata | Code::BackingName => {
+                    "the volume's metadata or header is damaged: `vdsm-tool dump-volume-chains` on the host shows both"
+                }
                 Code::NoSpace => {
                     "free space on the storage domain, or restore to another with `--storage-domain`"
                 }
@@ -533,6 +538,12 @@ impl RunError {
                 }
                 _ => return None,
             },
+            Self::Protocol { .. } => {
+                "install the hvbak-worker of this version on the host, or let hvbak push its own"
+            }
+            Self::ManagerArchive { .. } => {
+                "it was not stored; see the kept log, and back up again when the cause is gone"
+            }
             Self::WorkerGone { .. } => {
                 "look at the host: its log, memory and whether fapolicyd refused the program (install the hvbak-worker package there)"
             }

@@ -236,6 +236,9 @@ impl Error {
     /// What the administrator can do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
+            Self::Resolve { .. } => {
+                "the engine's address of the host counts; `address` in [hosts.NAME] sets another".into()
+            }
             Self::Connect { host, port, .. } => {
                 format!("check that sshd on {host} listens on port {port} and no firewall is between")
             }
@@ -243,7 +246,9 @@ impl Error {
                 "the host is overloaded, unreachable or limits new connections (MaxStartups)".into()
             }
             Self::NoCommonAlgorithm { .. } => {
-                "set `legacy = true` for this host only if it really is that old".into()
+                "allow one of hvbak's in the host's sshd_config (on Enterprise Linux 8 and newer with \
+                 `update-crypto-policies`), or update its OpenSSH"
+                    .into()
             }
             Self::HostKeyMismatch { .. } => "if the host was reinstalled, look at its new key on its \
                  console (`ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub`) and refresh it where it is \
@@ -256,7 +261,14 @@ impl Error {
                  configuration"
                 .into(),
             Self::KeyMode { path, .. } => format!("run `chmod 600 {}`", path.display()),
-            Self::KeyLocked { .. } => "give a passphrase file or load the key into an SSH agent".into(),
+            Self::KeyLocked { .. } | Self::KeyPassphrase { .. } => {
+                "give a file with it (`passphrase_file` of [ssh]), or load the key into an SSH agent and \
+                 set `agent = true`"
+                    .into()
+            }
+            Self::ConnectionLost { .. } | Self::CommandTimeout { .. } => {
+                "look whether the host rebooted, was fenced, or hangs on its storage".into()
+            }
             Self::AuthRefused { .. } => "run `hvbak enroll` for this host; FIPS and STIG hosts refuse \
                  ed25519 keys, use ECDSA P-256"
                 .into(),
@@ -264,10 +276,11 @@ impl Error {
                 "the jump host needs `AllowTcpForwarding yes` (or `local`) for this user".into()
             }
             Self::WorkerRefused { .. } => "fapolicyd or a noexec mount blocks pushed programs: install \
-                 the hvbak-worker package and set `worker = \"installed\"`"
+                 the hvbak-worker package there and set `mode = \"installed\"` in [worker]"
                 .into(),
             Self::NoWorker { .. } => {
-                "install the hvbak-worker package of this hvbak version, or set `worker = \"push\"`".into()
+                "install the hvbak-worker package of this hvbak version there, or set `mode = \"push\"` in [worker]"
+                    .into()
             }
             Self::Jump { cause, .. } | Self::RotateProof { cause, .. } => return cause.hint(),
             _ => return None,

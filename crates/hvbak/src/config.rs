@@ -411,7 +411,10 @@ impl ConfigError {
             Self::KeyCredential { .. } => {
                 "the hosts' keys are kept beside it; a credential can be its passphrase".into()
             }
-            Self::SecretFile { .. } | Self::Policy { .. } => return None,
+            Self::SecretFile { .. } => {
+                "it must be there, and readable for the user that runs hvbak".into()
+            }
+            Self::Policy { .. } => return None,
         })
     }
 }

@@ -175,7 +175,9 @@ impl Trial {
             ("usr/share/doc/hvbak/hvbak.example.toml", (0o644, 0, 0)),
             ("usr/share/licenses/hvbak/sbom.cdx.json", (0o644, 0, 0)),
             ("usr/share/licenses/hvbak/THIRD-PARTY-LICENSES.txt", (0o644, 0, 0)),
+            ("usr/share/doc/hvbak/ERRORS.md", (0o644, 0, 0)),
             ("usr/share/man/man1/hvbak.1.gz", (0o644, 0, 0)),
+            ("usr/share/man/man7/hvbak-errors.7.gz", (0o644, 0, 0)),
             ("usr/share/bash-completion/completions/hvbak", (0o644, 0, 0)),
         ] {
             let found = self.mode(path)?;
@@ -270,6 +272,7 @@ impl Trial {
         let built = fs::canonicalize(&self.root)?;
         let install = format!(
             "%install\ncd {root}\nfor path in usr/bin/hvbak usr/libexec/hvbak usr/share/man/man1 \
+             usr/share/man/man7 \
              usr/share/bash-completion usr/share/zsh usr/share/fish usr/lib/systemd/system \
              usr/lib/sysusers.d usr/lib/tmpfiles.d usr/share/doc/hvbak usr/share/licenses; do\n\
              mkdir -p %{{buildroot}}/${{path%/*}}\ncp -a $path %{{buildroot}}/${{path%/*}}\ndone\n\

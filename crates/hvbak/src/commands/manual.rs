@@ -1,4 +1,5 @@
-//! `hvbak manual DIR` (hidden; for packagers): the manual pages, one for each command.
+//! `hvbak manual DIR` (hidden; for packagers): the manual pages, one for each command and one of
+//! the errors.
 //!
 //! Pages come from the definition that parses what is typed, so they cannot say anything else.
 //! Invariant: the same program writes the same bytes, everywhere and at any time; the date is
@@ -12,20 +13,21 @@ use clap_mangen::{
     roff::{Roff, roman},
 };
 
-use super::Outcome;
+use super::{Outcome, errors_page};
 use crate::{
     cli::Cli,
     exit::{CliError, DONE},
 };
 
-/// Writes `hvbak.1`, `hvbak-backup.1`, … into a directory, which is made.
+/// Writes `hvbak.1`, `hvbak-backup.1`, … and `hvbak-errors.7` into a directory, which is made.
 pub fn run(dir: &Path) -> Outcome {
     let fail =
         |cause| CliError::Io { text: format!("cannot write pages to {}", dir.display()), cause };
     fs::create_dir_all(dir).map_err(fail)?;
     let mut root = Cli::command().disable_help_subcommand(true);
     root.build();
-    let mut count = 0;
+    fs::write(dir.join("hvbak-errors.7"), errors_page::page(&date())).map_err(fail)?;
+    let mut count = 1;
     walk(&root, &mut |command| {
         count += 1;
         let path = dir.join(format!("{}.1", name(command)));
@@ -76,8 +78,10 @@ fn page(command: &Command, date: &str) -> std::io::Result<Vec<u8>> {
         verbatim(&mut out, &heading, &lines)?;
     }
     let see = match name(command) {
-        "hvbak" => "/usr/share/doc/hvbak/README.md, /usr/share/doc/hvbak/hvbak.example.toml",
-        _ => "hvbak(1)",
+        "hvbak" => {
+            "hvbak-errors(7), /usr/share/doc/hvbak/README.md, /usr/share/doc/hvbak/hvbak.example.toml"
+        }
+        _ => "hvbak(1), hvbak-errors(7)",
     };
     verbatim(&mut out, "SEE ALSO", &[see])?;
     Ok(out)

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod drill;
 pub mod dwh;
 pub mod enroll;
+mod errors_page;
 pub mod export;
 pub mod hosted_engine;
 pub mod hosted_engine_plan;
