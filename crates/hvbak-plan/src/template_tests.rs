@@ -25,7 +25,7 @@ fn facts() -> TemplateFacts {
     let mut attachment = tests::attachment();
     let disk = attachment.disk.as_mut().unwrap();
     disk.image_id = Some(VolumeId::random());
-    // As engines send it of a disk that nobody runs.
+    // Nobody runs a template: whether its disk is plugged does not matter.
     attachment.active = Some(false);
     TemplateFacts { template: template("base"), attachments: vec![attachment], stored: vec![] }
 }
