@@ -7,7 +7,8 @@ use std::sync::Arc;
 use hvbak_repo::{Holder, Point, Repository, RunOutcome, VerifyOptions};
 use hvbak_runbook::{
     DiskFacts, DomainFacts, DrillEnd, DrillFacts, EngineFacts, Facts, HostFacts, MacPoolFacts,
-    ManagerDrillFacts, ManagerPointFacts, NetworkFacts, PointFacts, VerifyFacts, VmFacts,
+    ManagerDrillFacts, ManagerPointFacts, NetworkFacts, PointFacts, SkippedFacts, VerifyFacts,
+    VmFacts,
 };
 use hvbak_types::{
     CLUSTER_SIZE, ClusterId, DataCenterId, Inventory, JobId, MacPool, StorageDomain, Vm,
@@ -149,6 +150,10 @@ fn drill_facts(last: &LastRun) -> DrillFacts {
             RunOutcome::Skipped | RunOutcome::Stopped => DrillEnd::NotDone,
         },
         seen: last.reason.clone().unwrap_or_default(),
+        skipped_since: last.skipped_since.as_ref().map(|since| SkippedFacts {
+            at: since.finished,
+            why: since.reason.clone().unwrap_or_default(),
+        }),
     }
 }
 

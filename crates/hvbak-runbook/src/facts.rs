@@ -126,6 +126,15 @@ pub struct DrillFacts {
     pub came: DrillEnd,
     /// Exactly what was seen.
     pub seen: String,
+    /// The newest one since, by which nothing is known.
+    pub skipped_since: Option<SkippedFacts>,
+}
+
+/// A rehearsal that was left out or stopped.
+#[derive(Debug, Clone)]
+pub struct SkippedFacts {
+    pub at: Timestamp,
+    pub why: String,
 }
 
 /// How a rehearsal ended.

@@ -12,7 +12,8 @@ mod text;
 
 pub use facts::{
     DiskFacts, DomainFacts, DrillEnd, DrillFacts, EngineFacts, Facts, HostFacts, MacPoolFacts,
-    ManagerDrillFacts, ManagerPointFacts, NetworkFacts, PointFacts, VerifyFacts, VmFacts,
+    ManagerDrillFacts, ManagerPointFacts, NetworkFacts, PointFacts, SkippedFacts, VerifyFacts,
+    VmFacts,
 };
 pub use html::html;
 

@@ -3,8 +3,8 @@
 
 use hvbak_runbook::{
     DiskFacts, DomainFacts, DrillEnd, DrillFacts, EngineFacts, Facts, HostFacts, MacPoolFacts,
-    ManagerDrillFacts, ManagerPointFacts, NetworkFacts, PointFacts, VerifyFacts, VmFacts, html,
-    pages,
+    ManagerDrillFacts, ManagerPointFacts, NetworkFacts, PointFacts, SkippedFacts, VerifyFacts,
+    VmFacts, html, pages,
 };
 
 const HOSTILE: &str = "a|b `c` <script>alert(1)</script> $(reboot) 'q' [x](http://e) *z*\n# h";
@@ -108,6 +108,7 @@ fn site(name: &str) -> Facts {
                     point: Some("20261120T021454Z".into()),
                     came: DrillEnd::Through,
                     seen: format!("login prompt seen by {name}"),
+                    skipped_since: Some(SkippedFacts { at, why: format!("no qemu for {name}") }),
                 }),
             },
             VmFacts {
@@ -137,7 +138,7 @@ fn site(name: &str) -> Facts {
         manager_drills: [DrillEnd::Failed, DrillEnd::NotDone]
             .map(|came| ManagerDrillFacts {
                 manager: name.into(),
-                drill: DrillFacts { at, point: None, came, seen: name.into() },
+                drill: DrillFacts { at, point: None, came, seen: name.into(), skipped_since: None },
             })
             .into(),
         speed: Some(100 << 20),
@@ -181,6 +182,9 @@ fn a_site_is_in_its_pages() {
     assert!(all[0].markdown.contains("| 1 | web1 |"));
     let overview = &all[0].markdown;
     assert!(overview.contains("2026-11-21 02:14 UTC, 20261120T021454Z: login prompt seen by web1"));
+    assert!(
+        overview.contains("(**not rehearsed since**, on 2026-11-21 02:14 UTC: no qemu for web1)")
+    );
     for said in ["failed: web1", "NOT rehearsed: web1"] {
         let line = format!("Last drill of web1: 2026-11-21 02:14 UTC: **{said}**");
         assert!(overview.contains(&line), "{overview}");

@@ -1,5 +1,7 @@
 //! The managers of the report: their newest archives and the last drills of them.
 
+use std::collections::BTreeSet;
+
 use hvbak_repo::{ManagerName, Repository, RunRecord};
 use hvbak_types::PointId;
 use jiff::{SignedDuration, Timestamp};
@@ -38,7 +40,7 @@ pub struct NewestArchive {
     pub warnings: Vec<String>,
 }
 
-/// What the last recorded drill saw of a manager's archive.
+/// What the newest recorded drill that says something saw of a manager's archive.
 #[derive(Debug, Clone, Serialize)]
 pub struct ManagerDrill {
     pub manager: ManagerName,
@@ -84,23 +86,22 @@ pub(super) fn read(
     Ok(managers)
 }
 
-/// The newest drill of each manager; runs are newest first.
+/// The newest drill of each manager that says something; runs are newest first.
 pub(super) fn drills(runs: &[RunRecord]) -> Vec<ManagerDrill> {
-    let mut found: Vec<ManagerDrill> = Vec::new();
-    for (run, one) in runs.iter().flat_map(|run| run.managers.iter().map(move |m| (run, m))) {
-        if found.iter().all(|known| known.manager != one.name) {
-            let last = LastRun {
-                finished: run.finished,
-                outcome: one.outcome,
-                reason: one.reason.clone(),
-                remedy: None,
-                point: one.point.clone(),
-                stored_bytes: 0,
-                seconds: one.seconds,
-            };
-            found.push(ManagerDrill { manager: one.name.clone(), last });
-        }
-    }
-    found.sort_by(|a, b| a.manager.cmp(&b.manager));
-    found
+    let all = || runs.iter().flat_map(|run| run.managers.iter().map(move |one| (run, one)));
+    let names: BTreeSet<_> = all().map(|(_, one)| &one.name).collect();
+    let last = |name: &ManagerName| {
+        let of_it = all().filter(|(_, one)| one.name == *name).map(|(run, one)| LastRun {
+            finished: run.finished,
+            outcome: one.outcome,
+            reason: one.reason.clone(),
+            remedy: None,
+            point: one.point.clone(),
+            stored_bytes: 0,
+            seconds: one.seconds,
+            skipped_since: None,
+        });
+        Some(ManagerDrill { manager: name.clone(), last: LastRun::telling(of_it)? })
+    };
+    names.into_iter().filter_map(last).collect()
 }

@@ -62,6 +62,16 @@ pub struct LastRun {
     pub stored_bytes: u64,
     /// How long it took.
     pub seconds: f64,
+    /// Of drills: the newest one since, which was left out or stopped and says nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped_since: Option<SkippedDrill>,
+}
+
+/// A drill that says nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SkippedDrill {
+    pub finished: Timestamp,
+    pub reason: Option<String>,
 }
 
 /// The report.
@@ -149,7 +159,23 @@ impl LastRun {
             point: vm.point.clone(),
             stored_bytes: vm.stored_bytes,
             seconds: vm.seconds,
+            skipped_since: None,
         }
+    }
+
+    /// Of drills of one thing, newest first: the newest that says something, beside the newest
+    /// that does not.
+    fn telling(drills: impl Iterator<Item = Self>) -> Option<Self> {
+        let mut silent: Option<Self> = None;
+        for drill in drills {
+            if matches!(drill.outcome, RunOutcome::Done | RunOutcome::Failed) {
+                let skipped_since =
+                    silent.map(|s| SkippedDrill { finished: s.finished, reason: s.reason });
+                return Some(Self { skipped_since, ..drill });
+            }
+            silent.get_or_insert(drill);
+        }
+        silent
     }
 }
 
@@ -175,4 +201,35 @@ pub async fn note_verify(
     let record = RunRecord { started, finished, vms, ..record };
     let repository = repository.clone();
     blocking("record the run", move || repository.record_run(&record)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drill_that_was_skipped_hides_none_that_says_something() {
+        use RunOutcome::{Done, Failed, Skipped, Stopped};
+        let drill = |(at, outcome): (i64, RunOutcome)| LastRun {
+            finished: Timestamp::from_second(at).unwrap(),
+            outcome,
+            reason: Some(format!("reason {at}")),
+            remedy: None,
+            point: None,
+            stored_bytes: 0,
+            seconds: 0.0,
+            skipped_since: None,
+        };
+        let told = |drills: &[(i64, RunOutcome)]| {
+            let last = LastRun::telling(drills.iter().copied().map(drill))?;
+            let since = last.skipped_since.map(|s| (s.finished.as_second(), s.reason.unwrap()));
+            Some((last.finished.as_second(), last.outcome, since))
+        };
+        let since = |at: i64| Some((at, format!("reason {at}")));
+        assert_eq!(told(&[]), None);
+        assert_eq!(told(&[(9, Done), (8, Failed)]), Some((9, Done, None)));
+        assert_eq!(told(&[(9, Skipped), (8, Stopped), (7, Done)]), Some((7, Done, since(9))));
+        assert_eq!(told(&[(9, Stopped), (8, Failed), (7, Done)]), Some((8, Failed, since(9))));
+        assert_eq!(told(&[(9, Skipped), (8, Skipped)]), Some((9, Skipped, None)));
+    }
 }

@@ -28,7 +28,8 @@ pub struct VmReport {
     pub last_run: Option<LastRun>,
     /// The newest recorded `verify` that looked at a point of it.
     pub last_verify: Option<LastRun>,
-    /// The newest recorded drill that rehearsed a point of it; its reason is what was seen.
+    /// The newest recorded drill that says something of a point of it; its reason is what was
+    /// seen.
     pub last_drill: Option<LastRun>,
     /// The newest point that was found whole and still stands.
     pub verified: Option<Verified>,
@@ -103,7 +104,12 @@ pub(super) fn read(
 
 /// The newest run that knows a VM; runs are newest first.
 fn last(runs: &[RunRecord], id: VmId) -> Option<(&RunRecord, &RunVm)> {
-    runs.iter().find_map(|run| Some((run, run.vms.iter().find(|vm| vm.id == id)?)))
+    all_of(runs, id).next()
+}
+
+/// All that know it.
+fn all_of(runs: &[RunRecord], id: VmId) -> impl Iterator<Item = (&RunRecord, &RunVm)> {
+    runs.iter().filter_map(move |run| Some((run, run.vms.iter().find(|vm| vm.id == id)?)))
 }
 
 /// What the newest recorded look at each point has found, and when: by `verify`, or by a drill,
@@ -242,7 +248,7 @@ fn vm_report(id: VmId, all: &Listing, runs: &Runs, now: Timestamp, targets: &Tar
         stored_bytes: points.iter().map(|point| point.manifest.stored_bytes()).sum(),
         last_run: noted.map(LastRun::of),
         last_verify: last(&runs.verifies, id).map(LastRun::of),
-        last_drill: last(&runs.drills, id).map(LastRun::of),
+        last_drill: LastRun::telling(all_of(&runs.drills, id).map(LastRun::of)),
         target_seconds: target.point.map(|age| age.as_secs()),
         verified_target_seconds: target.verified.map(|age| age.as_secs()),
         too_old: too_old(started, now, target.point),

@@ -153,7 +153,10 @@ fn drilled(drill: &crate::DrillFacts) -> String {
         DrillEnd::Failed => format!("**failed: {seen}**"),
         DrillEnd::NotDone => format!("**NOT rehearsed: {seen}**"),
     };
-    format!("{}{point}: {seen}", day(drill.at))
+    let since = drill.skipped_since.as_ref().map_or(String::new(), |since| {
+        format!(" (**not rehearsed since**, on {}: {})", day(since.at), words(&since.why))
+    });
+    format!("{}{point}: {seen}{since}", day(drill.at))
 }
 
 /// When a `verify` read the newest point, or which one it read.

@@ -144,7 +144,8 @@ impl Page<'_> {
             vm.verified.as_ref().map_or_else(dash, |v| format!("{} old", age(v.age_seconds)));
         let rehearsed = vm.last_drill.as_ref().map_or_else(dash, |last| {
             let ago = age(self.now.duration_since(last.finished).as_secs());
-            format!("{ago} ago: {}", word(&last.outcome))
+            let since = if last.skipped_since.is_some() { ", skipped since" } else { "" };
+            format!("{ago} ago: {}{since}", word(&last.outcome))
         });
         let points = match newest {
             Some(n) if n.chain > 1 => format!("{}, chain of {}", vm.points, n.chain),

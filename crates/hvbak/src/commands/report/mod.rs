@@ -16,7 +16,7 @@ use std::{
 
 use comfy_table::{Table, presets::NOTHING};
 use hvbak_repo::{RunOutcome, RunRecord};
-use hvbak_run::{ManagerReport, NewestPoint, Report, VmReport};
+use hvbak_run::{LastRun, ManagerReport, NewestPoint, Report, VmReport};
 use indicatif::{HumanBytes, HumanDuration};
 use jiff::Timestamp;
 use serde_json::json;
@@ -140,12 +140,14 @@ fn show(face: &Face, report: &Report, problems: &[Problem], now: Timestamp) {
         let ago = age(now.duration_since(manager.last.finished).as_secs());
         let seen = manager.last.reason.as_deref().unwrap_or("-");
         let word = word(&manager.last.outcome);
-        face.printer.data(&format!("manager {}: drill {ago} ago {word}: {seen}", manager.manager));
+        let (name, since) = (&manager.manager, skipped_since(&manager.last));
+        face.printer.data(&format!("manager {name}: drill {ago} ago {word}: {seen}{since}"));
     }
     for vm in &report.vms {
         if let Some(drill) = &vm.last_drill {
             let seen = drill.reason.as_deref().unwrap_or("-");
-            face.printer.data(&format!("drill of {} at {:.0}: {seen}", vm.name, drill.finished));
+            let (at, since) = (drill.finished, skipped_since(drill));
+            face.printer.data(&format!("drill of {} at {at:.0}: {seen}{since}", vm.name));
         }
     }
     if let Some(run) = &report.run {
@@ -169,6 +171,14 @@ fn show(face: &Face, report: &Report, problems: &[Problem], now: Timestamp) {
         face.printer.data(&format!("{sign} {about}{}", problem.text));
         face.printer.data(&format!("        remedy: {}", problem.remedy));
     }
+}
+
+/// The newest drill since, which says nothing.
+fn skipped_since(drill: &LastRun) -> String {
+    drill.skipped_since.as_ref().map_or_else(String::new, |since| {
+        let why = since.reason.as_deref().unwrap_or("-");
+        format!("; skipped since, at {:.0}: {why}", since.finished)
+    })
 }
 
 /// One manager's newest archive.
@@ -203,9 +213,10 @@ fn row(vm: &VmReport, now: Timestamp) -> Vec<String> {
         || "-".to_owned(),
         |drill| {
             let ago = age(now.duration_since(drill.finished).as_secs());
+            let since = if drill.skipped_since.is_some() { ", skipped since" } else { "" };
             match drill.outcome {
-                RunOutcome::Done => ago,
-                other => format!("{ago}, {}", word(&other)),
+                RunOutcome::Done => format!("{ago}{since}"),
+                other => format!("{ago}, {}{since}", word(&other)),
             }
         },
     );
