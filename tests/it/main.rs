@@ -9,6 +9,7 @@ mod bad_input;
 mod block;
 mod cancel;
 mod cli;
+mod config_only;
 mod disagreement;
 mod disk_changes;
 mod drill;

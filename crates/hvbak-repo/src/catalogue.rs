@@ -44,9 +44,10 @@ impl Point {
         self.manifest.vm.id
     }
 
-    /// `NAME@POINT`, for people.
+    /// `NAME@POINT`, for people, and for [`Repository::find`].
     pub fn title(&self) -> String {
-        format!("{}@{}", self.manifest.vm.name, self.manifest.point)
+        let config = if self.manifest.configuration_only { crate::select::CONFIG } else { "" };
+        format!("{config}{}@{}", self.manifest.vm.name, self.manifest.point)
     }
 
     /// The files of a disk are the ones that the manifest names: an exchanged or older

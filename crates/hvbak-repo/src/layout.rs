@@ -13,6 +13,9 @@ pub const REPOSITORY: &str = "hvbak-repository.json";
 pub const MANIFEST: &str = "manifest.json";
 pub const SUMS: &str = "SHA256SUMS";
 pub const VMS: &str = "vms";
+/// Points that hold a configuration alone, apart from the others: nothing that counts, judges or
+/// stands on points looks here.
+pub const CONFIGURATIONS: &str = "configurations";
 pub const LOCKS: &str = "locks";
 pub const JOURNAL: &str = "journal";
 pub const RUNS: &str = "runs";
@@ -28,6 +31,8 @@ pub const EXPIRED: &str = ".expired-";
 #[derive(Debug, Clone)]
 pub struct Layout {
     pub root: PathBuf,
+    /// Where points of VMs lie below it: [`VMS`] or [`CONFIGURATIONS`].
+    pub tree: &'static str,
 }
 
 impl Layout {
@@ -36,7 +41,7 @@ impl Layout {
     }
 
     pub fn vms(&self) -> PathBuf {
-        self.root.join(VMS)
+        self.root.join(self.tree)
     }
 
     pub fn vm(&self, vm: VmId) -> PathBuf {

@@ -217,6 +217,10 @@ pub struct Manifest {
     /// The policy that asked for the point.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
+    /// The VM's configuration alone was wanted: the point holds no disk on purpose, and lies in
+    /// `configurations/`. A VM without disks has whole points without this.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub configuration_only: bool,
     /// The expired points whose content was merged into this one, in the order in which it
     /// happened.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -254,6 +258,7 @@ impl Manifest {
             documents: Vec::new(),
             warnings: Vec::new(),
             policy: None,
+            configuration_only: false,
             merged: Vec::new(),
         }
     }
@@ -284,6 +289,9 @@ impl Manifest {
         }
         if self.point != *point {
             return Some(format!("it is of point {}, not {point}", self.point));
+        }
+        if self.configuration_only && !self.disks.is_empty() {
+            return Some("it says that it holds no disk, and lists some".into());
         }
         let mut seen = HashSet::new();
         for disk in &self.disks {

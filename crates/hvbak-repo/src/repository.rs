@@ -9,7 +9,7 @@ use crate::{
     durable,
     error::{At, Error, Result},
     journal::{self, Journal, JournalView},
-    layout::{JOURNAL, LOCKS, Layout, PARTIAL, REPOSITORY, VMS},
+    layout::{CONFIGURATIONS, JOURNAL, LOCKS, Layout, PARTIAL, REPOSITORY, VMS},
     lock::{self, RepositoryLock, VmLock},
     stage::Staging,
 };
@@ -42,7 +42,7 @@ impl Repository {
         let path = path.as_ref();
         fs::create_dir_all(path).writing(path)?;
         let root = path.canonicalize().reading(path)?;
-        let layout = Layout { root };
+        let layout = Layout { root, tree: VMS };
         for entry in fs::read_dir(&layout.root).reading(path)? {
             let name = entry.reading(path)?.file_name();
             if name == REPOSITORY {
@@ -96,7 +96,7 @@ impl Repository {
             Err(cause) if is_absent(&cause) => return Err(missing()),
             other => other.reading(path)?,
         };
-        let layout = Layout { root };
+        let layout = Layout { root, tree: VMS };
         let file = layout.repository();
         let text = match fs::read(&file) {
             Err(cause) if is_absent(&cause) => return Err(missing()),
@@ -123,6 +123,18 @@ impl Repository {
             }
         }
         Ok(Self { id: identity.id, layout: Arc::new(layout) })
+    }
+
+    /// The same repository, as far as points that hold a configuration alone are concerned: all
+    /// that looks for points, makes and removes them works on those, with the same locks.
+    pub fn configurations(&self) -> Self {
+        let layout = Layout { root: self.layout.root.clone(), tree: CONFIGURATIONS };
+        Self { id: self.id, layout: Arc::new(layout) }
+    }
+
+    /// The one of both that a point lies in.
+    pub fn home_of(&self, point: &crate::Point) -> Self {
+        if point.manifest.configuration_only { self.configurations() } else { self.clone() }
     }
 
     /// The id that `init` gave it.

@@ -1,5 +1,6 @@
 //! Which point a person means: `VM`, `VM@latest`, `VM@20261121T021454Z`, `VM@2026-11-21`.
 //!
+//! `config:` before it means points that hold a configuration alone; names of VMs have no colon.
 //! The VM is an id or a name as of its newest point. A day is the UTC day of the point's
 //! name and means the newest point of it.
 
@@ -10,6 +11,9 @@ use crate::{
     error::{Error, Result},
     repository::Repository,
 };
+
+/// Before selectors of configurations.
+pub(crate) const CONFIG: &str = "config:";
 
 #[derive(Debug, PartialEq, Eq)]
 enum When {
@@ -34,6 +38,13 @@ impl Repository {
     /// # Errors
     /// [`Error::NoVm`], [`Error::AmbiguousVm`], [`Error::NoPoint`], [`Error::Selector`].
     pub fn find(&self, selector: &str) -> Result<Point> {
+        if let Some(rest) = selector.strip_prefix(CONFIG) {
+            return self.configurations().find_here(rest);
+        }
+        self.find_here(selector)
+    }
+
+    fn find_here(&self, selector: &str) -> Result<Point> {
         let (vm_text, when) = split(selector)?;
         let vm = self.find_vm(vm_text)?;
         let fits = |id: &PointId| match &when {

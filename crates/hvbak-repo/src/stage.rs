@@ -99,10 +99,11 @@ impl Staging {
         if exists(&dir) || exists(&layout.point(vm, &point)) {
             return Err(Error::PointExists { vm, point });
         }
-        let home = layout.vm(vm);
-        if !home.is_dir() {
-            durable::create_dir(&home)?;
-            durable::sync_parent(&home)?;
+        for home in [layout.vms(), layout.vm(vm)] {
+            if !home.is_dir() {
+                durable::create_dir(&home)?;
+                durable::sync_parent(&home)?;
+            }
         }
         durable::create_dir(&dir)?;
         Ok(Self::of(repository, vm, point, Vec::new()))

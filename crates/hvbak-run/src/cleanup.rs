@@ -239,7 +239,8 @@ async fn undo(context: &Context, step: &Step, inventory: &mut Option<Inventory>)
             let job = context.job;
             blocking("remove the half-made point", move || {
                 let lock = repository.lock_vm(vm, job)?;
-                repository.remove_partial(&lock, &point)
+                let there = repository.remove_partial(&lock, &point)?;
+                Ok(repository.configurations().remove_partial(&lock, &point)? || there)
             })
             .await
         }

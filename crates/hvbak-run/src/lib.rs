@@ -6,6 +6,7 @@
 
 mod access;
 mod backup;
+mod backup_config;
 mod backup_template;
 mod backup_vm;
 mod base;
@@ -36,6 +37,7 @@ mod snapshot;
 mod write_disk;
 
 pub use backup::{BackupReport, VmDone, VmFailed, Wishes, backup, single_exit};
+pub use backup_config::{ConfigurationDone, ConfigurationsReport, backup_configurations};
 pub use backup_template::template_facts;
 pub use base::own_prefix;
 pub use cleanup::{CleanupReport, cleanup, end_replacement};

@@ -221,7 +221,7 @@ async fn execute(
 ) -> Result<Restored> {
     let context = &job.context;
     // All disks are of this point as it is now, whatever a prune wants meanwhile.
-    let (repository, of, id) = (context.repository.clone(), point.vm(), point.id().clone());
+    let (repository, of, id) = (context.repository.home_of(point), point.vm(), point.id().clone());
     let (held, point) = blocking("hold the point", move || {
         Ok((repository.hold_points(of)?, repository.point(of, &id)?))
     })

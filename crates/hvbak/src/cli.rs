@@ -344,6 +344,10 @@ pub struct BackupArgs {
     /// Begin VMs although the policy's windows are closed
     #[arg(long, requires = "policy")]
     pub ignore_windows: bool,
+    /// Store the configuration alone: no disk, no snapshot, no host; such points count for nothing
+    /// but `restore config:VM --config-only`
+    #[arg(long, conflicts_with_all = ["exclude_disk", "level", "quiesce", "max_age", "host", "save_template"])]
+    pub config_only: bool,
     /// Leave out disks by alias, id or shell pattern
     #[arg(long, value_name = "ALIAS|ID|GLOB")]
     pub exclude_disk: Vec<String>,
@@ -392,10 +396,12 @@ pub struct PointsArgs {
     /// Only of this VM
     #[arg(long, value_name = "NAME|ID")]
     pub vm: Option<String>,
+    /// Points that hold a configuration alone
+    #[arg(long)]
+    pub config_only: bool,
 }
 
-const POINT_HELP: &str =
-    "VM, VM@latest, VM@20261121T021454Z or VM@2026-11-21; VM is a name or an id";
+const POINT_HELP: &str = "VM, VM@latest, VM@20261121T021454Z or VM@2026-11-21; VM is a name or an id; config: before it for stored configurations";
 
 #[derive(Debug, Args)]
 pub struct ShowArgs {

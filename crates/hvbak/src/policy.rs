@@ -41,6 +41,8 @@ pub struct PolicySection {
     /// A VM with the tag PREFIX + ALIAS is stored without that disk.
     pub exclude_disk_tag: String,
     pub level: LevelSetting,
+    /// Configurations alone are stored: no VM's data is protected by it.
+    pub config_only: bool,
     /// A full after so many points, itself counted.
     pub full_every: Option<usize>,
     pub quiesce: Option<QuiesceSetting>,
@@ -73,6 +75,7 @@ impl Default for PolicySection {
             exclude_disks: Vec::new(),
             exclude_disk_tag: "hvbak-skip-".into(),
             level: LevelSetting::Incremental,
+            config_only: false,
             full_every: None,
             quiesce: None,
             windows: Vec::new(),
@@ -212,6 +215,17 @@ impl PolicySection {
         if self.full_every == Some(0) {
             return wrong("`full_every` counts the full itself: at least 1".into());
         }
+        if self.config_only && (self.full_every.is_some() || self.retention.is_some()) {
+            return wrong("`config_only` has no fulls and keeps a number of its own".into());
+        }
+        if self.config_only && !self.save_templates.is_empty() {
+            return wrong("`config_only` stores no templates".into());
+        }
+        if self.config_only && !self.commands.is_empty() {
+            return wrong(
+                "`config_only` takes no snapshots that commands could stand around".into(),
+            );
+        }
         if self.commands.iter().any(|command| command.run.is_empty()) {
             return wrong("a command has no program in `run`".into());
         }
@@ -240,6 +254,13 @@ fn error<E: ToString>(name: &str) -> impl FnOnce(E) -> PolicyError {
 pub fn selections(policies: &Policies) -> Vec<(String, Selection)> {
     let of_vms = policies.iter().filter(|(_, policy)| policy.selection().names_vms());
     of_vms.map(|(name, policy)| (name.clone(), policy.selection())).collect()
+}
+
+/// The same of those that store disks: a VM is protected by no other.
+pub fn protecting(policies: &Policies) -> Vec<(String, Selection)> {
+    let stores =
+        policies.iter().filter(|(_, policy)| !policy.config_only && policy.selection().names_vms());
+    stores.map(|(name, policy)| (name.clone(), policy.selection())).collect()
 }
 
 /// Checks all sections.
@@ -276,6 +297,12 @@ mod tests {
                 "no VM's guest",
             ),
             ("save_templates = [\"a[\"]", "`a[` is not a valid pattern"),
+            ("all = true\nconfig_only = true\nfull_every = 7", "no fulls"),
+            ("all = true\nconfig_only = true\nretention = { daily = 7 }", "of its own"),
+            (
+                "all = true\nconfig_only = true\ncommands = [{ when = \"after\", run = [\"x\"] }]",
+                "no snapshots",
+            ),
             ("al = true", "unknown field `al`"),
         ] {
             let error = checked(text).unwrap_err();

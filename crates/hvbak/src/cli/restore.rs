@@ -86,6 +86,9 @@ pub struct RestoreArgs {
     /// With --overwrite: the name of the VM that is to be deleted, instead of typing it when asked
     #[arg(long, value_name = "NAME", requires = "overwrite")]
     pub confirm: Option<String>,
+    /// Restore a stored configuration (config:VM): a VM without any disk
+    #[arg(long, conflicts_with_all = ["all", "overwrite", "as_template", "as_vm", "power_on"])]
+    pub config_only: bool,
     /// Start the VM when all is done
     #[arg(long)]
     pub power_on: bool,

@@ -20,7 +20,7 @@ use crate::{
     cli::{BackupArgs, LevelArg, QuiesceArg, SelectArgs},
     config::QuiesceSetting,
     exit::{CliError, DONE, FAILED, PARTLY},
-    policy::{Policies, PolicySection, selections},
+    policy::{Policies, PolicySection, protecting},
 };
 
 pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
@@ -60,6 +60,7 @@ pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
             section.disk_rules(name).map_err(|cause| CliError::usage(cause.to_string()))?
         }
     };
+    let config_only = args.config_only || section.is_some_and(|policy| policy.config_only);
     let mut context = face.context().await?;
     if let Some(section) = section {
         limit(&mut context, section);
@@ -71,6 +72,9 @@ pub async fn run(face: &Face, args: BackupArgs) -> Outcome {
             None => typed(&inventory, &args)?,
             Some((name, section)) => picked(face, &inventory, name, section)?,
         };
+        if config_only {
+            return configurations(face, &context, &inventory, (&ids, missing), &args).await;
+        }
         let ids = match args.max_age {
             Some(age) => hvbak_run::older_than(&context, &ids, age).await?,
             None => ids,
@@ -138,6 +142,40 @@ fn typed(inventory: &Inventory, args: &BackupArgs) -> Result<Meant, CliError> {
     Ok((vms, own.templates.into_iter().map(|(id, _)| id).collect(), Vec::new()))
 }
 
+/// `--config-only`, or a policy that says so.
+async fn configurations(
+    face: &Face,
+    context: &Context,
+    inventory: &Inventory,
+    (ids, missing): (&[VmId], Vec<String>),
+    args: &BackupArgs,
+) -> Outcome {
+    if args.dry_run {
+        for vm in inventory.vms.iter().filter(|vm| ids.contains(&vm.id)) {
+            face.printer.data(&format!("{}: its configuration alone, no disk", vm.name));
+        }
+        return Ok((DONE, json!({ "dry_run": true, "config_only": true })));
+    }
+    let policy = args.policy.as_deref();
+    let report = hvbak_run::backup_configurations(context, inventory, ids, policy).await?;
+    for one in &report.stored {
+        face.printer.data(&format!("{}: configuration stored as {}", one.name, one.point));
+    }
+    for one in &report.unchanged {
+        face.printer.data(&format!("{}: unchanged since {}", one.name, one.point));
+    }
+    let done = report.stored.len() + report.unchanged.len();
+    let code = match (done, report.failed.len() + report.left_behind.len() + missing.len()) {
+        (_, 0) => DONE,
+        (0, _) => hvbak_run::single_exit(&report.failed).unwrap_or(FAILED),
+        _ => PARTLY,
+    };
+    Ok((
+        code,
+        json!({ "job": context.job, "config_only": true, "stored": report.stored, "unchanged": report.unchanged, "failed": report.failed, "missing": missing }),
+    ))
+}
+
 /// What a policy means now. VMs that are gone do not keep the others from being backed up.
 fn picked(
     face: &Face,
@@ -165,7 +203,7 @@ fn unassigned(
     inventory: &Inventory,
     policies: &Policies,
 ) -> Result<Vec<Unassigned>, CliError> {
-    let all = assign_vms(inventory, &selections(policies))
+    let all = assign_vms(inventory, &protecting(policies))
         .map_err(|(name, cause)| CliError::usage(format!("policy `{name}`: {cause}")))?;
     let vms: Vec<_> =
         all.unassigned().map(|vm| Unassigned { id: vm.vm, name: vm.name.clone() }).collect();

@@ -16,7 +16,10 @@ fn open(face: &Face) -> Result<Repository, CliError> {
 }
 
 pub fn list(face: &Face, args: PointsArgs) -> Outcome {
-    let repository = open(face)?;
+    let mut repository = open(face)?;
+    if args.config_only {
+        repository = repository.configurations();
+    }
     let listing = match &args.vm {
         None => repository.all_points(),
         Some(vm) => repository.find_vm(vm).and_then(|id| repository.points(id)),
@@ -64,7 +67,7 @@ fn summary(m: &Manifest) -> serde_json::Value {
     json!({
         "vm": m.vm.id, "name": m.vm.name, "point": m.point, "level": m.level,
         "parent": m.parent, "consistency": m.consistency, "disks": m.disks.len(),
-        "skipped": m.skipped.len(), "stored_bytes": m.stored_bytes(), "finished": m.finished,
+        "skipped": m.skipped.len(), "configuration_only": m.configuration_only, "stored_bytes": m.stored_bytes(), "finished": m.finished,
     })
 }
 
@@ -87,6 +90,9 @@ pub fn show(face: &Face, args: ShowArgs) -> Outcome {
         m.engine_version.as_deref().unwrap_or("-"),
         point.path.display(),
     );
+    if m.configuration_only {
+        text.push_str("holds        the configuration only: no disk can be restored from it\n");
+    }
     for d in &m.disks {
         text.push_str(&format!(
             "disk         {} ({})\n             {}: {}\n             {} seen by the guest, {} stored, {}, on {}, {}\n",

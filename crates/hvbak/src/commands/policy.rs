@@ -13,7 +13,7 @@ use crate::{
     cli::{PolicyArgs, PolicyCommand},
     config::Config,
     exit::{CliError, DONE, PARTLY},
-    policy::{Policies, PolicySection, selections},
+    policy::{Policies, PolicySection, protecting, selections},
 };
 
 /// The section of a name.
@@ -125,7 +125,12 @@ async fn test(face: &Face, config: &Config, only: Option<&str>) -> Outcome {
     for why in all.vms.iter().flat_map(|vm| &vm.policies) {
         *counts.entry(&why.policy).or_default() += 1;
     }
-    let unassigned: Vec<_> = all.unassigned().map(|vm| vm.name.as_str()).collect();
+    let protected = assign_vms(&inventory, &protecting(&config.policies))
+        .map_err(|(name, cause)| CliError::usage(format!("policy `{name}`: {cause}")))?;
+    for (name, _) in config.policies.iter().filter(|(_, policy)| policy.config_only) {
+        face.printer.say(&format!("policy {name} stores configurations alone, and no data"));
+    }
+    let unassigned: Vec<_> = protected.unassigned().map(|vm| vm.name.as_str()).collect();
     if !unassigned.is_empty() {
         face.printer.say(&format!("in no policy: {}", unassigned.join(", ")));
     }

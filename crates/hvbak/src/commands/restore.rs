@@ -73,6 +73,7 @@ impl Work<'_> {
         self.check_map()?;
         let selector = args.points.first().map(String::as_str).unwrap_or_default();
         let point = hvbak_run::find_point(&context.repository, selector).await?;
+        meant(args, &point)?;
         let facts = hvbak_run::point_facts(&context.repository, &point)?;
         let inventory = hvbak_run::inventory_for_restore(context).await?;
         let plan = self.plan(&inventory, &facts)?;
@@ -81,6 +82,12 @@ impl Work<'_> {
             return Ok((DONE, json!({ "dry_run": true })));
         }
         let done = self.restore(context, &inventory, &point, &plan).await?;
+        if args.config_only {
+            let name = &plan.name;
+            self.face.printer.say(&format!(
+                "warning: VM {name} has NO DISKS: of {selector} the configuration alone is stored"
+            ));
+        }
         let code = if done["not_started"].is_null() { DONE } else { PARTLY };
         Ok((code, done))
     }
@@ -124,6 +131,7 @@ impl Work<'_> {
         let mut wanted = Vec::new();
         for selector in &args.points {
             let point = hvbak_run::find_point(repository, selector).await?;
+            meant(args, &point)?;
             let facts = hvbak_run::point_facts(repository, &point)?;
             wanted.push(Wanted { point, facts });
         }
@@ -277,6 +285,20 @@ impl Work<'_> {
             json!({ "done": done, "failed": told.failed, "existing": told.existing, "taken": told.taken, "without_point": told.without_point, "skipped": told.skipped }),
         ))
     }
+}
+
+/// A VM without disks is made only for somebody who knows, and one with disks is not made for
+/// somebody who wants none.
+pub(crate) fn meant(args: &RestoreArgs, point: &Point) -> Result<(), CliError> {
+    let (text, hint) = match (point.manifest.configuration_only, args.config_only) {
+        (true, false) => (
+            "holds a configuration alone, no disk",
+            "`--config-only` makes the VM without disks; leave `config:` away for its data",
+        ),
+        (false, true) => ("holds disks", "leave `--config-only` away, or say `config:` before it"),
+        _ => return Ok(()),
+    };
+    Err(CliError::Usage { text: format!("{} {text}", point.title()), hint: Some(hint.into()) })
 }
 
 /// A point that is to be restored.

@@ -24,6 +24,13 @@ pub async fn run(face: &Face, args: VerifyArgs) -> Outcome {
     if args.all {
         let listing = repository.all_points().map_err(repo_error("list the points"))?;
         points = listing.points;
+        let configurations = repository.configurations().all_points();
+        let configurations = configurations.map_err(repo_error("list the configurations"))?;
+        points.extend(configurations.points);
+        for bad in &configurations.damaged {
+            damaged += 1;
+            tell(face, &repository.damage_of(bad));
+        }
         if let Some(share) = args.share {
             let whole = points.len();
             points.retain(|p| share.has(&format!("{}@{}", p.vm(), p.id()), started));
@@ -55,7 +62,9 @@ pub async fn run(face: &Face, args: VerifyArgs) -> Outcome {
         face.printer.service.status(&format!("{title}, {} of {count}", at + 1));
         // A prune may be at work beside this; what it removed is no damage.
         let (vm, name, id) = (point.vm(), point.manifest.vm.name.clone(), point.id().clone());
-        let gone = || args.all && repository.point(vm, &id).is_err_and(|e| e.is_no_point());
+        let home = repository.home_of(&point);
+        let counts = !point.manifest.configuration_only;
+        let gone = || args.all && home.point(vm, &id).is_err_and(|e| e.is_no_point());
         let parents = chain_of(&repository, &point);
         let report = verify_one(face, &repository, point, !args.all).await?;
         if !report.is_clean() && gone() {
@@ -70,8 +79,13 @@ pub async fn run(face: &Face, args: VerifyArgs) -> Outcome {
                 note(&mut seen, (vm, &name), &parent, None);
             }
         }
-        note(&mut seen, (vm, &name), &id, damage);
-        if report.is_clean() {
+        // What holds no disk proves nothing of a VM.
+        if counts {
+            note(&mut seen, (vm, &name), &id, damage);
+        }
+        if report.is_clean() && !counts {
+            face.printer.data(&format!("{title}: whole; configuration only, no disk"));
+        } else if report.is_clean() {
             face.printer.data(&format!("{title}: whole, {} clusters compared", report.clusters));
         } else {
             damaged += 1;

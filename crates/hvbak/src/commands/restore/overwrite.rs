@@ -27,6 +27,7 @@ impl Work<'_> {
         let (context, face) = (self.context, self.face);
         let selector = args.points.first().map(String::as_str).unwrap_or_default();
         let point = hvbak_run::find_point(&context.repository, selector).await?;
+        super::meant(args, &point)?;
         let facts = hvbak_run::point_facts(&context.repository, &point)?;
         if !args.dry_run
             && let Some(done) = hvbak_run::end_replacement(context, facts.vm).await?
