@@ -1,7 +1,10 @@
 //! The rules of the house that a program can check.
 //!
 //! Imports between rooms (`rooms.toml`), the head of every source file, sizes, names at the
-//! top level, and that no file speaks of the machine it was written on.
+//! top level, that no file speaks of the machine it was written on, and that every error's text
+//! is explained.
+
+mod errors;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -48,6 +51,7 @@ const PAGES: &[&str] = &[
     "crates/README.md",
     "crates/hvbak-wire/PROTOCOL.md",
     "crates/hvbak-repo/FORMAT.md",
+    "crates/hvbak/ERRORS.md",
     "LICENSE",
     "SECURITY.md",
 ];
@@ -162,8 +166,10 @@ fn top() -> Vec<String> {
 
 fn files() -> Result<Vec<String>> {
     let output = Command::new("git").args(["ls-files", "-z"]).output().context("start git")?;
-    let mut problems = Vec::new();
-    for path in String::from_utf8(output.stdout)?.split('\0').filter(|p| !p.is_empty()) {
+    let list = String::from_utf8(output.stdout)?;
+    let paths = list.split('\0').filter(|p| !p.is_empty());
+    let mut problems = errors::check(paths.clone());
+    for path in paths {
         let Ok(text) = fs::read_to_string(path) else { continue };
         problems.extend(check_file(path, &text));
     }
