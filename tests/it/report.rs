@@ -231,3 +231,27 @@ fn damage_that_was_found_stays_told_until_it_is_gone_and_proves_nothing_above_it
     assert_eq!(vm(&run, "web1")["found_damaged"], serde_json::json!([]), "{run}");
     assert_eq!(vm(&run, "web1")["verified"]["point"], vm(&run, "web1")["newest"]["point"], "{run}");
 }
+
+#[test]
+fn a_vm_that_every_night_leaves_out_is_seen_though_it_never_had_a_point() {
+    let mut seed = small();
+    let vms = seed["vms"].as_array_mut().unwrap();
+    let idle = |name: &str| serde_json::json!({ "name": name, "disks": [{ "alias": format!("{name}_Disk1"), "size": 4 << 20 }] });
+    let (mut asleep, mut pooled) = (idle("asleep"), idle("fresh"));
+    asleep["status"] = "suspended".into();
+    pooled["stateless"] = true.into();
+    vms.extend([asleep, pooled]);
+    let lab = Lab::with(&seed);
+    lab.hvbak(&["backup", "--all"]).says("asleep").exits(3);
+    let run = lab.json(&["report"]);
+    let seen = vm(&run, "asleep");
+    assert_eq!(
+        (&seen["points"], &seen["last_run"]["outcome"]),
+        (&0.into(), &"skipped".into()),
+        "{run}"
+    );
+    // Of one that can never be backed up nothing is expected.
+    assert!(!run.of("vm").iter().any(|vm| vm["name"] == "fresh"), "{run}");
+    lab.hvbak(&["report"]).says("the last backup left it out").says("suspended");
+    lab.hvbak(&["report", "--max-age", "1h"]).exits(3);
+}

@@ -3,6 +3,8 @@
 //! Invariant: a name or id that means nothing, or two things, is told; it never selects
 //! silently less or something else.
 
+use std::collections::BTreeSet;
+
 use globset::{Glob, GlobMatcher};
 use hvbak_types::{Inventory, Vm, VmId};
 use regex::Regex;
@@ -172,13 +174,31 @@ fn exclusions(
         all.push((format!("`{text}` is excluded"), meets));
     }
     for tag in &want.exclude_tags {
-        if !inventory.tags.iter().any(|t| &t.name == tag) {
+        let Some(names) = tag_and_below(inventory, tag) else {
             missing.push(SelectError::Unknown { what: "tag", text: tag.clone() });
-        }
-        let own = tag.clone();
-        all.push((format!("tag `{tag}` is excluded"), Box::new(move |vm| vm.tags.contains(&own))));
+            continue;
+        };
+        let meets: Meets = Box::new(move |vm| vm.tags.iter().any(|t| names.contains(t)));
+        all.push((format!("tag `{tag}` is excluded"), meets));
     }
     Ok(all)
+}
+
+/// A tag's name and those of all tags below it, as the engine's own search takes a tag; `None`
+/// when it is not there. Names are the engine's: no two tags share one.
+pub(crate) fn tag_and_below(inventory: &Inventory, name: &str) -> Option<BTreeSet<String>> {
+    let root = inventory.tags.iter().find(|tag| tag.name == name)?;
+    let mut names = BTreeSet::from([root.name.clone()]);
+    let mut todo = vec![root.id];
+    while let Some(parent) = todo.pop() {
+        for tag in inventory.tags.iter().filter(|tag| tag.parent == Some(parent)) {
+            // A ring that somebody made ends where it began.
+            if names.insert(tag.name.clone()) {
+                todo.push(tag.id);
+            }
+        }
+    }
+    Some(names)
 }
 
 struct Picker<'a> {
@@ -234,8 +254,8 @@ impl<'a> Picker<'a> {
     fn by_place(&mut self, want: &Selection) {
         let inventory = self.inventory;
         for tag in &want.tags {
-            if inventory.tags.iter().any(|t| &t.name == tag) {
-                self.add(&format!("tag `{tag}`"), |vm| vm.tags.contains(tag));
+            if let Some(names) = tag_and_below(inventory, tag) {
+                self.add(&format!("tag `{tag}`"), |vm| vm.tags.iter().any(|t| names.contains(t)));
             } else {
                 self.unknown("tag", tag);
             }
@@ -278,6 +298,40 @@ impl<'a> Picker<'a> {
 mod tests {
     use super::*;
     use crate::backup::tests::{inventory, vm};
+
+    #[test]
+    fn a_tag_means_those_below_it_too() {
+        let id = hvbak_types::TagId::random;
+        let (gold, web, deep) = (id(), id(), id());
+        let tag = |id, name: &str, parent| hvbak_types::Tag {
+            id,
+            name: name.into(),
+            description: None,
+            parent,
+        };
+        let mut inv = inventory();
+        inv.vms = vec![vm("a"), vm("b"), vm("c"), vm("d")];
+        inv.vms[0].tags = vec!["gold".into()];
+        inv.vms[1].tags = vec!["deep".into()];
+        inv.vms[2].tags = vec!["other".into()];
+        inv.tags = vec![
+            // A ring, which no engine should have.
+            tag(gold, "gold", Some(deep)),
+            tag(web, "web", Some(gold)),
+            tag(deep, "deep", Some(web)),
+            tag(id(), "other", None),
+        ];
+        let names = |want: &Selection| -> Vec<String> {
+            let ids = select_vms(&inv, want).unwrap();
+            inv.vms.iter().filter(|vm| ids.contains(&vm.id)).map(|vm| vm.name.clone()).collect()
+        };
+        let tags = |name: &str| Selection { tags: vec![name.into()], ..Selection::default() };
+        assert_eq!(names(&tags("web")), ["a", "b"]);
+        assert_eq!(names(&tags("other")), ["c"]);
+        let left =
+            Selection { all: true, exclude_tags: vec!["gold".into()], ..Selection::default() };
+        assert_eq!(names(&left), ["c", "d"]);
+    }
 
     fn check(want: Selection, expected: Result<&[&str], SelectError>) {
         let mut inv = inventory();

@@ -5,7 +5,8 @@
 //! newest [`RUNS_KEPT`] of each kind stay.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -78,6 +79,9 @@ pub struct RunVm {
     /// What can be done about its failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
+    /// Of one that was left out: by something that passes, so that a backup of it was expected.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub passing: bool,
     #[serde(default)]
     pub point: Option<PointId>,
     /// Of a `verify`: the points that were read and found whole.
@@ -104,6 +108,7 @@ impl RunVm {
             outcome,
             reason: None,
             remedy: None,
+            passing: false,
             point: None,
             whole: Vec::new(),
             damaged: Vec::new(),
@@ -203,18 +208,21 @@ impl Repository {
         let mut text = serde_json::to_vec_pretty(record)
             .map_err(|cause| Error::Encode { path: path.clone(), cause })?;
         text.push(b'\n');
-        let written = durable::write_new(&temporary, &text)
-            .and_then(|()| durable::rename_new(&temporary, &path));
-        if written.is_err() {
+        // Between making and locking it a sweeper may have thought that nobody writes it.
+        let mut tries = 0..2;
+        while let Err(cause) = write_held(&temporary, &path, &text) {
             let _ = fs::remove_file(&temporary);
+            let swept = matches!(&cause, Error::Write { cause, .. } if cause.kind() == io::ErrorKind::NotFound);
+            if !swept || tries.next().is_none() {
+                return Err(cause);
+            }
         }
-        written?;
         let names = self.run_names()?;
         let same = names.iter().rev().filter(|name| name.contains(&format!("-{kind}-")));
         for name in same.skip(RUNS_KEPT) {
             remove(dir.join(name))?;
         }
-        self.sweep_temporary()
+        self.sweep_records().map(drop)
     }
 
     /// The records of runs that have ended.
@@ -253,19 +261,51 @@ impl Repository {
         Ok(names)
     }
 
-    /// Removes what writers that died have left: an hour old, so nobody writes it.
-    fn sweep_temporary(&self) -> Result<()> {
+    /// Removes records that writers who died have left unfinished: a writer holds its file's
+    /// lock. Gives their files.
+    ///
+    /// # Errors
+    /// That the directory cannot be read, or a file not removed.
+    pub fn sweep_records(&self) -> Result<Vec<PathBuf>> {
         let dir = self.layout.runs();
-        for entry in fs::read_dir(&dir).reading(&dir)? {
+        let entries = match fs::read_dir(&dir) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.reading(&dir)?,
+        };
+        let mut swept = Vec::new();
+        for entry in entries {
             let entry = entry.reading(&dir)?;
-            let age = entry.metadata().and_then(|meta| meta.modified()).map(|at| at.elapsed());
-            let old = age.is_ok_and(|age| age.is_ok_and(|age| age > TEMPORARY_AGE));
-            if old && entry.file_name().to_str().is_some_and(|n| n.starts_with(TEMPORARY)) {
+            if !entry.file_name().to_str().is_some_and(|n| n.starts_with(TEMPORARY)) {
+                continue;
+            }
+            let Ok(file) = fs::File::open(entry.path()) else { continue };
+            let dead = match file.try_lock() {
+                Ok(()) => true,
+                Err(fs::TryLockError::WouldBlock) => false,
+                // A file system without locks.
+                Err(fs::TryLockError::Error(_)) => {
+                    let age =
+                        entry.metadata().and_then(|meta| meta.modified()).map(|at| at.elapsed());
+                    age.is_ok_and(|age| age.is_ok_and(|age| age > TEMPORARY_AGE))
+                }
+            };
+            if dead {
                 remove(entry.path())?;
+                swept.push(entry.path());
             }
         }
-        Ok(())
+        Ok(swept)
     }
+}
+
+/// Writes a file and gives it its name; it is locked until then.
+fn write_held(temporary: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = durable::create_file(temporary)?;
+    // Without it a sweeper goes by the file's age.
+    let _ = file.try_lock();
+    file.write_all(bytes).writing(temporary)?;
+    durable::sync_file(&file, temporary)?;
+    durable::rename_new(temporary, path)
 }
 
 fn remove(path: PathBuf) -> Result<()> {
@@ -330,12 +370,18 @@ mod tests {
         fs::write(dir.join("20261103T000000Z-y.json"), serde_json::to_vec(&newer).unwrap())
             .unwrap();
         let dead = dir.join(".tmp-20261101T000000Z-z.json");
-        let file = fs::File::create(&dead).unwrap();
-        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
-        file.set_modified(long_ago).unwrap();
+        fs::write(&dead, "{").unwrap();
+        let written = dir.join(".tmp-20261104T000000Z-w.json");
+        let writer = fs::File::create(&written).unwrap();
+        writer.lock().unwrap();
         let listing = lab.repository.runs().unwrap();
         assert_eq!((listing.runs.len(), listing.damaged.len()), (1, 2));
         lab.repository.record_run(&record("2026-11-04T00:00:00Z")).unwrap();
-        assert!(!dead.exists());
+        assert!(!dead.exists() && written.exists());
+        drop(writer);
+        assert_eq!(lab.repository.sweep_records().unwrap(), [written]);
+        // None is there any more, and none of those that are whole is taken for one.
+        assert!(lab.repository.sweep_records().unwrap().is_empty());
+        assert_eq!(lab.repository.runs().unwrap().runs.len(), 2);
     }
 }

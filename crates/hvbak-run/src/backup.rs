@@ -138,7 +138,8 @@ pub async fn backup(
             report.skipped += 1;
             report.passing += usize::from(!skip.is_lasting());
             let reason = skip.to_string();
-            record.vms.push(run_vm(vm, RunOutcome::Skipped, reason.clone()));
+            let left_out = run_vm(vm, RunOutcome::Skipped, reason.clone());
+            record.vms.push(RunVm { passing: !skip.is_lasting(), ..left_out });
             context.events.event(&Event::VmSkipped { vm: vm.id, name: vm.name.clone(), reason });
         }
     }

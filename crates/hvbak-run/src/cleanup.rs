@@ -56,6 +56,11 @@ pub async fn cleanup(context: &Context, dry_run: bool) -> Result<CleanupReport> 
         replay(context, &view, &mut inventory, &mut report).await?;
     }
     sweep_archives(context, dry_run, &mut report).await?;
+    if !dry_run {
+        // Of no weight: a record is for people, and this one is of a run that died at its end.
+        let repository = context.repository.clone();
+        blocking("sweep unfinished records of runs", move || repository.sweep_records()).await?;
+    }
     Ok(report)
 }
 

@@ -48,6 +48,7 @@ pub use dwh_service::{
 };
 pub use dwh_service_revert::{DwhServiceRevertOptions, dwh_revert_service};
 pub use hosted_engine::{hosted_engine_maintenance, hosted_engine_status};
+pub(crate) use link::Link;
 pub use paths::{ManagerPaths, ManagerPathsOptions, manager_paths};
 pub use prune::{ManagerPrune, manager_prune};
 pub use restore::{

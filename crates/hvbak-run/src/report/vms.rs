@@ -86,11 +86,16 @@ pub(super) fn read(
     let all = repository.all_points()?;
     let mut ids: Vec<_> = all.points.iter().map(|point| point.vm()).collect();
     ids.extend(all.damaged.iter().map(|bad| bad.vm));
-    let wanted = [RunOutcome::Failed, RunOutcome::Stopped];
+    // One that was left out for good, such as the engine's own VM, is nobody's worry.
+    let expected = |vm: &RunVm| match vm.outcome {
+        RunOutcome::Failed | RunOutcome::Stopped => true,
+        RunOutcome::Skipped => vm.passing,
+        RunOutcome::Done => false,
+    };
     // Each VM by the newest run that knows it: the last run may have been for another one.
     let mut known = BTreeSet::new();
     for vm in runs.backups.iter().flat_map(|run| &run.vms) {
-        if known.insert(vm.id) && wanted.contains(&vm.outcome) {
+        if known.insert(vm.id) && expected(vm) {
             ids.push(vm.id);
         }
     }

@@ -4,11 +4,15 @@ use hvbak_run::Health;
 use serde_json::json;
 
 use super::{Face, Outcome};
-use crate::exit::{DONE, FAILED};
+use crate::{
+    exit::{DONE, FAILED},
+    policy::selections,
+};
 
 pub async fn run(face: &Face) -> Outcome {
+    let policies = selections(&face.config()?.policies);
     let context = face.context().await?;
-    let checks = hvbak_run::doctor(&context, |check| {
+    let checks = hvbak_run::doctor(&context, &policies, |check| {
         face.printer.record("check", check);
         let sign = match check.health {
             Health::Ok => "ok     ",

@@ -95,6 +95,10 @@ fn of_vm(vm: &VmReport) -> Vec<Problem> {
         let text = format!("the last backup was stopped {}", seen(last));
         all.push(warning(name, text, format!("`hvbak backup {option} {typed}`")));
     }
+    if let Some(last) = vm.last_run.as_ref().filter(|last| last.outcome == RunOutcome::Skipped) {
+        let text = format!("the last backup left it out {}", seen(last));
+        all.push(warning(name, text, format!("when that is mended: `hvbak backup --vm {typed}`")));
+    }
     for text in vm.newest.iter().flat_map(|newest| &newest.warnings) {
         let remedy = "`hvbak show` tells what is in the point; back up by other means what is not";
         all.push(warning(name, format!("its newest point: {text}"), remedy));

@@ -1,12 +1,19 @@
 //! Is everything that a backup needs in order? One finding per thing, with its remedy.
 
+mod site;
+mod storage;
+
 use std::time::{Duration, Instant};
 
+use hvbak_plan::Selection;
 use hvbak_ssh::{Connection, probe};
 use hvbak_types::{Host, HostStatus};
 use serde::Serialize;
 
-use crate::{gather, hosts, job::Context};
+use crate::{
+    gather, hosts,
+    job::{Context, Job},
+};
 
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -44,8 +51,13 @@ impl Check {
 /// Clocks further apart than this make point ids and logs misleading.
 const CLOCK_SKEW: u64 = 60;
 
-/// Checks engine, repository and every host that is up, telling each as it is known.
-pub async fn doctor(context: &Context, mut tell: impl FnMut(&Check)) -> Vec<Check> {
+/// Checks engine, account, repository, policies, manager and every host that is up with the
+/// storage that it sees, telling each as it is known. Workers that are pushed for it go again.
+pub async fn doctor(
+    context: &Context,
+    policies: &[(String, Selection)],
+    mut tell: impl FnMut(&Check),
+) -> Vec<Check> {
     let mut checks = Vec::new();
     let mut push = |check: Check| {
         tell(&check);
@@ -56,6 +68,7 @@ pub async fn doctor(context: &Context, mut tell: impl FnMut(&Check)) -> Vec<Chec
         "engine",
         format!("{} {} at {}", version.product, version.full, context.engine.origin()),
     ));
+    push(site::permits(context).await);
     push(repository(context));
     let inventory = match gather::inventory(context).await {
         Ok(inventory) => inventory,
@@ -74,6 +87,7 @@ pub async fn doctor(context: &Context, mut tell: impl FnMut(&Check)) -> Vec<Chec
             inventory.storage_domains.len()
         ),
     ));
+    site::policies(&inventory, policies).into_iter().for_each(&mut push);
     push(leftovers(context));
     if !context.settings.ssh.key_file.exists() {
         push(Check::bad(
@@ -92,11 +106,29 @@ pub async fn doctor(context: &Context, mut tell: impl FnMut(&Check)) -> Vec<Chec
             "install the hvbak-worker package here, or set worker.path",
         ));
     }
+    site::manager(context).await.into_iter().for_each(&mut push);
+    let job = match Job::start(context).await {
+        Ok(job) => job,
+        Err(cause) => {
+            let remedy = cause.hint().unwrap_or_default();
+            push(Check::bad("journal", Health::Failed, crate::chain(&cause), remedy));
+            return checks;
+        }
+    };
     for host in &inventory.hosts {
         if context.cancel.is_cancelled() {
             break;
         }
-        push(check_host(context, host).await);
+        let check = check_host(context, host).await;
+        let reached = check.health == Health::Ok;
+        push(check);
+        if reached {
+            storage::look(&job, &inventory, host).await.into_iter().for_each(&mut push);
+        }
+    }
+    match job.end().await {
+        Ok(left) => context.tell_left_behind(&left),
+        Err(cause) => context.warn(None, crate::chain(&cause)),
     }
     checks
 }
