@@ -75,7 +75,7 @@ pub(super) async fn manager(context: &Context) -> Option<Check> {
     let settings = context.settings.manager.as_ref()?;
     let what = format!("manager {}", settings.address);
     let looked = async {
-        let mut link = Link::open(&context.settings, settings).await?;
+        let mut link = Link::open(&context.settings, settings, &context.cancel).await?;
         let look = link.look(settings).await;
         link.close().await;
         look
