@@ -61,7 +61,7 @@ fn a_lack_of_permits_a_tag_that_is_gone_and_a_manager_that_is_silent_are_told() 
     let run = lab.hvbak(&["doctor"]).exits(1);
     let run = run.says("warning account: lacks").says("create_vm").says("hvbak role print");
     let run = run.never_says("lacks login").says("warning policy nightly: there is no tag `gone`");
-    let run = run.says("in none of them: db1").says("hvbak policy test");
+    let run = run.says("in none that stores disks: db1").says("hvbak policy test");
     run.says("FAILED  manager 127.0.0.1: cannot log in").says("remedy");
     lab.assert_clean();
 }

@@ -118,6 +118,13 @@ impl Request {
         self
     }
 
+    /// Is sent once and no more, whatever the answer.
+    pub fn once(mut self) -> Self {
+        self.idempotent = false;
+        self.wait_for_locks = false;
+        self
+    }
+
     pub fn no_waiting(mut self) -> Self {
         self.wait_for_locks = false;
         self

@@ -28,6 +28,8 @@ pub struct NewAttachment {
     pub read_only: Option<bool>,
     /// As it was.
     pub pass_discard: Option<bool>,
+    /// As it was; of a LUN.
+    pub uses_scsi_reservation: Option<bool>,
 }
 
 /// A NIC to be added.
@@ -135,6 +137,7 @@ impl Engine {
                     .text("active", &new.active.to_string())
                     .maybe("pass_discard", new.pass_discard)
                     .maybe("read_only", new.read_only)
+                    .maybe("uses_scsi_reservation", new.uses_scsi_reservation)
                     .reference("disk", Some(new.disk))
             })
             .finish();

@@ -207,6 +207,20 @@ impl Engine {
         }
     }
 
+    /// Asks once for a VM's deletion, with its disks: sent again, the request would meet its own
+    /// doing and be refused, which must not be taken for a "no". Already gone is fine.
+    ///
+    /// # Errors
+    /// `OutcomeUnknown` when the answer is lost; `Conflict` also where a lock is passing.
+    pub async fn delete_vm_once(&self, id: VmId) -> Result<(), EngineError> {
+        let request = Request::delete(format!("/vms/{id}"), format!("deleting VM {id}"));
+        match self.send(request.once()).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Waits until the engine does not know a VM any more.
     ///
     /// # Errors

@@ -395,9 +395,7 @@ fn plan_replace(old: &OldVm, disks: &[RestoreDisk]) -> Result<Replace, RestoreEr
     let restored: Vec<_> = disks.iter().map(|disk| disk.source).collect();
     let mut replace = Replace::judge(old, &restored)?;
     // A VM boots from one disk.
-    if disks.iter().any(|disk| disk.bootable) {
-        replace.kept.iter_mut().for_each(|disk| disk.bootable = false);
-    }
+    replace.boots_anew = disks.iter().any(|disk| disk.bootable);
     Ok(replace)
 }
 

@@ -4,8 +4,12 @@
 //! ([`hvbak_repo::Repository::configurations`]), so it is nobody's base, coverage or newest point,
 //! and displaces none.
 
+use std::collections::BTreeSet;
+
+use hvbak_plan::{KeepFacts, KeepRules, judge_points};
 use hvbak_repo::{Consistency, Manifest, ManifestVm, Repository, SkippedDisk, VmLock};
 use hvbak_types::{Inventory, PointId, VmId};
+use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use crate::{
@@ -16,12 +20,25 @@ use crate::{
     journal::Step,
 };
 
-/// So many configurations of a VM are kept, the newest ones.
-const KEPT: usize = 10;
+/// Which of a VM's configurations are kept: they are small, and a mistake is found late.
+const KEPT: KeepRules = KeepRules {
+    last: Some(10),
+    hourly: None,
+    daily: Some(30),
+    weekly: None,
+    monthly: Some(12),
+    yearly: None,
+};
 
 /// Changes without anybody's doing: status, times, statistics. What is of it for a restore is in
 /// the OVF too.
 const UNSTEADY: &str = "vm.xml";
+
+/// Elements of the other documents that change so: the engine writes the moment of asking into an
+/// OVF (`OvfWriter`), when the VM ran, and how much of its disks is used.
+const UNSTEADY_ELEMENTS: &[&str] =
+    &["ExportDate", "BootTime", "StopTime", "Generation", "actual_size", "total_size", "status"];
+const UNSTEADY_ATTRIBUTES: &[&str] = &["ovf:actual_size"];
 
 /// How a backup of configurations ended.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -126,11 +143,33 @@ fn newest_like(
     let Some(newest) = listing.points.last() else { return Ok(None) };
     for (name, bytes) in files.iter().filter(|(name, _)| *name != UNSTEADY) {
         // One that is damaged is not like anything.
-        if newest.document(name).ok().flatten().as_ref() != Some(bytes) {
+        let Some(stored) = newest.document(name).ok().flatten() else { return Ok(None) };
+        if steady(&stored) != steady(bytes) {
             return Ok(None);
         }
     }
     Ok(Some(newest.id().clone()))
+}
+
+/// A document without what changes by itself. Of no other use: nothing is parsed.
+fn steady(bytes: &[u8]) -> String {
+    let mut text = String::from_utf8_lossy(bytes).into_owned();
+    let mut cut = |open: &str, close: &str| {
+        let mut from = 0;
+        while let Some(at) = text.get(from..).and_then(|rest| rest.find(open)) {
+            let start = from + at + open.len();
+            let Some(end) = text.get(start..).and_then(|rest| rest.find(close)) else { return };
+            text.replace_range(start..start + end, "");
+            from = start;
+        }
+    };
+    for name in UNSTEADY_ELEMENTS {
+        cut(&format!("<{name}>"), &format!("</{name}>"));
+    }
+    for name in UNSTEADY_ATTRIBUTES {
+        cut(&format!(" {name}=\""), "\"");
+    }
+    text
 }
 
 fn manifest(
@@ -178,8 +217,42 @@ fn publish(
         home.remove_partial(lock, &point)?;
         return Err(cause);
     }
-    let mut old: Vec<_> = home.points(vm)?.points.iter().map(|p| p.id().clone()).collect();
-    old.truncate(old.len().saturating_sub(KEPT));
+    let facts: Vec<_> = home
+        .points(vm)?
+        .points
+        .iter()
+        .map(|point| KeepFacts {
+            point: point.id().clone(),
+            time: point.manifest.started,
+            pinned: None,
+            damage: None,
+            holds: BTreeSet::new(),
+            lacks: BTreeSet::new(),
+        })
+        .collect();
+    let verdicts = judge_points(&facts, &KEPT, &TimeZone::UTC);
+    let old: Vec<_> =
+        verdicts.into_iter().filter(hvbak_plan::Verdict::expires).map(|v| v.point).collect();
     let plan = home.plan_expiry(vm, &old, &[])?;
     home.expire(lock, &plan, reserve, &|_, _| true).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_by_itself_is_no_change() {
+        let ovf = |date: &str, used: &str, memory: &str| {
+            format!(
+                "<a><ExportDate>{date}</ExportDate><Disk ovf:size=\"1\" ovf:actual_size=\"{used}\"/>\
+                 <rasd:VirtualQuantity>{memory}</rasd:VirtualQuantity><ExportDate>{date}</ExportDate></a>"
+            )
+        };
+        let before = steady(ovf("2026/01/01 00:00:00", "1", "4096").as_bytes());
+        assert_eq!(before, steady(ovf("2026/11/22 01:02:03", "17", "4096").as_bytes()));
+        assert_ne!(before, steady(ovf("2026/01/01 00:00:00", "1", "8192").as_bytes()));
+        // What is not closed stays as it is.
+        assert_eq!(steady(b"<ExportDate>x"), "<ExportDate>x");
+    }
 }

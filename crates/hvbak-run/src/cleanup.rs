@@ -53,7 +53,8 @@ pub async fn cleanup(context: &Context, dry_run: bool) -> Result<CleanupReport> 
             }
             continue;
         }
-        replay(context, &view, &mut inventory, &mut report).await?;
+        // Why a replacement could not be ended is in the report.
+        let _ = replay(context, &view, &mut inventory, &mut report).await?;
     }
     sweep_archives(context, dry_run, &mut report).await?;
     if !dry_run {
@@ -131,6 +132,9 @@ pub async fn end_replacement(context: &Context, vm: VmId) -> Result<Option<Repla
     for view in views.iter().filter(of_vm) {
         let (mut inventory, mut report) = (None, CleanupReport::default());
         let ended = replay(context, view, &mut inventory, &mut report).await?;
+        // What is half-way must be ended before anything else is planned: the site looks as if
+        // there were nothing to replace, or another VM.
+        let ended = ended?;
         for text in report.failed {
             context.warn(None, text);
         }
@@ -139,13 +143,14 @@ pub async fn end_replacement(context: &Context, vm: VmId) -> Result<Option<Repla
     Ok(done)
 }
 
-/// Undoes what a journal holds; a replacement is ended instead, and given when that was forward.
+/// Undoes what a journal holds; a replacement is ended instead, and given when that was forward,
+/// or why it could not be ended.
 async fn replay(
     context: &Context,
     view: &JournalView,
     inventory: &mut Option<Inventory>,
     report: &mut CleanupReport,
-) -> Result<Option<Replacing>> {
+) -> Result<Result<Option<Replacing>>> {
     let (repository, job, me) = (context.repository.clone(), view.job, context.job);
     let (journal, view) =
         blocking("take the journal over", move || repository.adopt_journal(job, me)).await?;
@@ -204,10 +209,10 @@ async fn replay(
     if all && view.damage.is_none() {
         blocking("close the journal", move || journal.close()).await?;
     }
-    Ok(match settled {
-        Ok(Settled::Forward(replacing)) => Some(*replacing),
-        _ => None,
-    })
+    Ok(settled.map(|settled| match settled {
+        Settled::Forward(replacing) => Some(*replacing),
+        Settled::None | Settled::Back => None,
+    }))
 }
 
 /// Undoes one step. Says whether there was anything.

@@ -41,7 +41,7 @@ pub use backup_config::{ConfigurationDone, ConfigurationsReport, backup_configur
 pub use backup_template::template_facts;
 pub use base::own_prefix;
 pub use cleanup::{CleanupReport, cleanup, end_replacement};
-pub use doctor::{Check, Health, doctor};
+pub use doctor::{Check, Health, Wishes as DoctorWishes, doctor};
 pub use drill::{
     DrillContext, DrillPlan, DrillReport, DrillSettings, DrillWishes, drill, drill_plan,
 };

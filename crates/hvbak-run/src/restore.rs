@@ -40,6 +40,8 @@ pub struct Restored {
     pub disks: Vec<RestoredDisk>,
     /// Why the VM was not started although that was asked for.
     pub not_started: Option<String>,
+    /// What could not be undone yet, in words.
+    pub left_behind: Vec<String>,
 }
 
 /// Which new disk came from which stored one.
@@ -127,27 +129,28 @@ pub async fn restore(
             blocking("lock the VM", move || repository.lock_vm(vm, id)).await.map(Some)
         }
     };
+    // The point may expire when its disks were read, and what was made is good all the same.
+    let description = stored_description(point);
     let mut made = Vec::new();
     let (lock, result) = match lock {
         Err(cause) => (None, Err(cause)),
         Ok(lock) => (lock, execute(&job, inventory, point, plan, &mut made).await),
     };
     let result = match (result, &plan.replace) {
-        (Ok(restored), Some(_)) => succeed(&job, point, plan, restored, &mut made).await,
+        (Ok(restored), Some(_)) => {
+            succeed(&job, point, plan, &description, restored, &mut made).await
+        }
         (result, _) => result,
     };
     let result = if let Ok(restored) = result {
         // From here on it is the user's, also when it does not start.
         match restored.template {
-            Some(id) => {
-                let description = template::Stored::of(point)?.description();
-                template::finish(&job, id, &description, made).await.map(|()| restored)
-            }
+            Some(id) => template::finish(&job, id, &description, made).await.map(|()| restored),
             None => {
                 for step in &made {
                     job.undone(step).await?;
                 }
-                finish(context, point, plan, restored).await
+                finish(context, point, plan, &description, restored).await
             }
         }
     } else {
@@ -163,8 +166,9 @@ pub async fn restore(
         result
     };
     drop(lock);
-    context.tell_left_behind(&job.end().await?);
-    result
+    let left_behind = job.end().await?;
+    context.tell_left_behind(&left_behind);
+    result.map(|restored| Restored { left_behind, ..restored })
 }
 
 /// Puts a VM that is complete but for its NICs into the place of the one that it replaces. What is
@@ -173,6 +177,7 @@ async fn succeed(
     job: &Job,
     point: &Point,
     plan: &RestorePlan,
+    description: &str,
     restored: Restored,
     made: &mut Vec<Open>,
 ) -> Result<Restored> {
@@ -188,7 +193,7 @@ async fn succeed(
         new: restored.vm,
         nics: plan.nics.clone(),
         tags: plan.tags.clone(),
-        description: stored_description(point),
+        description: description.to_owned(),
         disks: restored.disks.iter().map(described).collect(),
     };
     match replace::replace(job, plan, &replacing, made).await {
@@ -252,20 +257,28 @@ async fn execute(
             active: disk.active,
             read_only: disk.read_only.then_some(true),
             pass_discard: disk.pass_discard.then_some(true),
+            uses_scsi_reservation: None,
         };
         let doing = error::engine(format!("attach disk {}", disk.alias));
         context.engine.attach_disk(vm, &attachment).await.map_err(doing)?;
     }
     if plan.replace.is_some() {
         // The VM that goes has its addresses still.
-        return Ok(Restored { vm, template: None, disks, not_started: None });
+        return Ok(Restored {
+            vm,
+            template: None,
+            disks,
+            not_started: None,
+            left_behind: Vec::new(),
+        });
     }
     for nic in &plan.nics {
         context.check_cancel()?;
         add_nic(context, vm, nic).await?;
     }
     add_tags(context, vm, &plan.tags).await;
-    let mut restored = Restored { vm, template: None, disks, not_started: None };
+    let mut restored =
+        Restored { vm, template: None, disks, not_started: None, left_behind: Vec::new() };
     if plan.kind == RestoreKind::Template {
         restored.template = Some(template::make(job, &point, plan, &restored, made).await?);
     }
@@ -303,10 +316,11 @@ async fn finish(
     context: &Context,
     point: &Point,
     plan: &RestorePlan,
+    description: &str,
     mut restored: Restored,
 ) -> Result<Restored> {
     if plan.replace.is_none() {
-        take_off(context, point, &restored).await;
+        take_off(context, point, description, &restored).await;
     }
     if plan.power_on {
         context.phase(None, "starting the VM");
@@ -319,7 +333,7 @@ async fn finish(
     Ok(restored)
 }
 
-async fn take_off(context: &Context, point: &Point, restored: &Restored) {
+async fn take_off(context: &Context, point: &Point, description: &str, restored: &Restored) {
     for disk in &restored.disks {
         let stored = point.manifest.disk(disk.source).and_then(|d| d.description.as_deref());
         let text = stored.unwrap_or_default();
@@ -328,8 +342,7 @@ async fn take_off(context: &Context, point: &Point, restored: &Restored) {
             context.warn(None, format!("disk {} keeps our mark as description", disk.alias));
         }
     }
-    let description = stored_description(point);
-    if let Err(cause) = context.engine.describe_vm(restored.vm, &description).await {
+    if let Err(cause) = context.engine.describe_vm(restored.vm, description).await {
         context
             .warn(None, format!("the VM keeps our mark as description: {}", crate::chain(&cause)));
     }

@@ -439,6 +439,7 @@ async fn attachments_nics_tags_power_and_deletion() {
         active: true,
         read_only: None,
         pass_discard: Some(false),
+        uses_scsi_reservation: None,
     };
     assert_eq!(engine.attach_disk(vm(), &new).await.unwrap().disk_id, disk);
     let sent = server.last(&format!("POST {}", path("/diskattachments"))).body;

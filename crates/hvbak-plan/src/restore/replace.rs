@@ -34,6 +34,9 @@ pub struct Replace {
     pub kept: Vec<KeptDisk>,
     /// Descriptions of our snapshots of it, which go with it.
     pub snapshots: Vec<String>,
+    /// The successor boots from a disk that is brought back, so from none that is kept.
+    #[serde(default)]
+    pub boots_anew: bool,
 }
 
 /// A disk that is deleted.
@@ -59,6 +62,8 @@ pub struct KeptDisk {
     pub active: bool,
     pub read_only: bool,
     pub pass_discard: bool,
+    #[serde(default)]
+    pub scsi_reservation: bool,
 }
 
 /// The id of the VM that a restore of this point would replace.
@@ -80,7 +85,7 @@ pub fn replaced_vm(inventory: &Inventory, point: &PointFacts) -> Result<VmId, Re
                 "VM {id}, which the point is of, is gone, and the VM of that name is another, {}",
                 other.id
             ),
-            "look which VM it is; restore beside it with `--name`, or delete it yourself",
+            "look which VM it is; restore beside it with `--name`",
         ),
         None => (
             format!("VM {id}, which the point is of, is gone: there is nothing to replace"),
@@ -160,11 +165,13 @@ impl Replace {
                     active: attachment.active != Some(false),
                     read_only: attachment.read_only == Some(true),
                     pass_discard: attachment.pass_discard == Some(true),
+                    scsi_reservation: attachment.uses_scsi_reservation == Some(true),
                 }),
             }
         }
         own.sort();
-        Ok(Self { vm: vm.id, name: vm.name.clone(), deleted, kept, snapshots: own })
+        let (vm, name) = (vm.id, vm.name.clone());
+        Ok(Self { vm, name, deleted, kept, snapshots: own, boots_anew: false })
     }
 }
 

@@ -51,11 +51,22 @@ impl Check {
 /// Clocks further apart than this make point ids and logs misleading.
 const CLOCK_SKEW: u64 = 60;
 
+/// What the policies of the configuration want.
+#[derive(Debug, Clone, Default)]
+pub struct Wishes {
+    /// Whom each policy selects.
+    pub policies: Vec<(String, Selection)>,
+    /// The same of those that store disks.
+    pub protecting: Vec<(String, Selection)>,
+    /// Templates that each stores: names, ids and patterns.
+    pub templates: Vec<(String, Vec<String>)>,
+}
+
 /// Checks engine, account, repository, policies, manager and every host that is up with the
 /// storage that it sees, telling each as it is known. Workers that are pushed for it go again.
 pub async fn doctor(
     context: &Context,
-    policies: &[(String, Selection)],
+    wishes: &Wishes,
     mut tell: impl FnMut(&Check),
 ) -> Vec<Check> {
     let mut checks = Vec::new();
@@ -87,7 +98,7 @@ pub async fn doctor(
             inventory.storage_domains.len()
         ),
     ));
-    site::policies(&inventory, policies).into_iter().for_each(&mut push);
+    site::policies(&inventory, wishes).into_iter().for_each(&mut push);
     push(leftovers(context));
     if !context.settings.ssh.key_file.exists() {
         push(Check::bad(
@@ -119,7 +130,11 @@ pub async fn doctor(
         if context.cancel.is_cancelled() {
             break;
         }
-        let check = check_host(context, host).await;
+        let check = tokio::select! {
+            check = check_host(context, host) => check,
+            // Nothing is on the host.
+            () = context.cancel.cancelled() => break,
+        };
         let reached = check.health == Health::Ok;
         push(check);
         if reached {

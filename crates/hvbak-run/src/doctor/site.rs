@@ -1,10 +1,10 @@
 //! What the account may do, whom the policies mean, and how the manager is.
 
 use hvbak_engine::{Need, PERMITS};
-use hvbak_plan::{Selection, assign_vms};
+use hvbak_plan::{SelectError, assign_vms, pick_templates};
 use hvbak_types::Inventory;
 
-use super::{Check, Health};
+use super::{Check, Health, Wishes};
 use crate::{job::Context, manager::Link};
 
 /// The account's permits. Never worse than a warning: what an engine lists of a group's is not
@@ -37,34 +37,42 @@ pub(super) async fn permits(context: &Context) -> Check {
 }
 
 /// One line for all policies, and one for each that names what is not there.
-pub(super) fn policies(inventory: &Inventory, policies: &[(String, Selection)]) -> Vec<Check> {
-    if policies.is_empty() {
-        return Vec::new();
-    }
-    let all = match assign_vms(inventory, policies) {
-        Ok(all) => all,
-        Err((name, cause)) => {
-            let remedy = cause.hint().unwrap_or_default();
-            let what = format!("policy {name}");
-            return vec![Check::bad(what, Health::Failed, cause.to_string(), remedy)];
+pub(super) fn policies(inventory: &Inventory, wishes: &Wishes) -> Vec<Check> {
+    let bad = |health, name: &str, cause: &SelectError| {
+        let remedy = cause.hint().unwrap_or_default();
+        Check::bad(format!("policy {name}"), health, cause.to_string(), remedy)
+    };
+    let both = (assign_vms(inventory, &wishes.policies), assign_vms(inventory, &wishes.protecting));
+    let (named, all) = match both {
+        (Ok(named), Ok(all)) => (named, all),
+        (Err((name, cause)), _) | (_, Err((name, cause))) => {
+            return vec![bad(Health::Failed, &name, &cause)];
         }
     };
-    let mut checks: Vec<_> = all
-        .missing
-        .iter()
-        .map(|(name, cause)| {
-            let remedy = cause.hint().unwrap_or_default();
-            Check::bad(format!("policy {name}"), Health::Warning, cause.to_string(), remedy)
-        })
-        .collect();
+    let mut missing = named.missing;
+    for (name, texts) in wishes.templates.iter().filter(|(_, texts)| !texts.is_empty()) {
+        match pick_templates(inventory, texts) {
+            Ok(picked) => missing.extend(picked.missing.into_iter().map(|e| (name.clone(), e))),
+            Err(cause) => missing.push((name.clone(), cause)),
+        }
+    }
+    let mut checks: Vec<_> =
+        missing.iter().map(|(name, cause)| bad(Health::Warning, name, cause)).collect();
+    let policies = &wishes.protecting;
+    if policies.is_empty() {
+        return checks;
+    }
     let unassigned: Vec<_> = all.unassigned().map(|vm| vm.name.as_str()).collect();
     checks.push(if unassigned.is_empty() {
-        Check::ok("policies", format!("{} of them, and every VM is in one", policies.len()))
+        Check::ok(
+            "policies",
+            format!("{} that store disks, and every VM is in one", policies.len()),
+        )
     } else {
         let first: Vec<_> = unassigned.iter().take(5).copied().collect();
         let more = unassigned.len() - first.len();
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let text = format!("in none of them: {}{more}", first.join(", "));
+        let text = format!("in none that stores disks: {}{more}", first.join(", "));
         Check::bad("policies", Health::Warning, text, "`hvbak policy test` shows who is in and why")
     });
     checks

@@ -4,6 +4,8 @@
 //! policy refuses, sudo, an export that squashes user 36, a domain that is not connected. Only
 //! the places of a few volumes are asked for: nothing is opened, activated or read.
 
+use std::time::Duration;
+
 use hvbak_types::{
     ContentType, Disk, DiskStatus, DomainKind, DomainStatus, Host, Inventory, StorageDomain,
 };
@@ -15,6 +17,9 @@ use crate::{access::Access, error::RunError, job::Job, session::Session};
 /// Disks that are looked for on a domain before it counts as not seen: one may be deleted
 /// meanwhile.
 const SAMPLES: usize = 3;
+
+/// For all domains of a kind; a volume is found in milliseconds.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One finding per thing that is wrong, or one that says what is seen.
 pub(super) async fn look(job: &Job, inventory: &Inventory, host: &Host) -> Vec<Check> {
@@ -35,15 +40,32 @@ pub(super) async fn look(job: &Job, inventory: &Inventory, host: &Host) -> Vec<C
         if of_kind.is_empty() && (block || !domains.is_empty()) {
             continue;
         }
-        let looked = async {
+        // A mount whose server is gone holds whoever looks at it for ever.
+        let cancelled = job.context.cancel.cancelled();
+        let looked = tokio::time::timeout(PATIENCE, async {
             let mut session = one(&access, block).await?;
             for domain in of_kind {
                 find(&mut session, inventory, host, domain, &mut seen).await?;
             }
             session.bye().await
+        });
+        let looked = tokio::select! {
+            looked = looked => looked,
+            () = cancelled => break,
         };
-        if let Err(cause) = looked.await {
-            seen.wrong.push(bad(&cause));
+        match looked {
+            Ok(Ok(())) => {}
+            Ok(Err(cause)) => seen.wrong.push(bad(&cause)),
+            Err(_) => seen.wrong.push(Check::bad(
+                what.clone(),
+                Health::Failed,
+                format!(
+                    "it did not find volumes within {} s; seen were: {}",
+                    PATIENCE.as_secs(),
+                    if seen.found.is_empty() { "none".into() } else { seen.found.join(", ") }
+                ),
+                "look for mounts of storage domains that hang there: `df` on that host",
+            )),
         }
     }
     if let Err(cause) = access.close(job).await {

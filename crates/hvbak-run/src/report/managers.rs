@@ -96,6 +96,7 @@ pub(super) fn drills(runs: &[RunRecord]) -> Vec<ManagerDrill> {
             outcome: one.outcome,
             reason: one.reason.clone(),
             remedy: None,
+            passing: false,
             point: one.point.clone(),
             stored_bytes: 0,
             seconds: one.seconds,

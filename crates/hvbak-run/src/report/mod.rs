@@ -56,6 +56,8 @@ pub struct LastRun {
     pub reason: Option<String>,
     /// What can be done about a failure.
     pub remedy: Option<String>,
+    /// Of one that was left out: by something that passes.
+    pub passing: bool,
     /// Which point was made, or the newest that was looked at.
     pub point: Option<PointId>,
     /// Bytes of the images that it stored.
@@ -156,6 +158,7 @@ impl LastRun {
             outcome: vm.outcome,
             reason: vm.reason.clone(),
             remedy: vm.remedy.clone(),
+            passing: vm.passing,
             point: vm.point.clone(),
             stored_bytes: vm.stored_bytes,
             seconds: vm.seconds,

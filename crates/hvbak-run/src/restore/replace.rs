@@ -62,9 +62,11 @@ enum Fate {
     Back,
 }
 
-/// Names of new VMs until the old one is gone. The engine takes names up to 255 characters.
+/// Names of new VMs until the old one is gone. Engines take 64 characters where `MaxVmNameLength`
+/// was not raised.
 pub(super) fn temporary_name(name: &str, context: &Context) -> String {
-    let short: String = name.chars().take(200).collect();
+    const WITHOUT_SUFFIX: usize = 64 - "-hvbak-12345678".len();
+    let short: String = name.chars().take(WITHOUT_SUFFIX).collect();
     let job: String = context.job.to_string().chars().take(8).collect();
     format!("{short}-hvbak-{job}")
 }
@@ -94,9 +96,10 @@ pub(super) async fn replace(
     let context = &job.context;
     let name = &replacing.old.name;
     context.phase(None, format!("looking at VM {name} once more"));
+    check(context, plan, &replacing.old).await.map_err(Halted::Back)?;
     let begun = job.intent(Step::Replace { replacing: Box::new(replacing.clone()) }).await;
     let step = begun.map_err(Halted::Back)?;
-    let ready = match prepare(context, plan, &replacing.old).await {
+    let ready = match detach(context, &replacing.old).await {
         Ok(()) => job.done(&step, Outcome::default()).await,
         Err(cause) => Err(cause),
     };
@@ -114,11 +117,15 @@ pub(super) async fn replace(
         });
     }
     context.phase(None, format!("deleting VM {name} ({})", replacing.old.vm));
-    if let Err(cause) = delete(context, &replacing.old).await {
-        let fate = match refused(&cause) {
-            // An answer: nothing is under way.
-            true => take_back(context, &replacing.old).await.map(|_| Fate::Back),
-            false => fate(context, &replacing.old).await,
+    if let Err((cause, answered)) = delete(context, &replacing.old).await {
+        let declined = match answered {
+            true => declined(context, &replacing.old, &cause).await,
+            false => Ok(false),
+        };
+        let fate = match declined {
+            Ok(true) => take_back(context, &replacing.old).await.map(|_| Fate::Back),
+            Ok(false) => fate(context, &replacing.old).await,
+            Err(second) => Err(second),
         };
         match fate {
             Ok(Fate::Forward) => {}
@@ -155,8 +162,8 @@ fn halted(replacing: &Replacing, cause: RunError) -> RunError {
     }
 }
 
-/// Everything before the deletion; can be taken back.
-async fn prepare(context: &Context, plan: &RestorePlan, old: &Replace) -> Result<()> {
+/// Whether the old VM still is what was confirmed. Changes nothing.
+async fn check(context: &Context, plan: &RestorePlan, old: &Replace) -> Result<()> {
     context.check_cancel()?;
     let now = old_vm(context, &Inventory::default(), old.vm).await?;
     let restored: Vec<_> = plan.disks.iter().map(|disk| disk.source).collect();
@@ -164,15 +171,18 @@ async fn prepare(context: &Context, plan: &RestorePlan, old: &Replace) -> Result
         remedy: refused.hint().unwrap_or_default(),
         why: refused.to_string(),
     })?;
-    for disk in &mut fresh.kept {
-        disk.bootable &= old.kept.iter().any(|was| was.id == disk.id && was.bootable);
-    }
+    fresh.boots_anew = old.boots_anew;
     if fresh != *old {
         return Err(RunError::CannotReplace {
             why: format!("VM `{}` is not as it was confirmed any more", old.name),
             remedy: "look at `--dry-run` again".into(),
         });
     }
+    Ok(())
+}
+
+/// Everything before the deletion; can be taken back, but for our snapshots.
+async fn detach(context: &Context, old: &Replace) -> Result<()> {
     // A disk that a snapshot holds cannot be detached.
     if old.kept.iter().any(|disk| disk.image) {
         for description in &old.snapshots {
@@ -217,6 +227,8 @@ async fn attach(context: &Context, old: &Replace, to: VmId) -> Result<bool> {
         if there.iter().any(|a| a.disk_id == disk.id) {
             continue;
         }
+        // The old one boots as it did.
+        let boots = disk.bootable && (to == old.vm || !old.boots_anew);
         let doing = || error::engine(format!("attach disk {} to VM {to}", disk.alias));
         if context.engine.disk(disk.id).await.map_err(doing())?.is_none() {
             context.warn(None, format!("disk {} ({}) is gone", disk.alias, disk.id));
@@ -225,10 +237,11 @@ async fn attach(context: &Context, old: &Replace, to: VmId) -> Result<bool> {
         let attachment = NewAttachment {
             disk: disk.id,
             interface: DiskInterface::from_word(&disk.interface),
-            bootable: disk.bootable,
+            bootable: boots,
             active: disk.active,
             read_only: disk.read_only.then_some(true),
             pass_discard: disk.pass_discard.then_some(true),
+            uses_scsi_reservation: disk.scsi_reservation.then_some(true),
         };
         context.engine.attach_disk(to, &attachment).await.map_err(doing())?;
         any = true;
@@ -236,22 +249,30 @@ async fn attach(context: &Context, old: &Replace, to: VmId) -> Result<bool> {
     Ok(any)
 }
 
-async fn delete(context: &Context, old: &Replace) -> Result<()> {
-    let doing = || error::engine(format!("delete VM {}", old.name));
+/// Deletes the old VM; of a failure, whether it was the request's own and not the waiting's.
+async fn delete(context: &Context, old: &Replace) -> std::result::Result<(), (RunError, bool)> {
+    let doing = |asked| {
+        let named = error::engine(format!("delete VM {}", old.name));
+        move |cause| (named(cause), asked)
+    };
     // Not cancelled by Ctrl-C: half of it would be the worst.
     let never = CancellationToken::new();
-    context.engine.delete_vm(old.vm, false).await.map_err(doing())?;
+    context.engine.delete_vm_once(old.vm).await.map_err(doing(true))?;
     let limit = context.settings.timeouts.disk;
-    context.engine.wait_vm_gone(old.vm, limit, &never).await.map_err(doing())
+    context.engine.wait_vm_gone(old.vm, limit, &never).await.map_err(doing(false))
 }
 
-/// Whether the engine has answered, and said no.
-fn refused(cause: &RunError) -> bool {
-    use hvbak_engine::EngineError::{Conflict, Fault, Forbidden};
-    matches!(
-        cause,
-        RunError::Engine { cause: Conflict { .. } | Fault { .. } | Forbidden { .. }, .. }
-    )
+/// Whether the engine has answered the one request, said no, and nothing of the VM is gone or
+/// being deleted: only then is nothing under way.
+async fn declined(context: &Context, old: &Replace, cause: &RunError) -> Result<bool> {
+    use hvbak_engine::EngineError::{Conflict, Forbidden};
+    if !matches!(cause, RunError::Engine { cause: Conflict { .. } | Forbidden { .. }, .. }) {
+        return Ok(false);
+    }
+    let doing = || error::engine(format!("look at VM {}", old.name));
+    let vm = context.engine.find_vm(old.vm).await.map_err(doing())?;
+    let idle = vm.is_some_and(|vm| vm.status != VmStatus::ImageLocked);
+    Ok(idle && lost(context, old).await?.is_none())
 }
 
 /// What became of the old VM after its deletion may have been asked for. A request that is still
@@ -280,8 +301,9 @@ async fn fate(context: &Context, old: &Replace) -> Result<Fate> {
     context.warn(
         None,
         format!(
-            "VM {} is as it was, and protected against deletion now: a request to delete it may be under way",
-            old.name
+            "VM {} has its disks as before, and is protected against deletion now: a request to delete it may be under way{}",
+            old.name,
+            if old.snapshots.is_empty() { "" } else { "; its next backup may be a full one" }
         ),
     );
     take_back(context, old).await?;
@@ -326,10 +348,44 @@ async fn take_place(context: &Context, replacing: &Replacing) -> Result<()> {
     let doing = || error::engine(format!("look at the NICs of {}", old.name));
     let (_, there) = engine.nics(*new).await.map_err(doing())?;
     for nic in nics.iter().filter(|nic| !there.iter().any(|have| have.name == nic.name)) {
-        add_nic(context, *new, nic).await?;
+        add_late_nic(context, *new, nic).await?;
     }
     super::add_tags(context, *new, tags).await;
     Ok(())
+}
+
+/// Adds a NIC when there is no way back any more. Its address or profile was free when all was
+/// planned; what the engine refuses meanwhile it gets without, and that is told.
+async fn add_late_nic(context: &Context, vm: VmId, nic: &NicTarget) -> Result<()> {
+    use hvbak_engine::EngineError::{Conflict, Fault, NotFound};
+    let refused = |cause: &RunError| {
+        matches!(
+            cause,
+            RunError::Engine { cause: Conflict { .. } | Fault { .. } | NotFound { .. }, .. }
+        )
+    };
+    let told = |what: &str, cause: &RunError| {
+        context.warn(None, format!("NIC {} {what}: {}", nic.name, crate::chain(cause)));
+    };
+    let cause = match add_nic(context, vm, nic).await {
+        Err(cause) if refused(&cause) => cause,
+        other => return other,
+    };
+    let mut less = nic.clone();
+    if less.mac.take().is_some() {
+        match add_nic(context, vm, &less).await {
+            Err(second) if refused(&second) => {}
+            other => {
+                told("gets a new MAC address", &cause);
+                return other;
+            }
+        }
+    }
+    if less.profile.take().is_none() {
+        return Err(cause);
+    }
+    told("is in no network, and has a new MAC address", &cause);
+    add_nic(context, vm, &less).await
 }
 
 /// The descriptions that the VM and its disks had; the VM's last, since by it is seen that all

@@ -6,13 +6,21 @@ use serde_json::json;
 use super::{Face, Outcome};
 use crate::{
     exit::{DONE, FAILED},
-    policy::selections,
+    policy::{protecting, selections},
 };
 
 pub async fn run(face: &Face) -> Outcome {
-    let policies = selections(&face.config()?.policies);
+    let policies = face.config()?.policies;
+    let wishes = hvbak_run::DoctorWishes {
+        policies: selections(&policies),
+        protecting: protecting(&policies),
+        templates: policies
+            .iter()
+            .map(|(name, policy)| (name.clone(), policy.save_templates.clone()))
+            .collect(),
+    };
     let context = face.context().await?;
-    let checks = hvbak_run::doctor(&context, &policies, |check| {
+    let checks = hvbak_run::doctor(&context, &wishes, |check| {
         face.printer.record("check", check);
         let sign = match check.health {
             Health::Ok => "ok     ",
@@ -26,6 +34,10 @@ pub async fn run(face: &Face) -> Outcome {
     })
     .await;
     context.engine.logout().await;
+    // Half a look is no pass.
+    if face.cancel.is_cancelled() {
+        return Err(hvbak_run::RunError::Cancelled.into());
+    }
     let count = |health| checks.iter().filter(|c| c.health == health).count();
     let failed = count(Health::Failed);
     let code = if failed == 0 { DONE } else { FAILED };

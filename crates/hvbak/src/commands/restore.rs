@@ -88,8 +88,7 @@ impl Work<'_> {
                 "warning: VM {name} has NO DISKS: of {selector} the configuration alone is stored"
             ));
         }
-        let code = if done["not_started"].is_null() { DONE } else { PARTLY };
-        Ok((code, done))
+        Ok((if is_whole(&done) { DONE } else { PARTLY }, done))
     }
 
     async fn restore(
@@ -110,7 +109,7 @@ impl Work<'_> {
         self.face.printer.data(&format!("{what} {} restored as {id}", plan.name));
         Ok(json!({
             "job": context.job, "vm": vm, "template": done.template, "name": plan.name,
-            "disks": disks, "not_started": done.not_started,
+            "disks": disks, "not_started": done.not_started, "left_behind": done.left_behind,
         }))
     }
 
@@ -274,7 +273,7 @@ impl Work<'_> {
                 return Err(RunError::Cancelled.into());
             }
         }
-        let waiting = done.iter().filter(|one| !one["not_started"].is_null()).count();
+        let waiting = done.iter().filter(|one| !is_whole(one)).count();
         let code = match (done.len(), told.failed.len()) {
             (0, failed) if failed > 0 => FAILED,
             _ if told.is_quiet() && waiting == 0 => DONE,
@@ -285,6 +284,11 @@ impl Work<'_> {
             json!({ "done": done, "failed": told.failed, "existing": told.existing, "taken": told.taken, "without_point": told.without_point, "skipped": told.skipped }),
         ))
     }
+}
+
+/// Whether a restore did all that was wished, and left nothing behind.
+pub(crate) fn is_whole(done: &Value) -> bool {
+    done["not_started"].is_null() && done["left_behind"].as_array().is_none_or(Vec::is_empty)
 }
 
 /// A VM without disks is made only for somebody who knows, and one with disks is not made for

@@ -95,9 +95,11 @@ fn of_vm(vm: &VmReport) -> Vec<Problem> {
         let text = format!("the last backup was stopped {}", seen(last));
         all.push(warning(name, text, format!("`hvbak backup {option} {typed}`")));
     }
-    if let Some(last) = vm.last_run.as_ref().filter(|last| last.outcome == RunOutcome::Skipped) {
+    let left_out = |last: &&LastRun| last.outcome == RunOutcome::Skipped && last.passing;
+    if let Some(last) = vm.last_run.as_ref().filter(left_out) {
         let text = format!("the last backup left it out {}", seen(last));
-        all.push(warning(name, text, format!("when that is mended: `hvbak backup --vm {typed}`")));
+        let remedy = format!("when that is mended: `hvbak backup {option} {typed}`");
+        all.push(warning(name, text, remedy));
     }
     for text in vm.newest.iter().flat_map(|newest| &newest.warnings) {
         let remedy = "`hvbak show` tells what is in the point; back up by other means what is not";

@@ -77,7 +77,7 @@ impl Work<'_> {
             "VM {name} has a new id: its next backup is full; change policies, maps and permissions that name {id}"
         ));
         done["replaced"] = json!(id);
-        let code = if done["not_started"].is_null() { DONE } else { PARTLY };
+        let code = if super::is_whole(&done) { DONE } else { PARTLY };
         Ok((code, done))
     }
 
