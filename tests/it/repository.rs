@@ -1,7 +1,7 @@
 //! `hvbak verify`, `points`, `show`, `export`: stored points prove themselves, and each
 //! kind of damage is named.
 
-use std::{fs, path::PathBuf};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use hvbak_tests::{
     Lab, Run,
@@ -178,6 +178,16 @@ fn reading_commands_need_no_engine() {
     let out = lab.scratch("out");
     fs::create_dir_all(&out).unwrap();
     lab.hvbak(&["export", "web1", "--output", out.to_str().unwrap()]).exits(0);
+    // The documents come along, for the owner alone, and are not written over unasked.
+    let (ovf, stored) = (out.join("vm.ovf"), lab.point("web1").join("vm.ovf"));
+    assert_eq!(fs::read(&ovf).unwrap(), fs::read(stored).unwrap());
+    assert_eq!(fs::metadata(&ovf).unwrap().permissions().mode() & 0o777, 0o600);
+    for image in ["web1_Disk1.qcow2", "web1_data.qcow2"] {
+        fs::remove_file(out.join(image)).unwrap();
+    }
+    let again = ["export", "web1", "--output", out.to_str().unwrap()];
+    lab.hvbak(&again).exits(2).says("exists").says("--force");
+    lab.hvbak(&[&again[..], &["--force"]].concat()).exits(0);
 }
 
 #[test]

@@ -129,7 +129,12 @@ pub async fn backup(
     wishes: &Arc<Wishes>,
 ) -> Result<BackupReport> {
     let job = Arc::new(Job::start(context).await?);
-    context.events.event(&Event::JobStarted { job: context.job, kind: "backup" });
+    let sizes = plan.vms.iter().flat_map(VmPlan::chosen_disks).map(|disk| disk.virtual_size);
+    context.events.event(&Event::JobStarted {
+        job: context.job,
+        kind: "backup",
+        total_bytes: Some(sizes.fold(0, u64::saturating_add)),
+    });
     let mut report = BackupReport::default();
     let mut record = RunRecord::begin(context.job, RunKind::Backup);
     record.unassigned.clone_from(&wishes.unassigned);

@@ -15,6 +15,9 @@ pub enum Event {
     JobStarted {
         job: JobId,
         kind: &'static str,
+        /// Of all disks that are to be read or written, as guests count.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        total_bytes: Option<u64>,
     },
     VmStarted {
         vm: VmId,

@@ -117,7 +117,12 @@ pub async fn restore(
     plan: &RestorePlan,
 ) -> Result<Restored> {
     let job = Job::start(context).await?;
-    context.events.event(&Event::JobStarted { job: context.job, kind: "restore" });
+    let total = plan.disks.iter().fold(0u64, |sum, disk| sum.saturating_add(disk.virtual_size));
+    context.events.event(&Event::JobStarted {
+        job: context.job,
+        kind: "restore",
+        total_bytes: Some(total),
+    });
     for text in &plan.warnings {
         context.warn(None, text.clone());
     }

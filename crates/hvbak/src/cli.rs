@@ -438,7 +438,7 @@ pub struct ExportArgs {
     /// Format of the image
     #[arg(long, value_enum, default_value = "qcow2")]
     pub format: ImageFormatArg,
-    /// A file for one disk, a directory for all
+    /// A file for one disk; a directory for all, with the documents beside them: OVF, XML, NICs
     #[arg(long, value_name = "PATH")]
     pub output: PathBuf,
     /// Replace existing files

@@ -8,6 +8,7 @@ mod exit;
 mod notify;
 mod policy;
 mod printer;
+mod progress;
 mod restore_map;
 mod service;
 mod share;

@@ -3,20 +3,16 @@
 //! Invariant: with `--json` stdout carries nothing but JSON lines, and the last one has
 //! `"type":"result"`.
 
-use std::{
-    collections::HashMap,
-    io::{IsTerminal, Write},
-    sync::Mutex,
-};
+use std::io::{IsTerminal, Write};
 
 use hvbak_repo::{Level, RunOutcome};
 use hvbak_run::{Event, Sink};
-use hvbak_types::DiskId;
-use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::HumanBytes;
 use serde::Serialize;
 
 use crate::{
     exit::{CliError, chain},
+    progress::Bars,
     service::Service,
 };
 
@@ -26,26 +22,13 @@ pub struct Printer {
     /// Who started us, when that is systemd.
     pub service: Service,
     quiet: bool,
-    bars: MultiProgress,
-    disks: Mutex<HashMap<DiskId, ProgressBar>>,
-    /// Of the VM that is pruned.
-    merge: Mutex<Option<ProgressBar>>,
-    /// Progress goes to a person.
-    live: bool,
+    bars: Bars,
 }
 
 impl Printer {
     pub fn new(json: bool, quiet: bool, journal: bool) -> Self {
         let live = !json && !quiet && std::io::stderr().is_terminal();
-        Self {
-            json,
-            service: Service::new(journal),
-            quiet,
-            bars: MultiProgress::new(),
-            disks: Mutex::default(),
-            merge: Mutex::default(),
-            live,
-        }
+        Self { json, service: Service::new(journal), quiet, bars: Bars::new(live) }
     }
 
     /// A line of data for people; nothing with `--json`.
@@ -84,11 +67,12 @@ impl Printer {
             let mut err = std::io::stderr().lock();
             let _ = write!(err, "{text} ").and_then(|()| err.flush());
         };
-        if self.live { self.bars.suspend(write) } else { write() }
+        self.bars.aside(write);
     }
 
     /// Ends a command well or badly: the last line of `--json`, the error for people.
     pub fn finish(&self, code: u8, result: serde_json::Value, error: Option<&CliError>) {
+        self.bars.end();
         if self.json {
             let status = match code {
                 0 => "done",
@@ -123,7 +107,7 @@ impl Printer {
             // A reader that has gone (`| head`) is no error of ours.
             let _ = write!(out, "{text}{newline}").and_then(|()| out.flush());
         };
-        if self.live { self.bars.suspend(write) } else { write() }
+        self.bars.aside(write);
     }
 
     fn err(&self, text: &str) {
@@ -133,52 +117,7 @@ impl Printer {
         let write = || {
             let _ = writeln!(std::io::stderr().lock(), "{text}");
         };
-        if self.live { self.bars.suspend(write) } else { write() }
-    }
-
-    fn bar(&self, disk: DiskId, alias: &str, size: u64) {
-        let style = ProgressStyle::with_template(
-            "  {prefix:20!} {bar:24} {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} eta {eta} {msg}",
-        );
-        let bar = self.bars.add(ProgressBar::new(size));
-        if let Ok(style) = style {
-            bar.set_style(style);
-        }
-        bar.set_prefix(alias.to_owned());
-        if let Ok(mut disks) = self.disks.lock() {
-            disks.insert(disk, bar);
-        }
-    }
-
-    fn merge_bar(&self, name: &str, done: u64, total: u64) {
-        let Ok(mut merge) = self.merge.lock() else { return };
-        let bar = merge.get_or_insert_with(|| {
-            let bar = self.bars.add(ProgressBar::new(total)).with_prefix(name.to_owned());
-            let style = ProgressStyle::with_template(
-                "  {prefix:20!} {bar:24} {percent:>3} % merged eta {eta}",
-            );
-            if let Ok(style) = style {
-                bar.set_style(style);
-            }
-            bar
-        });
-        bar.set_position(done);
-    }
-
-    fn end_merge_bar(&self) {
-        if let Ok(mut merge) = self.merge.lock()
-            && let Some(bar) = merge.take()
-        {
-            bar.finish_and_clear();
-        }
-    }
-
-    fn with_bar(&self, disk: DiskId, act: impl FnOnce(&ProgressBar)) {
-        if let Ok(disks) = self.disks.lock()
-            && let Some(bar) = disks.get(&disk)
-        {
-            act(bar);
-        }
+        self.bars.aside(write);
     }
 }
 
@@ -195,7 +134,11 @@ impl Printer {
             return;
         }
         match event {
-            Event::JobStarted { .. } => {}
+            Event::JobStarted { total_bytes, .. } => {
+                if let Some(total) = total_bytes {
+                    self.bars.run(*total);
+                }
+            }
             Event::VmStarted { name, expected_bytes, .. } => {
                 self.say(&format!("{name}: at most {} to read", HumanBytes(*expected_bytes)));
             }
@@ -220,18 +163,17 @@ impl Printer {
                 {
                     self.say(&format!("  {alias}: full, {why}"));
                 }
-                if self.live {
-                    self.bar(*disk, alias, *virtual_size);
+                if self.bars.live {
+                    self.bars.disk(*disk, alias, *virtual_size);
                 } else {
                     self.say(&format!("  {alias}: {} through {host}", HumanBytes(*virtual_size)));
                 }
             }
-            Event::DiskProgress { disk, done, payload_bytes, .. } => self.with_bar(*disk, |bar| {
-                bar.set_position(*done);
-                bar.set_message(format!("{} sent", HumanBytes(*payload_bytes)));
-            }),
+            Event::DiskProgress { disk, done, payload_bytes, .. } => {
+                self.bars.disk_at(*disk, *done, *payload_bytes);
+            }
             Event::DiskDone { disk, alias, data_bytes, payload_bytes, seconds } => {
-                self.with_bar(*disk, ProgressBar::finish_and_clear);
+                self.bars.disk_done(*disk);
                 let rate = (*data_bytes as f64 / seconds.max(0.001)) as u64;
                 self.say(&format!(
                     "  {alias}: {} of data, {} moved, {seconds:.1} s ({}/s)",
@@ -258,13 +200,11 @@ impl Printer {
                 self.data(&format!("{action:6} {name}@{point}{why}{merged}"));
             }
             Event::MergeProgress { name, done, total, .. } => {
-                if self.live {
-                    self.merge_bar(name, *done, *total);
-                }
+                self.bars.merge_at(name, *done, *total);
             }
-            Event::Pruned { .. } => self.end_merge_bar(),
+            Event::Pruned { .. } => self.bars.merged(),
             Event::VmFailed { name, error, hint, .. } => {
-                self.end_merge_bar();
+                self.bars.merged();
                 self.err(&format!("error: {name}: {error}"));
                 if let Some(hint) = hint {
                     self.err(&format!("hint: {hint}"));

@@ -132,7 +132,7 @@ impl Service {
         let due = state.shown.is_none_or(|shown| shown.elapsed() >= PAUSE);
         let percent = |done: u64, total: u64| u128::from(done) * 100 / u128::from(total).max(1);
         match event {
-            Event::JobStarted { job, kind } => {
+            Event::JobStarted { job, kind, .. } => {
                 state.job = Some(job.to_string());
                 status = Some((*kind).to_owned());
             }

@@ -198,7 +198,7 @@ pub async fn drill(drill: &DrillContext, plan: DrillPlan) -> Result<DrillReport>
     let base = drill.settings.scratch.clone();
     let scratch = Scratch::make(&base, drill.job, drill.wishes.keep)?;
     let mut record = RunRecord::begin(drill.job, RunKind::Drill);
-    drill.events.event(&Event::JobStarted { job: drill.job, kind: "drill" });
+    drill.events.event(&Event::JobStarted { job: drill.job, kind: "drill", total_bytes: None });
     let mut damaged = 0;
     let result = everything(drill, &scratch, &plan, &mut record, &mut damaged).await;
     record.finished = Timestamp::now();

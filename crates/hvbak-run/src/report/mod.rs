@@ -218,6 +218,7 @@ mod tests {
             outcome,
             reason: Some(format!("reason {at}")),
             remedy: None,
+            passing: false,
             point: None,
             stored_bytes: 0,
             seconds: 0.0,

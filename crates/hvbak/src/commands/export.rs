@@ -1,6 +1,12 @@
-//! `hvbak export`: images without an engine.
+//! `hvbak export`: images and documents without an engine.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    fs::OpenOptions,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use hvbak_repo::{ExportFormat, ExportOptions, Point};
 use hvbak_types::DiskId;
@@ -35,7 +41,49 @@ pub async fn run(face: &Face, args: ExportArgs) -> Outcome {
         face.printer.data(&format!("{} ({})", output.display(), HumanBytes(summary.virtual_size)));
         files.push(file);
     }
+    // Of one disk nobody wants the rest.
+    if args.disk.is_none() && args.output.is_dir() {
+        for entry in &point.manifest.documents {
+            let Some(bytes) =
+                point.document(&entry.name).map_err(repo_error("read the configuration"))?
+            else {
+                continue;
+            };
+            let path = args.output.join(plain(&entry.name));
+            write(&path, &bytes, args.force)?;
+            face.printer.data(&path.display().to_string());
+            let file = json!({ "document": entry.name, "path": path, "bytes": bytes.len() });
+            face.printer.record("exported-document", &file);
+            files.push(file);
+        }
+    }
     Ok((DONE, json!({ "files": files })))
+}
+
+/// Writes a document, which holds addresses and may hold secrets of guests (cloud-init).
+fn write(path: &Path, bytes: &[u8], over: bool) -> Result<(), CliError> {
+    let fail = |cause| CliError::Io { text: format!("cannot write {}", path.display()), cause };
+    let mut options = OpenOptions::new();
+    options.write(true).mode(0o600);
+    if over {
+        options.create(true).truncate(true)
+    } else {
+        options.create_new(true)
+    };
+    let mut file = options.open(path).map_err(|cause| match cause.kind() {
+        io::ErrorKind::AlreadyExists => CliError::Usage {
+            text: format!("{} exists", path.display()),
+            hint: Some("choose another path or add `--force`".into()),
+        },
+        _ => fail(cause),
+    })?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fail)
+}
+
+/// A name from outside as one of a file here.
+fn plain(name: &str) -> String {
+    let safe = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+    name.chars().map(safe).collect()
 }
 
 /// Disk, alias and file of everything that is exported.
@@ -81,8 +129,7 @@ fn in_dir(args: &ExportArgs, alias: &str, id: DiskId, extension: &str, twin: boo
     if !args.output.is_dir() {
         return args.output.clone();
     }
-    let safe = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' };
-    let mut name: String = alias.chars().map(safe).collect();
+    let mut name = plain(alias);
     if twin || name.trim_matches('.').is_empty() {
         name = id.to_string();
     }
