@@ -7,7 +7,7 @@
 //! gone, the new one is never undone: whoever comes next goes on, by the same function. Nobody but
 //! the job that a person has confirmed asks for the deletion.
 
-use hvbak_engine::{NewAttachment, Parts};
+use hvbak_engine::{EngineError, NewAttachment, Parts};
 use hvbak_plan::{KeptDisk, NicTarget, OldVm, Replace, RestorePlan};
 use hvbak_repo::{Journal, JournalView, StepState, StepView};
 use hvbak_types::{DiskId, DiskInterface, Inventory, PointId, Vm, VmId, VmStatus};
@@ -25,6 +25,9 @@ use crate::{
 
 /// Between two looks at a VM that is being deleted.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// How often the old VM's deletion is asked for when no answer comes.
+const ATTEMPTS: u32 = 3;
 
 /// How late a request of a job that died may come.
 const LATE: std::time::Duration = std::time::Duration::from_secs(5);
@@ -249,23 +252,41 @@ async fn attach(context: &Context, old: &Replace, to: VmId) -> Result<bool> {
     Ok(any)
 }
 
-/// Deletes the old VM; of a failure, whether it was the request's own and not the waiting's.
+/// Deletes the old VM; of a failure, whether it is the engine's answer to the only request.
 async fn delete(context: &Context, old: &Replace) -> std::result::Result<(), (RunError, bool)> {
-    let doing = |asked| {
+    let doing = |answered| {
         let named = error::engine(format!("delete VM {}", old.name));
-        move |cause| (named(cause), asked)
+        move |cause| (named(cause), answered)
     };
     // Not cancelled by Ctrl-C: half of it would be the worst.
     let never = CancellationToken::new();
-    context.engine.delete_vm_once(old.vm).await.map_err(doing(true))?;
     let limit = context.settings.timeouts.disk;
+    for attempt in 0..ATTEMPTS {
+        match context.engine.delete_vm_once(old.vm).await {
+            Err(EngineError::OutcomeUnknown { .. }) if attempt + 1 < ATTEMPTS => {}
+            // A later one may have met what an earlier one has begun.
+            asked => {
+                asked.map_err(doing(attempt == 0))?;
+                break;
+            }
+        }
+        // It may come to the request yet; asked again, it is as well when it does.
+        match context.engine.wait_vm_gone(old.vm, LATE, &never).await {
+            Err(EngineError::Timeout { .. }) => {}
+            other => return other.map_err(doing(false)),
+        }
+        let vm = context.engine.find_vm(old.vm).await.map_err(doing(false))?;
+        if vm.is_none_or(|vm| vm.status == VmStatus::ImageLocked) {
+            break;
+        }
+    }
     context.engine.wait_vm_gone(old.vm, limit, &never).await.map_err(doing(false))
 }
 
 /// Whether the engine has answered the one request, said no, and nothing of the VM is gone or
 /// being deleted: only then is nothing under way.
 async fn declined(context: &Context, old: &Replace, cause: &RunError) -> Result<bool> {
-    use hvbak_engine::EngineError::{Conflict, Forbidden};
+    use EngineError::{Conflict, Forbidden};
     if !matches!(cause, RunError::Engine { cause: Conflict { .. } | Forbidden { .. }, .. }) {
         return Ok(false);
     }
@@ -357,7 +378,7 @@ async fn take_place(context: &Context, replacing: &Replacing) -> Result<()> {
 /// Adds a NIC when there is no way back any more. Its address or profile was free when all was
 /// planned; what the engine refuses meanwhile it gets without, and that is told.
 async fn add_late_nic(context: &Context, vm: VmId, nic: &NicTarget) -> Result<()> {
-    use hvbak_engine::EngineError::{Conflict, Fault, NotFound};
+    use EngineError::{Conflict, Fault, NotFound};
     let refused = |cause: &RunError| {
         matches!(
             cause,
