@@ -9,6 +9,9 @@ use crate::restore::{Finding, Weight};
 /// What lets rows be lost.
 const FLAG: &str = "--lose-rows";
 
+/// What helps when a schema is not known.
+const BY_HAND: &str = "run engine-setup, or, when it has not run since the move, start the service by hand: systemctl start ovirt-engine-dwhd";
+
 /// What is found by a comparison of the new database, `here`, with the old one, `there`.
 /// `from` and `to` name the old and the new one; with `lose_rows` the loss is told and no more.
 pub fn revert_preflight(
@@ -45,18 +48,30 @@ pub fn revert_preflight(
             format!("{FLAG} leaves it behind; the new database stays as it is"),
         );
     }
-    if needs_setup(compared) {
-        let version = |v: &Option<String>| v.clone().unwrap_or_else(|| "none".into());
-        add(
+    let version = |v: &Option<String>| v.clone().unwrap_or_else(|| "not known".into());
+    let schemas = format!(
+        "the schema of {to} is {} and that of the old database {from} is {}",
+        version(&compared.here_schema),
+        version(&compared.there_schema)
+    );
+    match setup(compared) {
+        Setup::Done => {}
+        Setup::Needed => add(
             loss,
             "schema",
             format!(
-                "the schema of {to} is {} and that of the old database {from} is {}: this manager's service does not work on the old one until engine-setup has upgraded it",
-                version(&compared.here_schema),
-                version(&compared.there_schema)
+                "{schemas}: this manager's service does not work on the old one until engine-setup has upgraded it"
             ),
             format!("{FLAG} puts the files back and leaves the service stopped; then engine-setup"),
-        );
+        ),
+        // One that is silent is no place to go back to, whatever its schema.
+        Setup::Unknown if compared.is_there_silent() => {}
+        Setup::Unknown => add(
+            loss,
+            "schema",
+            format!("{schemas}: whether this manager's service works on the old one is not known"),
+            format!("{FLAG} puts the files back and leaves the service stopped; then {BY_HAND}"),
+        ),
     }
     if !compared.differs.is_empty() {
         add(
@@ -72,13 +87,39 @@ pub fn revert_preflight(
     found
 }
 
-/// Whether the old database is of another schema than the new one was brought to: the
-/// service is not started on it.
-pub fn needs_setup(compared: &Compared) -> bool {
-    let answers = compared.here_why.is_none() && compared.there_why.is_none();
-    // What broke off later may have told both before.
-    let told = compared.here_schema.is_some() && compared.there_schema.is_some();
-    (answers || told) && compared.here_schema != compared.there_schema
+/// What the old database needs before the service may work on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setup {
+    /// Nothing: it has the schema that the new one was brought to.
+    Done,
+    /// engine-setup, which upgrades its schema.
+    Needed,
+    /// Nobody could tell both schemas: the service is not started on a guess.
+    Unknown,
+}
+
+impl Setup {
+    /// What is to be done about a service that was left stopped; `None`: it is started.
+    pub fn remedy(self) -> Option<String> {
+        match self {
+            Self::Done => None,
+            Self::Needed => {
+                Some("run engine-setup, which upgrades the old database's schema".into())
+            }
+            Self::Unknown => Some(format!(
+                "whether the old database has the schema that it works on is not known: {BY_HAND}"
+            )),
+        }
+    }
+}
+
+/// Judges by both schemas: what broke off later may have told them before.
+pub fn setup(compared: &Compared) -> Setup {
+    match (&compared.here_schema, &compared.there_schema) {
+        (Some(here), Some(there)) if here == there => Setup::Done,
+        (Some(_), Some(_)) => Setup::Needed,
+        _ => Setup::Unknown,
+    }
 }
 
 #[cfg(test)]
@@ -98,9 +139,18 @@ mod tests {
         let old_gone = "here.schema=1\nthere.why=down\n";
         let new_gone = "there.schema=1\nhere.why=down\n";
         assert_eq!(checks(good, false), []);
-        for (answer, check) in [(&*rows, "rows"), (&newer, "schema"), (new_gone, "rows")] {
-            assert_eq!(checks(answer, false), [(check, true)]);
-            assert_eq!(checks(answer, true), [(check, false)]);
+        for (answer, expected) in [
+            (&*rows, &["rows"][..]),
+            (&newer, &["schema"]),
+            // What engine-setup has made of it since is gone with it.
+            (new_gone, &["rows", "schema"]),
+            ("here.schema=1\nthere.schema=\nsame=1 tables, 1 rows\n", &["schema"]),
+            ("here.schema=\nthere.schema=\nsame=1 tables, 1 rows\n", &["schema"]),
+        ] {
+            for lose in [false, true] {
+                let expected: Vec<_> = expected.iter().map(|check| (*check, !lose)).collect();
+                assert_eq!(checks(answer, lose), expected);
+            }
         }
         for lose in [false, true] {
             assert_eq!(checks(old_gone, lose), [("old-database", true)]);

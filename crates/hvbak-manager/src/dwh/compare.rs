@@ -30,7 +30,9 @@ pub(super) use counted;
 
 /// Compares the database that the manager's configuration names (`here`) with another one
 /// (`there`), whose host, port, user, name, `sslmode` and password come on standard input,
-/// a line each. May be repeated. With `$1` that side is asked whether it answers, and no more.
+/// a line each. May be repeated. With `$1` that side is asked whether it answers and for its
+/// schema, and no more. A schema is `none` where there is no table of it, and empty when the
+/// question failed.
 pub const COMPARE: &str = concat!(
     r#"R=${HVBAK_HOST_ROOT:-}
 umask 077
@@ -48,9 +50,16 @@ here() { PGPASSWORD=$DWH_DB_PASSWORD PGSSLMODE=$heremode psql -X -w -At -v ON_ER
 there() { PGPASSWORD=$password PGSSLMODE=$mode psql -X -w -At -v ON_ERROR_STOP=1 -h "$host" -p "$port" -U "$user" -d "$db" -c "$1" </dev/null; }
 "#,
     counted!(),
-    r#"for side in ${1:-here there}; do
+    r#"schema() {
+  if version=$("$1" 'select version from schema_version where current' 2>/dev/null); then
+    printf '%s\n' "$version" | head -n 1
+  elif [ "$("$1" "select count(*) from pg_class where relname = 'schema_version'" 2>/dev/null)" = 0 ]; then
+    echo none
+  fi
+}
+for side in ${1:-here there}; do
   if why=$("$side" 'select 1' 2>&1 >/dev/null); then
-    echo "$side.schema=$("$side" 'select version from schema_version where current' 2>/dev/null | head -n 1)"
+    echo "$side.schema=$(schema "$side")"
   else
     echo "$side.why=$(printf %s "$why" | tr '\n' ' ' | head -c 300)"
     deaf=yes
@@ -115,7 +124,7 @@ pub struct Compared {
     /// Why a side tells nothing.
     pub here_why: Option<String>,
     pub there_why: Option<String>,
-    /// Versions of the Data Warehouse's schema.
+    /// Versions of the Data Warehouse's schema, `none` where it has none; `None`: not known.
     pub here_schema: Option<String>,
     pub there_schema: Option<String>,
     pub differs: Vec<Difference>,

@@ -19,7 +19,7 @@ mod works;
 use hvbak_types::Secret;
 use serde::{Deserialize, Serialize};
 
-pub use back::{needs_setup, revert_preflight};
+pub use back::{Setup, revert_preflight, setup};
 pub use compare::{COMPARE, Compared, Difference, Other};
 pub use conf::{EditError, check_target, diff, point_at};
 pub use facts::{DwhFacts, FACTS, Later, Place, SourceFacts, TargetFacts, target_lines};

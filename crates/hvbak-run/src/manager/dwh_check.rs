@@ -26,7 +26,8 @@ pub async fn compare(session: &mut Session<'_>, other: &Other) -> Result<Compare
 }
 
 /// As [`compare`], for somebody who loses what differs: a comparison that cannot be made is told
-/// and is no error, as long as the other database can be asked whether it is there.
+/// and is no error, as long as the other database can be asked whether it is there. Both are asked
+/// for their schema alone then, so that nobody takes an older one for the new one's.
 pub async fn compare_if_possible(session: &mut Session<'_>, other: &Other) -> Result<Compared> {
     session.context.phase("counting every row of both databases, for ten minutes at most");
     let compared = match ask(session, other, &[], BRIEFLY).await {
@@ -36,8 +37,16 @@ pub async fn compare_if_possible(session: &mut Session<'_>, other: &Other) -> Re
     if !compared.is_there_silent() {
         return Ok(compared);
     }
-    let there = ask(session, other, &["there"], ONCE).await?;
-    Ok(Compared { there_why: there.there_why, there_schema: there.there_schema, ..compared })
+    let Compared { there_why, there_schema, .. } = ask(session, other, &["there"], ONCE).await?;
+    let here_schema = match compared.here_schema {
+        // A new database that is gone is told, and no error.
+        None => match ask(session, other, &["here"], ONCE).await {
+            Err(RunError::Cancelled) => return Err(RunError::Cancelled),
+            here => here.ok().and_then(|here| here.here_schema),
+        },
+        known => known,
+    };
+    Ok(Compared { there_why, there_schema, here_schema, ..compared })
 }
 
 async fn ask(

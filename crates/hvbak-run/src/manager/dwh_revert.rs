@@ -11,7 +11,7 @@ use std::time::Duration;
 use hvbak_manager::{
     Scope,
     archive::read_conf,
-    dwh::{DWHD_CONF, Other, State, needs_setup, revert_preflight},
+    dwh::{DWHD_CONF, Other, Setup, State, revert_preflight, setup},
     restore::{Finding, Weight},
 };
 use serde::Serialize;
@@ -104,12 +104,10 @@ async fn revert(session: &mut Session<'_>, options: &DwhRevertOptions) -> Result
         findings: Vec::new(),
     };
     // While the service's file is as it was, all that it has collected is in the old database.
-    let mut starts = true;
+    let mut needs = Setup::Done;
     if let Some(old) = &old {
-        let (findings, upgraded) = look(session, &this, old, options.lose_rows).await?;
-        starts = !upgraded;
-        done.findings = findings;
-        done.is_active &= starts;
+        (done.findings, needs) = look(session, &this, old, options.lose_rows).await?;
+        done.is_active &= needs == Setup::Done;
     }
     if options.dry_run {
         return Ok(done);
@@ -146,10 +144,8 @@ async fn revert(session: &mut Session<'_>, options: &DwhRevertOptions) -> Result
     service(session, "stop").await?;
     let mark = if done.is_active { check::mark(session.link()).await? } else { None };
     take_back(session, &mut this).await?;
-    if !starts {
-        session.context.warn(
-            "the service is stopped: run engine-setup, which upgrades the old database's schema",
-        );
+    if let Some(remedy) = needs.remedy() {
+        session.context.warn(format!("the service is stopped: {remedy}"));
     }
     if done.is_active
         && let Some(why) = check::silence(session.link(), mark.as_ref(), options.patience).await?
@@ -160,20 +156,20 @@ async fn revert(session: &mut Session<'_>, options: &DwhRevertOptions) -> Result
     Ok(done)
 }
 
-/// What going back costs, and whether the old database needs an upgrade first.
+/// What going back costs, and what the old database needs before the service works on it.
 async fn look(
     session: &mut Session<'_>,
     this: &Move,
     old: &Other,
     lose_rows: bool,
-) -> Result<(Vec<Finding>, bool)> {
+) -> Result<(Vec<Finding>, Setup)> {
     let compared = if lose_rows {
         check::compare_if_possible(session, old).await?
     } else {
         check::compare(session, old).await?
     };
     let (from, to) = (&this.record.from, this.record.target.to_string());
-    Ok((revert_preflight(&compared, from, &to, lose_rows), needs_setup(&compared)))
+    Ok((revert_preflight(&compared, from, &to, lose_rows), setup(&compared)))
 }
 
 fn refuse(session: &Session<'_>, findings: &[Finding]) -> Result<()> {

@@ -39,8 +39,7 @@ pub const NEW: &str = "N3w-Pass+word%!";
 pub const PATIENCE: Duration = Duration::from_secs(15);
 pub const BACK: DwhRevertOptions =
     DwhRevertOptions { lose_rows: false, dry_run: false, patience: PATIENCE };
-const LOOK: DwhRevertOptions = DwhRevertOptions { dry_run: true, ..BACK };
-const LOSE: DwhRevertOptions = DwhRevertOptions { lose_rows: true, ..BACK };
+pub const LOOK: DwhRevertOptions = DwhRevertOptions { dry_run: true, ..BACK };
 
 /// A stand-in for the service: a session in the database that its configuration names, by the
 /// real program's order of files.
@@ -162,7 +161,7 @@ impl Site {
     }
 
     /// What the service collects.
-    fn collect(&self, database: &str, rows: u32) {
+    pub fn collect(&self, database: &str, rows: u32) {
         let sql = format!("insert into big select g, 'new' from generate_series(1, {rows}) g");
         self.postgres.sql(database, &sql);
     }
@@ -183,7 +182,7 @@ impl Site {
 
     /// Both files are as they were, byte for byte and in their mode; nothing else is there.
     #[track_caller]
-    fn check_as_before(&self) {
+    pub fn check_as_before(&self) {
         for (file, before) in [DWHD, ENGINE].iter().zip(&self.before) {
             let path = self.stage.sshd.root().join(file);
             assert!(fs::read(&path).unwrap() == *before, "{file}");
@@ -337,7 +336,7 @@ async fn nothing_is_changed_while_anything_stops_the_move() {
 }
 
 /// A program of the manager's own ahead of the real one.
-fn stand_in(site: &Site, name: &str, body: &str) {
+pub fn stand_in(site: &Site, name: &str, body: &str) {
     let path = site.stage.sshd.root().join("usr/bin").join(name);
     fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -532,94 +531,6 @@ async fn rows_that_are_collected_while_a_move_is_unfinished_are_never_lost() {
             assert!(matches!(error, RunError::DwhDiffer { .. }), "{error:?}");
         }
         site.check_as_before();
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn going_back_loses_rows_only_when_that_is_said() {
-    let Some(site) = Site::new() else { return };
-    let versions = "create table schema_version (version text, current boolean);
-        insert into schema_version values ('04050000', true); alter table schema_version owner to dwh_old";
-    site.postgres.sql("history", versions);
-    dwh_move_database(&site.context(), &site.to("new")).await.unwrap();
-    let moved = site.stage.on_manager(DWHD).unwrap();
-    let refused = async |options: &DwhRevertOptions, expected: &str| {
-        let error = dwh_revert_database(&site.context(), options).await.unwrap_err();
-        assert!(matches!(error, RunError::DwhBack { .. }), "{error:?}");
-        assert!(text(&error).contains(expected), "{expected}: {}", text(&error));
-        assert_eq!(site.stage.on_manager(DWHD).unwrap(), moved);
-        assert!(site.is_active());
-    };
-    site.collect("new", 2);
-    refused(&BACK, "table \"public\".\"big\": new 20002, old 20000").await;
-    let dry = dwh_revert_database(&site.context(), &LOOK).await.unwrap();
-    assert!(!dry.is_clear() && dry.findings[0].check == "rows", "{dry:?}");
-    // The old database is gone: no flag makes it a place to go back to.
-    site.postgres.sql("postgres", "alter database history rename to dropped");
-    refused(&BACK, "the old database").await;
-    refused(&LOSE, "the old database").await;
-    site.postgres.sql("postgres", "alter database dropped rename to history");
-    let back = dwh_revert_database(&site.context(), &LOSE).await.unwrap();
-    assert!(back.is_active && back.findings.len() == 1, "{back:?}");
-    site.check_as_before();
-    // Rows that come while it is stopped: the comparison is made again, and the service is
-    // where it was.
-    site.postgres.database("late", "dwh_new");
-    dwh_move_database(&site.context(), &site.to("late")).await.unwrap();
-    let moved = site.stage.on_manager(DWHD).unwrap();
-    let real = site.postgres.bin.display();
-    let late = format!(
-        "if [ $1 = stop ] && [ ! -f $HVBAK_HOST_ROOT/play/once ]; then : >$HVBAK_HOST_ROOT/play/once; PGPASSWORD=super {real}/psql -XAtq -U postgres -h 127.0.0.1 -p {} -d late -c 'insert into big values (1, null)' </dev/null; fi\nexec $HVBAK_HOST_ROOT/usr/bin/systemctl.real \"$@\"",
-        site.postgres.port
-    );
-    let bin = site.stage.sshd.root().join("usr/bin");
-    fs::rename(bin.join("systemctl"), bin.join("systemctl.real")).unwrap();
-    stand_in(&site, "systemctl", &late);
-    let error = dwh_revert_database(&site.context(), &BACK).await.unwrap_err();
-    assert!(text(&error).contains("new 20001, old 20000"), "{}", text(&error));
-    assert!(site.is_active() && site.stage.on_manager(DWHD).unwrap() == moved);
-    // engine-setup has upgraded the new one: the service is not let loose on the old schema.
-    site.postgres.sql("late", "update schema_version set version = '04050100'");
-    let error = dwh_revert_database(&site.context(), &BACK).await.unwrap_err();
-    assert!(text(&error).contains("is 04050100 and"), "{}", text(&error));
-    let back = dwh_revert_database(&site.context(), &LOSE).await.unwrap();
-    assert!(!back.is_active && !site.is_active(), "{back:?}");
-    fs::write(site.stage.sshd.root().join("play/units/ovirt-engine-dwhd.active"), "").unwrap();
-    site.check_as_before();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_comparison_that_cannot_be_made_keeps_nobody_from_going_back_who_loses_the_rows() {
-    let Some(site) = Site::new() else { return };
-    let bin = site.stage.sshd.root().join("usr/bin");
-    for database in ["killed", "dropped"] {
-        site.postgres.database(database, "dwh_new");
-        dwh_move_database(&site.context(), &site.to(database)).await.unwrap();
-        if database == "killed" {
-            stand_in(&site, "awk", "kill -s KILL $PPID");
-        } else {
-            site.postgres.sql("postgres", "alter database dropped allow_connections false");
-        }
-        dwh_revert_database(&site.context(), &BACK).await.unwrap_err();
-        let back = dwh_revert_database(&site.context(), &LOSE).await.unwrap();
-        assert!(back.is_active && back.findings.len() == 1, "{back:?}");
-        assert!(back.findings[0].text.contains("cannot be seen"), "{back:?}");
-        let _ = fs::remove_file(bin.join("awk"));
-        site.check_as_before();
-        // An old database that is gone is none to go back to all the same.
-        if database == "killed" {
-            site.postgres.database("again", "dwh_new");
-            dwh_move_database(&site.context(), &site.to("again")).await.unwrap();
-            stand_in(&site, "awk", "kill -s KILL $PPID");
-            site.postgres.sql("postgres", "alter database history rename to gone");
-            let error = dwh_revert_database(&site.context(), &LOSE).await.unwrap_err();
-            assert!(matches!(error, RunError::DwhBack { .. }), "{error:?}");
-            assert!(text(&error).contains("the old database"), "{}", text(&error));
-            site.postgres.sql("postgres", "alter database gone rename to history");
-            fs::remove_file(bin.join("awk")).unwrap();
-            dwh_revert_database(&site.context(), &BACK).await.unwrap();
-            site.check_as_before();
-        }
     }
 }
 

@@ -13,6 +13,7 @@ mod server;
 mod backup;
 mod cancel;
 mod dwh;
+mod dwh_revert;
 mod dwh_service;
 mod encrypted;
 mod hosted_engine;
