@@ -179,7 +179,8 @@ fn reading_commands_need_no_engine() {
     fs::create_dir_all(&out).unwrap();
     lab.hvbak(&["export", "web1", "--output", out.to_str().unwrap()]).exits(0);
     // The documents come along, for the owner alone, and are not written over unasked.
-    let (ovf, stored) = (out.join("vm.ovf"), lab.point("web1").join("vm.ovf"));
+    let stored = lab.point("web1");
+    let (ovf, stored) = (out.join(format!("web1-{}/vm.ovf", name(&stored))), stored.join("vm.ovf"));
     assert_eq!(fs::read(&ovf).unwrap(), fs::read(stored).unwrap());
     assert_eq!(fs::metadata(&ovf).unwrap().permissions().mode() & 0o777, 0o600);
     for image in ["web1_Disk1.qcow2", "web1_data.qcow2"] {

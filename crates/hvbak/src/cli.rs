@@ -438,7 +438,7 @@ pub struct ExportArgs {
     /// Format of the image
     #[arg(long, value_enum, default_value = "qcow2")]
     pub format: ImageFormatArg,
-    /// A file for one disk; a directory for all, with the documents beside them: OVF, XML, NICs
+    /// A file for one disk; a directory for all, in which NAME-POINT/ gets the documents: OVF, XML
     #[arg(long, value_name = "PATH")]
     pub output: PathBuf,
     /// Replace existing files

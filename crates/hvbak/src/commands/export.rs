@@ -1,9 +1,9 @@
 //! `hvbak export`: images and documents without an engine.
 
 use std::{
-    fs::OpenOptions,
+    fs::{DirBuilder, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -43,13 +43,17 @@ pub async fn run(face: &Face, args: ExportArgs) -> Outcome {
     }
     // Of one disk nobody wants the rest.
     if args.disk.is_none() && args.output.is_dir() {
+        // Points of several VMs may be taken into one directory, and their documents have one name.
+        let manifest = &point.manifest;
+        let folder = args.output.join(plain(&format!("{}-{}", manifest.vm.name, manifest.point)));
+        make(&folder)?;
         for entry in &point.manifest.documents {
             let Some(bytes) =
                 point.document(&entry.name).map_err(repo_error("read the configuration"))?
             else {
                 continue;
             };
-            let path = args.output.join(plain(&entry.name));
+            let path = folder.join(plain(&entry.name));
             write(&path, &bytes, args.force)?;
             face.printer.data(&path.display().to_string());
             let file = json!({ "document": entry.name, "path": path, "bytes": bytes.len() });
@@ -58,6 +62,17 @@ pub async fn run(face: &Face, args: ExportArgs) -> Outcome {
         }
     }
     Ok((DONE, json!({ "files": files })))
+}
+
+/// Makes a directory for the owner alone; one that is there is used.
+fn make(folder: &Path) -> Result<(), CliError> {
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+        made => made.map_err(|cause| {
+            let text = format!("cannot make directory {}", folder.display());
+            CliError::Io { text, cause }
+        }),
+    }
 }
 
 /// Writes a document, which holds addresses and may hold secrets of guests (cloud-init).
